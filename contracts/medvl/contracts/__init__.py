@@ -1,0 +1,1 @@
+"""What two sides of a hop must agree on: tensors, models, messages, the checkpoint contract, errors."""

@@ -1,0 +1,232 @@
+"""The checkpoint contract: what ``checkpoint.json`` says, as frozen values that refuse what they do not know.
+
+A checkpoint is a folder::
+
+    checkpoint.json
+    vision_encoder.safetensors   projector.safetensors   seg_projector.safetensors   sam2.safetensors
+    llm/                         a transformers folder: config.json, model.safetensors, tokenizer.json, ...
+
+Quirks of a model are fields here, never branches in code. ``docs/checkpoint.md`` explains every field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medvl.contracts.errors import CheckpointError, UnknownLabel
+
+CHECKPOINT_FILE = "checkpoint.json"
+LANGUAGE_FOLDER = "llm"
+PARTS = ("vision_encoder", "projector", "seg_projector", "sam2")
+"""The parts that are one safetensors file each."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+HuRange = tuple[float, float]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VisionSpec(_Value):
+    """The 3D vision encoder (DCFormer family)."""
+
+    architecture: Literal["dcformer"]
+    grid: tuple[int, int, int]
+    """Slices, rows and columns of the input."""
+    window: str
+    """Name of the window that the encoder sees."""
+    dims: tuple[int, int, int, int, int]
+    """Channels of the stem and of the four stages."""
+    depths: tuple[int, int, int, int, int]
+    """Blocks of the stem and of the four stages."""
+    kernel_sizes: tuple[int, int, int, int]
+    """Kernel of the decomposed depthwise convolutions in the four stages."""
+    feature_stages: tuple[int, int]
+    """The two stages (1 to 4) whose features go on: low level first, high level second."""
+
+
+class ProjectorSpec(_Value):
+    """The projector from encoder features to vision tokens."""
+
+    architecture: Literal["mixer"]
+    low_tokens: tuple[int, ...]
+    """Tokens after each mixer layer on the low-level features."""
+    high_tokens: tuple[int, ...]
+    """Tokens after each mixer layer on the high-level features."""
+    mlp_depth: int = Field(gt=0)
+
+    @property
+    def tokens(self) -> int:
+        """Number of vision tokens: those of the low level come first."""
+        return self.low_tokens[-1] + self.high_tokens[-1]
+
+
+class PromptTemplates(_Value):
+    """Text put to the language model; ``{question}``, ``{label}`` and ``{text}`` are replaced."""
+
+    report: str
+    ask: str
+    segment_label: str
+    segment_text: str
+    segment_answer: str
+    """The forced answer to a segmentation prompt; holds the [SEG] token once."""
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Self:
+        for name, needed in (("ask", "{question}"), ("segment_label", "{label}"), ("segment_text", "{text}")):
+            if needed not in getattr(self, name):
+                raise ValueError(f"prompt {name} lacks {needed}")
+        return self
+
+
+class LanguageSpec(_Value):
+    """The language model: a Qwen2-family transformers folder."""
+
+    hidden_size: int = Field(gt=0)
+    max_context: int = Field(gt=0)
+    """Tokens of prompt, vision tokens and answer together."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    image_token: str
+    seg_token: str
+    splice: Literal["prefix", "after_first"]
+    """Where the vision tokens go: before the text, or after its first token (Med3DVLM keeps embedding 0)."""
+    seg_state: Literal["at", "predicting"]
+    """Whether [SEG]'s hidden state is taken AT the token (Sa2VA) or where it is PREDICTED (LISA, M3D)."""
+    max_report_tokens: int = Field(gt=0)
+    max_answer_tokens: int = Field(gt=0)
+    prompts: PromptTemplates
+
+
+class KeySliceRule(_Value):
+    """How a text prompt chooses its key slices, from a memory-free score of every slice."""
+
+    max_slices: int = Field(gt=0, le=4)
+    min_gap: int = Field(gt=0)
+    """Least distance between two key slices, in slices."""
+    min_score: float = Field(ge=0.0, le=1.0)
+    """Below this best score the object is reported as not found."""
+
+
+class SegmentationSpec(_Value):
+    """SAM2 on slices and its propagation through the volume."""
+
+    architecture: Literal["sam2.1_hiera_t", "sam2.1_hiera_s", "sam2.1_hiera_b+", "sam2.1_hiera_l"]
+    overrides: dict[str, int | float | bool | list[int]] = Field(default_factory=dict)
+    """Hydra overrides of that configuration, by dotted key below ``model``."""
+    side: int = Field(gt=0, multiple_of=32)
+    fit: Literal["pad", "stretch"]
+    window: str
+    """Name of the window of slices unless a label names another."""
+    max_conditioning_slices: int = Field(gt=0)
+    stop_after_absent: int = Field(gt=0)
+    """A direction ends after this many slices in a row without the object."""
+    key_slices: KeySliceRule
+
+
+class Snomed(_Value):
+    """A SNOMED CT concept."""
+
+    code: str = Field(pattern=r"^[0-9]{6,18}$")
+    meaning: str
+
+
+class Label(_Value):
+    """One class that can be segmented by name."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    snomed: Snomed | None = None
+    window: str | None = None
+
+
+class Checkpoint(_Value):
+    """``checkpoint.json``."""
+
+    format: Literal[1]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    trained: bool
+    licence: str
+    provenance: str
+    intended_use: str
+    windows: dict[str, HuRange]
+    vision: VisionSpec
+    projector: ProjectorSpec
+    language: LanguageSpec
+    segmentation: SegmentationSpec
+    labels: tuple[Label, ...]
+    files: dict[str, Sha256]
+    """SHA-256 of every other file of the folder, by path relative to it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        named = {
+            self.vision.window,
+            self.segmentation.window,
+            *(la.window for la in self.labels if la.window),
+        }
+        if unknown := named - self.windows.keys():
+            raise ValueError(f"windows {sorted(unknown)} are named but not defined")
+        if bad := sorted(k for k, (lower, upper) in self.windows.items() if lower >= upper):
+            raise ValueError(f"windows {bad} have a lower bound that is not below the upper")
+        if len({la.name for la in self.labels}) != len(self.labels):
+            raise ValueError("a label is listed twice")
+        if self.language.prompts.segment_answer.count(self.language.seg_token) != 1:
+            raise ValueError(f"prompt segment_answer must hold {self.language.seg_token} once")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON; it covers every weight through ``files``."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def label(self, name: str) -> Label:
+        """Return a class by name.
+
+        Raises
+        ------
+        UnknownLabel
+            When the checkpoint does not know the class; the sentence lists those it knows.
+        """
+        for label in self.labels:
+            if label.name == name:
+                return label
+        known = ", ".join(la.name for la in self.labels)
+        raise UnknownLabel(f"The checkpoint knows no class {name!r}; it knows {known}.")
+
+
+def parse_checkpoint(text: str | bytes) -> Checkpoint:
+    """Read ``checkpoint.json``.
+
+    Raises
+    ------
+    CheckpointError
+        With one line for every mismatch: the field, what was expected, what was found.
+    """
+    try:
+        return Checkpoint.model_validate_json(text)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or CHECKPOINT_FILE}: {e['msg']} (found {e['input']!r:.80})"
+            for e in error.errors()
+        ]
+        raise CheckpointError("\n".join(lines)) from None
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read the ``checkpoint.json`` of a folder.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is missing or breaks the contract.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        raise CheckpointError(f"The folder {folder.name} holds no {CHECKPOINT_FILE}: it is not a checkpoint.")
+    return parse_checkpoint(path.read_bytes())

@@ -1,0 +1,146 @@
+"""Structured messages that cross Triton as UTF-8 JSON in UINT8 tensors, next to the arrays.
+
+Coordinates are voxel indices of the canonical grid (slice, row, column; voxel centres at whole numbers).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class Message(BaseModel):
+    """A frozen value that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """Return UTF-8 JSON."""
+        return self.model_dump_json().encode()
+
+
+class LanguageOptions(Message):
+    """How the language model should answer."""
+
+    max_tokens: int = Field(gt=0)
+    temperature: float = Field(default=0.0, ge=0.0)
+    seed: int | None = None
+    answer_template: str | None = None
+    """Text that the answer must be, [SEG] forced as the token; None leaves it free."""
+
+
+class LanguageUsage(Message):
+    """What a generation cost and why it ended."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Literal["stop", "length", "abort"]
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+
+
+class PointPrompt(Message):
+    """A click: voxel indices on the canonical grid, fractions allowed."""
+
+    slice: int
+    row: float
+    column: float
+    positive: bool = True
+
+
+class BoxPrompt(Message):
+    """A 3D box: its rectangle prompts ``slice``; the mask stays within ``first_slice`` to ``last_slice``."""
+
+    slice: int
+    first_slice: int
+    last_slice: int
+    row_min: float
+    column_min: float
+    row_max: float
+    column_max: float
+
+
+class ObjectPrompts(Message):
+    """Everything that describes one object; at least one prompt."""
+
+    object_id: int
+    points: tuple[PointPrompt, ...] = ()
+    boxes: tuple[BoxPrompt, ...] = ()
+    seg_row: int | None = None
+    """Row of the ``seg_hidden`` tensor that prompts this object."""
+
+
+class SegmenterRequest(Message):
+    """Prompts on a series whose slices the segmenter holds, or receives with this request."""
+
+    series: str
+    """Digest of the canonical volume."""
+    window_hu: tuple[float, float]
+    """The window that ``slices`` went through; part of the key of the feature store."""
+    shape: tuple[int, int, int]
+    """Slices, rows and columns of the canonical volume."""
+    objects: tuple[ObjectPrompts, ...]
+
+
+class NotResident(Message):
+    """The segmenter does not hold the series: send the request again with ``slices``. Last event."""
+
+    kind: Literal["not_resident"] = "not_resident"
+
+
+class SliceMask(Message):
+    """The mask of a prompted slice, before propagation; the ``mask`` tensor holds it packed as (1, R, C)."""
+
+    kind: Literal["slice_mask"] = "slice_mask"
+    object_id: int
+    slice: int
+    score: float
+    """sigmoid(object score) x predicted IoU."""
+
+
+class Progress(Message):
+    """How many slices have been worked on, of at most how many."""
+
+    kind: Literal["progress"] = "progress"
+    slices_done: int
+    slices_total: int
+
+
+class ObjectMask(Message):
+    """The whole mask of one object; the ``mask`` tensor holds it packed as (D, R, C), empty when not found."""
+
+    kind: Literal["object_mask"] = "object_mask"
+    object_id: int
+    found: bool
+    score: float
+    """Of the best key slice: sigmoid(object score) x predicted IoU."""
+    key_slices: tuple[int, ...]
+    slice_scores: dict[int, float]
+    """sigmoid(object score) of every slice that was worked on."""
+
+
+class SegmenterDone(Message):
+    """Last event of an answered request."""
+
+    kind: Literal["done"] = "done"
+    slices_encoded: int
+    """Slices whose features this request had to compute."""
+    encode_ms: float
+    decode_ms: float
+    track_ms: float
+    total_ms: float
+
+
+SegmenterEvent = Annotated[
+    NotResident | SliceMask | Progress | ObjectMask | SegmenterDone,
+    Field(discriminator="kind"),
+]
+
+_EVENT: TypeAdapter[SegmenterEvent] = TypeAdapter(SegmenterEvent)
+
+
+def parse_event(data: bytes) -> SegmenterEvent:
+    """Read one event of ``volume_segmenter`` from UTF-8 JSON."""
+    return _EVENT.validate_json(data)

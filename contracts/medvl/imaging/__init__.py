@@ -1,0 +1,1 @@
+"""CT series as data: geometry, volumes, readers, windows, resampling and masks."""

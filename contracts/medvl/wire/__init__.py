@@ -1,0 +1,1 @@
+"""The gRPC protocol ``medvl.wire.v1`` and its codecs."""

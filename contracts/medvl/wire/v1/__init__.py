@@ -1,0 +1,1 @@
+"""Generated stubs of ``medvl.proto``; regenerate with ``make proto``."""

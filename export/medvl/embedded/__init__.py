@@ -1,0 +1,1 @@
+"""The small checkpoint and the phantoms that the project ships."""

@@ -1,0 +1,1 @@
+"""The torch reference of MedVL-SAM2."""

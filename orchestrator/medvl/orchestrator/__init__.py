@@ -1,0 +1,1 @@
+"""The gRPC service that chains Triton's models into reports, answers and masks."""

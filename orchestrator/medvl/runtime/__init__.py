@@ -1,0 +1,1 @@
+"""The embedded runtime: Triton and the orchestrator on loopback, without a container."""
