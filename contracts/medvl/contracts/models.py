@@ -1,7 +1,7 @@
 """The models that Triton serves: the one list from which everything else is derived.
 
-``config.pbtxt``, the names and dynamic axes of the ONNX graphs, TensorRT profiles, the calls of the orchestrator and the
-table in ``docs/architecture.md`` all come from :data:`MODELS`.
+``config.pbtxt``, the names and dynamic axes of the ONNX graphs, TensorRT profiles, the calls of the orchestrator and
+the table in ``docs/architecture.md`` all come from :data:`MODELS`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ModelSpec:
 
 
 CHECKPOINT_PARAMETER = "checkpoint"
-"""Key of the config.pbtxt parameter that holds ``checkpoint.json``: the orchestrator learns it from the server it calls."""
+"""Key of the config.pbtxt parameter that holds ``checkpoint.json``, so that callers learn it from the server."""
 
 _FP32, _INT64, _UINT8 = DType.FP32, DType.INT64, DType.UINT8
 
@@ -136,7 +136,7 @@ _PROMPT = (
         "labels",
         DType.INT32,
         ("P",),
-        "1 positive, 0 negative, 2 and 3 the first and last corner of a box, -1 SAM2's 'not a point', -2 padding without effect",
+        "1 positive, 0 negative, 2 and 3 the corners of a box, -1 SAM2's 'not a point', -2 padding without effect",
     ),
     TensorSpec("mask_input", _FP32, (1, "f_4", "f_4"), "mask prompt, logits"),
     TensorSpec("mask_flag", _FP32, (1,), "1 where mask_input counts, else 0"),
