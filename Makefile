@@ -1,0 +1,40 @@
+# Needs Python 3.11, a C compiler, and pip's package index. Everything is made inside this folder.
+PYTHON ?= python3.11
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+SERIES ?=
+
+# What is made once and kept: the Triton server, repositories, state and logs of `medvl up`.
+export MEDVL_HOME ?= $(CURDIR)/build/medvl
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint bench proto lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: ## Make the virtual environment and fetch the Triton server
+	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' bash scripts/setup.sh
+
+demo: setup ## Serve a CT series: report, answer, masks in build/demo (SERIES=folder or .nii.gz)
+	@$(BIN)/python scripts/demo.py $(if $(SERIES),--series '$(SERIES)')
+
+test: lint ## Check and test everything
+	$(BIN)/python -m pytest
+
+lint: setup ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## Print what the served path costs
+	$(BIN)/python scripts/bench.py
+
+proto: setup ## Generate the stubs of medvl.wire.v1 again
+	$(BIN)/python scripts/proto.py
+
+lock: setup ## Resolve the dependencies again
+	$(BIN)/python scripts/lock.py
+
+clean: ## Remove everything that was made, the environment included
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,198 @@
+"""What callers may ask, checked once: texts, sampling, and prompts in millimetres turned into voxel indices.
+
+Everything is refused here, before a model is asked, with one sentence that says what to change.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medvl.contracts.checkpoint import Checkpoint, LanguageSpec
+from medvl.contracts.errors import InvalidRequest, PromptOutsideVolume
+from medvl.contracts.messages import BoxPrompt, LanguageOptions, PointPrompt
+from medvl.imaging.geometry import Geometry
+from medvl.orchestrator.config import RequestLimits
+from medvl.wire.v1 import medvl_pb2 as pb
+
+_CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]+\|>")
+"""The form of the control tokens of the Qwen2 family, such as those that end a turn."""
+_ZERO_SIZE_VOXELS = 1e-6
+"""Below this, an extent is what rounding between millimetres and indices leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextObject:
+    """An object that the language model is asked for.
+
+    Attributes
+    ----------
+    label
+        Class, or empty for free text.
+    words
+        The class or the text, as the caller gave it.
+    prompt
+        What the language model reads.
+    window
+        Name of the window of the slices.
+    """
+
+    label: str
+    words: str
+    prompt: str
+    window: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpatialObject:
+    """An object that points and boxes describe, in voxel indices.
+
+    Attributes
+    ----------
+    points, boxes
+        The prompts; at least one is a box or a positive point.
+    words
+        How many there are of each.
+    window
+        Name of the window of the slices.
+    """
+
+    points: tuple[PointPrompt, ...]
+    boxes: tuple[BoxPrompt, ...]
+    words: str
+    window: str
+
+
+def checked_text(text: str, what: str, language: LanguageSpec, limits: RequestLimits) -> str:
+    """Return a text of a caller without surrounding blanks.
+
+    Raises
+    ------
+    InvalidRequest
+        When it is empty, too long, or spells a special token; ``what`` names it in the sentence.
+    """
+    text = text.strip()
+    if not text:
+        raise InvalidRequest(f"The {what} is empty: write what you want to know.")
+    if len(text) > limits.max_text_characters:
+        raise InvalidRequest(
+            f"The {what} has {len(text)} characters: this server takes {limits.max_text_characters} at most."
+        )
+    spelled = [t for t in (language.image_token, language.seg_token, *_CONTROL_TOKEN.findall(text)) if t in text]
+    if spelled:
+        raise InvalidRequest(f"The {what} spells the special token {spelled[0]}: leave it out.")
+    return text
+
+
+def language_options(max_tokens: int, most_tokens: int, sampling: pb.Sampling | None) -> LanguageOptions:
+    """Return how the language model is to answer freely; greedy without ``sampling``.
+
+    Raises
+    ------
+    InvalidRequest
+        On more tokens than the checkpoint allows, and on a temperature that is negative or not finite.
+    """
+    if max_tokens > most_tokens:
+        raise InvalidRequest(f"The answer may have {most_tokens} tokens at most, not {max_tokens}: ask for fewer.")
+    if sampling is None:
+        return LanguageOptions(max_tokens=max_tokens or most_tokens)
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
+        raise InvalidRequest("The sampling temperature must be zero or above and finite.")
+    return LanguageOptions(max_tokens=max_tokens or most_tokens, temperature=sampling.temperature, seed=sampling.seed)
+
+
+def checked_objects(
+    objects: Sequence[pb.ObjectPrompt], geometry: Geometry, checkpoint: Checkpoint, limits: RequestLimits
+) -> list[TextObject | SpatialObject]:
+    """Return the objects of a ``Segment`` request, in its order.
+
+    Raises
+    ------
+    InvalidRequest
+        On none or too many objects, an object described in no or several ways, wrong numbers, or a box of zero size.
+    UnknownLabel
+        On a class that the checkpoint does not know.
+    PromptOutsideVolume
+        On a point or box that does not touch the volume.
+    """
+    if not objects:
+        raise InvalidRequest("The request names no object: give a class, a text, points or boxes.")
+    if len(objects) > limits.max_objects:
+        raise InvalidRequest(
+            f"The request names {len(objects)} objects: this server takes {limits.max_objects} at once."
+        )
+    return [_checked_object(o, geometry, checkpoint, limits) for o in objects]
+
+
+def _checked_object(
+    prompt: pb.ObjectPrompt, geometry: Geometry, checkpoint: Checkpoint, limits: RequestLimits
+) -> TextObject | SpatialObject:
+    spatial = len(prompt.points) + len(prompt.boxes)
+    if bool(prompt.label) + bool(prompt.text) + bool(spatial) != 1:
+        raise InvalidRequest("An object is described by a class, by a text, or by points and boxes: by exactly one.")
+    if spatial > limits.max_prompts_per_object:
+        raise InvalidRequest(
+            f"An object has {spatial} points and boxes: this server takes {limits.max_prompts_per_object}."
+        )
+    templates, default_window = checkpoint.language.prompts, checkpoint.segmentation.window
+    if spatial:
+        return _spatial_object(prompt, geometry, default_window)
+    if prompt.label:
+        label = checkpoint.label(prompt.label)
+        question = templates.segment_label.replace("{label}", label.name)
+        return TextObject(label.name, label.name, question, label.window or default_window)
+    text = checked_text(prompt.text, "text of an object", checkpoint.language, limits)
+    return TextObject("", text, templates.segment_text.replace("{text}", text), default_window)
+
+
+def _spatial_object(prompt: pb.ObjectPrompt, geometry: Geometry, window: str) -> SpatialObject:
+    points = tuple(_point(p, geometry) for p in prompt.points)
+    boxes = tuple(_box(b, geometry) for b in prompt.boxes)
+    if not boxes and not any(p.positive for p in points):
+        raise InvalidRequest("An object has negative points only: add a positive point or a box.")
+    counts = ((len(points), "point", "points"), (len(boxes), "box", "boxes"))
+    words = ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counts if n)
+    return SpatialObject(points, boxes, words, window)
+
+
+def _point(point: pb.Point, geometry: Geometry) -> PointPrompt:
+    index = _index(point.lps_mm, "point", geometry)
+    if not ((index >= -0.5) & (index <= np.array(geometry.shape) - 0.5)).all():
+        raise PromptOutsideVolume("A point lies outside the volume: give LPS millimetres within the series.")
+    slice_index = min(max(round(index[0]), 0), geometry.shape[0] - 1)
+    return PointPrompt(slice=slice_index, row=float(index[1]), column=float(index[2]), positive=not point.negative)
+
+
+def _box(box: pb.Box, geometry: Geometry) -> BoxPrompt:
+    """Return a box along the axes of the grid; in millimetres its corners alone decide, so indices survive the way."""
+    corners = np.stack([_index(box.min_lps_mm, "box", geometry), _index(box.max_lps_mm, "box", geometry)])
+    lower, upper = corners.min(axis=0), corners.max(axis=0)
+    if (upper[1:] - lower[1:] <= _ZERO_SIZE_VOXELS).any():
+        raise InvalidRequest("A box has zero size within the slice: give two corners with an area between them.")
+    last = np.array(geometry.shape) - 1
+    if not ((upper >= -0.5) & (lower <= last + 0.5)).all():
+        raise PromptOutsideVolume("A box does not touch the volume: give LPS millimetres within the series.")
+    lower, upper = np.clip(lower, -0.5, last + 0.5), np.clip(upper, -0.5, last + 0.5)
+    first_slice, last_slice = (int(np.clip(round(s), 0, last[0])) for s in (lower[0], upper[0]))
+    return BoxPrompt(
+        slice=(first_slice + last_slice) // 2,
+        first_slice=first_slice,
+        last_slice=last_slice,
+        row_min=float(lower[1]),
+        column_min=float(lower[2]),
+        row_max=float(upper[1]),
+        column_max=float(upper[2]),
+    )
+
+
+def _index(lps_mm: Sequence[float], what: str, geometry: Geometry) -> NDArray[np.float64]:
+    """Return slice, row and column of a point in LPS millimetres; voxel centres are at whole numbers."""
+    point = np.array(lps_mm, np.float64)
+    if point.shape != (3,) or not np.isfinite(point).all():
+        raise InvalidRequest(f"A {what} needs three finite coordinates in LPS millimetres.")
+    return geometry.lps_to_index(point)

@@ -1,0 +1,141 @@
+"""The volumetric segmenter behind Triton: prompts on a series to masks, its slices sent only when it lacks them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from medvl.imaging.resample import fit_slices
+from medvl.imaging.windows import Window, to_uint8
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from medvl.contracts.checkpoint import HuRange, SegmentationSpec
+from medvl.contracts.errors import BackendUnavailable, InternalError
+from medvl.contracts.messages import (
+    NotResident,
+    ObjectMask,
+    ObjectPrompts,
+    Progress,
+    SegmenterDone,
+    SegmenterEvent,
+    SegmenterRequest,
+    SliceMask,
+    parse_event,
+)
+from medvl.orchestrator.calls import Call
+from medvl.orchestrator.store import StoredSeries
+from medvl.orchestrator.triton import Tensors
+from medvl.orchestrator.work import Work
+
+MODEL = "volume_segmenter"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmenterReply:
+    """One event of the segmenter; ``packed`` is its mask as :mod:`medvl.imaging.masks` packs it, or empty."""
+
+    event: SliceMask | Progress | ObjectMask
+    packed: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptedObjects:
+    """Objects that are segmented together because they look through one window; equal only to itself.
+
+    Attributes
+    ----------
+    window
+        Name of the window of the slices.
+    objects
+        Their prompts; ``seg_row`` counts rows of ``seg_hidden``.
+    seg_hidden
+        float32 [n_seg, H], or None when language prompts no object.
+    """
+
+    window: str
+    objects: tuple[ObjectPrompts, ...]
+    seg_hidden: NDArray[Any] | None = None
+
+
+class _SlicesWanted(Exception):
+    """The segmenter does not hold the slices of the series."""
+
+
+async def segment(work: Work, prompted: PromptedObjects) -> AsyncGenerator[SegmenterReply, None]:
+    """Segment objects that share a window; close the iterator to stop it on the server.
+
+    Raises
+    ------
+    MedvlError
+        As :meth:`medvl.orchestrator.triton.Triton.stream`; BackendUnavailable when the answer stops before its end.
+    """
+    window_hu = work.checkpoint.windows[prompted.window]
+    inputs = _inputs(work.series, prompted, window_hu)
+    try:
+        async with aclosing(_attempt(work, inputs)) as replies:
+            async for reply in replies:
+                yield reply
+    except _SlicesWanted:
+        with work.call.stages.measure("preprocess"):
+            slices = await asyncio.to_thread(_slices, work.series, window_hu, work.checkpoint.segmentation)
+        async with aclosing(_attempt(work, inputs | {"slices": slices})) as replies:
+            async for reply in replies:
+                yield reply
+
+
+async def _attempt(work: Work, inputs: Tensors) -> AsyncGenerator[SegmenterReply, None]:
+    done = False
+    async with aclosing(work.triton.stream(MODEL, inputs, work.call)) as responses:
+        async for response in responses:
+            event = _event(response)
+            match event:
+                case NotResident() if "slices" not in inputs:
+                    raise _SlicesWanted
+                case NotResident():
+                    break
+                case SegmenterDone():
+                    _record(work.call, event)
+                    done = True
+                case _:
+                    packed = response.get("mask")
+                    yield SegmenterReply(event, b"" if packed is None else packed.tobytes())
+    if not done:
+        raise BackendUnavailable("The segmenter ended its answer early: try again.")
+
+
+def _inputs(series: StoredSeries, prompted: PromptedObjects, window_hu: HuRange) -> dict[str, NDArray[Any]]:
+    request = SegmenterRequest(
+        series=series.digest,
+        window_hu=window_hu,
+        shape=series.volume.geometry.shape,
+        objects=prompted.objects,
+    )
+    inputs: dict[str, NDArray[Any]] = {"request": np.frombuffer(request.to_bytes(), np.uint8)}
+    if prompted.seg_hidden is not None:
+        inputs["seg_hidden"] = prompted.seg_hidden
+    return inputs
+
+
+def _slices(series: StoredSeries, window_hu: HuRange, spec: SegmentationSpec) -> NDArray[np.uint8]:
+    """Return the windowed slices as the segmenter takes them: uint8 [D, S, S]."""
+    return fit_slices(to_uint8(series.volume.hu, Window(*window_hu)), spec.side, spec.fit)
+
+
+def _event(response: Mapping[str, NDArray[Any]]) -> SegmenterEvent:
+    try:
+        return parse_event(response["event"].tobytes())
+    except (KeyError, ValidationError):
+        raise InternalError("An event of the segmenter breaks its contract.") from None
+
+
+def _record(call: Call, done: SegmenterDone) -> None:
+    """Add what the segmenter says of its own time to the stages."""
+    call.stages.add("segmenter_encode", done.encode_ms)
+    call.stages.add("segmenter_decode", done.decode_ms)
+    call.stages.add("segmenter_track", done.track_ms)
+    call.stages.add("segmenter_total", done.total_ms)

@@ -1,0 +1,73 @@
+"""The tasks that end in text: a report or an answer, with a mask for every [SEG] that the text holds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import numpy as np
+
+from medvl.contracts.errors import InternalError
+from medvl.contracts.messages import LanguageOptions, ObjectPrompts
+from medvl.orchestrator.language import GeneratedText, LanguageDelta, generate
+from medvl.orchestrator.masks import Caption, emit_masks
+from medvl.orchestrator.segmentation import PromptedObjects
+from medvl.orchestrator.transcript import ResolvedSeg, Transcript
+from medvl.orchestrator.vision import VisionEncoder
+from medvl.orchestrator.work import Work
+from medvl.wire.v1 import medvl_pb2 as pb
+
+
+async def write_text(work: Work, vision: VisionEncoder, prompt: str, options: LanguageOptions) -> GeneratedText:
+    """Emit text as it is generated, and a mask for each [SEG] as soon as its hidden state is there.
+
+    Masks are worked on while the text goes on; the call returns when both are complete.
+
+    Parameters
+    ----------
+    prompt
+        What the language model reads, vision tokens aside.
+
+    Raises
+    ------
+    MedvlError
+        What failed first; the rest has been cancelled.
+    """
+    await work.emitter.progress(pb.STAGE_ENCODE, prompt, 0, 1)
+    tokens = await vision.tokens(work.series, work.checkpoint, work.call)
+    await work.emitter.progress(pb.STAGE_ENCODE, prompt, 1, 1)
+    async with (
+        asyncio.TaskGroup() as segmenting,
+        aclosing(generate(work.triton, tokens, prompt, options, work.call)) as deltas,
+    ):
+        with work.call.stages.measure("generate"):
+            return await _follow(work, deltas, segmenting)
+
+
+async def _follow(work: Work, deltas: AsyncIterator[LanguageDelta], segmenting: asyncio.TaskGroup) -> GeneratedText:
+    transcript = Transcript(work.checkpoint.language.seg_token)
+    start_s, usage = time.monotonic(), None
+    async for delta in deltas:
+        if delta.text and not transcript.text:
+            work.call.stages.add("first_token", (time.monotonic() - start_s) * 1e3)
+        resolved = list(transcript.add(delta.text, delta.seg_hidden))
+        if delta.text:
+            await work.emitter.emit(pb.Event(text=pb.TextDelta(text=delta.text)))
+        for seg in resolved:
+            segmenting.create_task(_segment(work, seg))
+        usage = delta.usage or usage
+    if usage is None or transcript.unmatched:
+        raise InternalError("The language model's [SEG] states do not belong to its text.")
+    work.call.spent(usage)
+    return GeneratedText(transcript.text, usage)
+
+
+async def _segment(work: Work, seg: ResolvedSeg) -> None:
+    prompted = PromptedObjects(
+        window=work.checkpoint.segmentation.window,
+        objects=(ObjectPrompts(object_id=seg.index, seg_row=0),),
+        seg_hidden=seg.hidden[np.newaxis],
+    )
+    await emit_masks(work, prompted, {seg.index: Caption(span=seg.span)}, previews=False)

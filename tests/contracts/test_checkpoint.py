@@ -1,0 +1,76 @@
+"""``checkpoint.json`` is refused with a line for everything that is wrong with it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from medvl.contracts.checkpoint import load_checkpoint, parse_checkpoint
+from medvl.contracts.errors import CheckpointError, UnknownLabel
+
+
+def test_a_good_checkpoint_is_read(checkpoint_fields):
+    """Fields come back as frozen values, and derived ones follow."""
+    checkpoint = parse_checkpoint(json.dumps(checkpoint_fields))
+    assert checkpoint.projector.tokens == 12
+    assert checkpoint.label("lung_left").window == "lung"
+
+
+def test_the_digest_depends_on_the_content_alone(checkpoint_fields):
+    """Key order and white space do not change the digest; any value does."""
+    shuffled = json.dumps(dict(reversed(checkpoint_fields.items())), indent=3)
+    digest = parse_checkpoint(json.dumps(checkpoint_fields)).digest
+    assert parse_checkpoint(shuffled).digest == digest
+    checkpoint_fields["files"]["sam2.safetensors"] = "1" * 64
+    assert parse_checkpoint(json.dumps(checkpoint_fields)).digest != digest
+
+
+@pytest.mark.parametrize(
+    ("break_it", "line"),
+    [
+        (lambda c: c.update(colour="red"), "colour: Extra inputs are not permitted (found 'red')"),
+        (lambda c: c.pop("vision"), "vision: Field required"),
+        (
+            lambda c: c["segmentation"].update(side=250),
+            "segmentation.side: Input should be a multiple of 32",
+        ),
+        (lambda c: c["vision"].update(window="bone"), "windows ['bone'] are named but not defined"),
+        (
+            lambda c: c["windows"].update(bad=[3.0, 3.0]),
+            "windows ['bad'] have a lower bound that is not below",
+        ),
+        (lambda c: c["labels"].append({"name": "liver"}), "a label is listed twice"),
+        (lambda c: c["language"]["prompts"].update(ask="?"), "prompt ask lacks {question}"),
+        (lambda c: c["language"]["prompts"].update(segment_answer="no"), "prompt segment_answer must hold [SEG] once"),
+        (lambda c: c["files"].update(x="short"), "files.x: String should match pattern"),
+    ],
+)
+def test_a_broken_field_is_named(checkpoint_fields, break_it, line):
+    """Each mismatch is one line: the field, what was expected, what was found."""
+    break_it(checkpoint_fields)
+    with pytest.raises(CheckpointError) as caught:
+        parse_checkpoint(json.dumps(checkpoint_fields))
+    assert line in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_mismatch_is_told_at_once(checkpoint_fields):
+    """Two broken fields are two lines."""
+    checkpoint_fields["trained"] = "perhaps"
+    checkpoint_fields["format"] = 2
+    with pytest.raises(CheckpointError) as caught:
+        parse_checkpoint(json.dumps(checkpoint_fields))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    """A folder that is no checkpoint is refused, not read."""
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint\.json: it is not a checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_unknown_label_lists_the_known_ones(checkpoint_fields):
+    """The caller learns which classes there are."""
+    with pytest.raises(UnknownLabel, match=r"knows no class 'spleen'; it knows liver, lung_left\."):
+        parse_checkpoint(json.dumps(checkpoint_fields)).label("spleen")

@@ -1,0 +1,239 @@
+"""A Triton that can be made to hang, fail and crawl: faults that the real one shows only by chance.
+
+It answers the models that the orchestrator calls, over real gRPC, with small deterministic outputs. That the
+orchestrator gets along with the real server is shown by the end-to-end tests, not here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+import grpc.aio
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import np_to_triton_dtype
+
+from medvl.contracts import messages
+from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.errors import MedvlError
+from medvl.contracts.faults import to_triton_text
+from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS
+from medvl.imaging.masks import pack_mask
+
+CANARY_SERIES = "0" * 64
+USAGE = messages.LanguageUsage(
+    prompt_tokens=11, completion_tokens=7, finish_reason="stop", queue_ms=1.0, prefill_ms=2.0, decode_ms=3.0
+)
+
+
+class Gate:
+    """Holds every stream of a model while closed, and notes when one is held and when a held one is cancelled."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self.held = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    def close(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def passed(self) -> None:
+        if self._open.is_set():
+            return
+        self.held.set()
+        try:
+            await self._open.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+@dataclass
+class Seen:
+    """What came in, canaries aside."""
+
+    prompts: list[str] = field(default_factory=list)
+    options: list[messages.LanguageOptions] = field(default_factory=list)
+    segmenter: list[messages.SegmenterRequest] = field(default_factory=list)
+    slices: list[tuple[int, ...]] = field(default_factory=list)
+    volumes: list[np.ndarray] = field(default_factory=list)
+    seconds_left: list[float] = field(default_factory=list)
+    headers: set[tuple[str, str]] = field(default_factory=set)
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Serves one checkpoint.
+
+    Attributes
+    ----------
+    deltas
+        What ``llm`` answers freely: texts, with the number of hidden states that come with each.
+    language, segmenter
+        Gates of the two decoupled models; ``language_end`` holds the answer before its last delta.
+    language_error
+        Raised by ``llm`` after its first delta; a string is sent as Triton's own words.
+    never_resident, absent
+        Whether the segmenter loses every series at once, and whether no object is there.
+    checkpoints
+        Checkpoints that single models carry instead.
+    vision_dtype
+        Type of the vision tokens; any but float32 breaks the contract.
+    resident
+        Series and windows whose slices the segmenter holds.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.deltas: list[tuple[str, int]] = [("Liver ", 0), ("[SEG]", 0), (" is", 1), (" normal.", 0)]
+        self.language, self.language_end, self.segmenter = Gate(), Gate(), Gate()
+        self.language_error: MedvlError | str | None = None
+        self.never_resident = False
+        self.absent = False
+        self.checkpoints: dict[str, Checkpoint] = {}
+        self.vision_dtype = np.float32
+        self.resident: set[tuple[str, tuple[float, float]]] = set()
+        self.seen = Seen()
+        self._slices: dict[str, int] = {}
+
+    async def ServerMetadata(self, request, context):  # noqa: N802
+        return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0-fake")
+
+    async def ModelConfig(self, request, context):  # noqa: N802
+        self.seen.headers |= {(k, v) for k, v in context.invocation_metadata() if k.startswith("triton-")}
+        response = service_pb2.ModelConfigResponse()
+        response.config.name, response.config.backend = request.name, "fake"
+        checkpoint = self.checkpoints.get(request.name, self.checkpoint)
+        if MODELS[request.name].checkpoint:
+            response.config.parameters[CHECKPOINT_PARAMETER].string_value = checkpoint.model_dump_json()
+        return response
+
+    async def ModelInfer(self, request, context):  # noqa: N802
+        inputs = tensors(request)
+        self.seen.volumes.append(inputs["volume_hu"][0])
+        self.seen.seconds_left.append(context.time_remaining())
+        shape = (1, self.checkpoint.projector.tokens, self.checkpoint.language.hidden_size)
+        return response_of(request, {"vision_tokens": np.full(shape, inputs["volume_hu"].mean(), self.vision_dtype)})
+
+    async def ModelStreamInfer(self, request_iterator, context) -> AsyncIterator:  # noqa: N802
+        async for request in request_iterator:
+            answer = self._generate if request.model_name == "llm" else self._segment
+            try:
+                async for outputs in answer(tensors(request), context):
+                    yield service_pb2.ModelStreamInferResponse(infer_response=response_of(request, outputs))
+            except MedvlError as error:
+                yield service_pb2.ModelStreamInferResponse(error_message=to_triton_text(error))
+            except RuntimeError as error:
+                yield service_pb2.ModelStreamInferResponse(error_message=str(error))
+
+    async def _generate(self, inputs, context):
+        await self.language.passed()
+        options = messages.LanguageOptions.model_validate_json(inputs["options"].tobytes())
+        if options.max_tokens > 1:
+            self.seen.prompts.append(inputs["prompt"].tobytes().decode())
+            self.seen.options.append(options)
+            self.seen.seconds_left.append(context.time_remaining())
+        deltas = self.deltas if options.answer_template is None else [(options.answer_template, 0), ("", 1)]
+        for number, (text, states) in enumerate(deltas):
+            last = number == len(deltas) - 1
+            if last:
+                await self.language_end.passed()
+            yield {
+                "text_delta": utf8(text),
+                "seg_hidden": np.ones((states, self.checkpoint.language.hidden_size), np.float32),
+                "usage": utf8(USAGE.model_dump_json() if last else ""),
+            }
+            if isinstance(self.language_error, MedvlError):
+                raise self.language_error
+            if self.language_error is not None:
+                raise RuntimeError(self.language_error)
+
+    async def _segment(self, inputs, context):
+        await self.segmenter.passed()
+        request = messages.SegmenterRequest.model_validate_json(inputs["request"].tobytes())
+        if request.series != CANARY_SERIES:
+            self.seen.segmenter.append(request)
+            self.seen.seconds_left.append(context.time_remaining())
+        key = (request.series, request.window_hu)
+        if "slices" in inputs:
+            self.seen.slices.append(inputs["slices"].shape)
+            self.resident.add(key)
+        if self.never_resident or key not in self.resident:
+            yield {"event": utf8(messages.NotResident().model_dump_json()), "mask": utf8("")}
+            return
+        yield event(messages.Progress(slices_done=1, slices_total=2))
+        for prompts in request.objects:
+            preview = np.zeros((1, *request.shape[1:]), bool)
+            preview[0, 1, 2] = True
+            slice_mask = messages.SliceMask(object_id=prompts.object_id, slice=1, score=0.5)
+            yield event(slice_mask, pack_mask(preview))
+            yield self._object(prompts, request.shape)
+        yield event(messages.Progress(slices_done=2, slices_total=2))
+        done = messages.SegmenterDone(slices_encoded=2, encode_ms=1.0, decode_ms=2.0, track_ms=3.0, total_ms=6.0)
+        yield event(done)
+
+    def _object(self, prompts: messages.ObjectPrompts, shape: tuple[int, int, int]):
+        """Return two voxels from the first point or box on, or from the first voxel for language."""
+        mask = np.zeros(shape, bool)
+        start = (0, 0, 0)
+        for point in prompts.points:
+            start = (point.slice, round(point.row), round(point.column))
+        for box in prompts.boxes:
+            start = (box.first_slice, round(box.row_min), round(box.column_min))
+        mask[start] = mask[start[0], start[1], start[2] + 1] = True
+        found = messages.ObjectMask(
+            object_id=prompts.object_id,
+            found=not self.absent,
+            score=0.25 if self.absent else 0.75,
+            key_slices=(start[0],),
+            slice_scores={start[0]: 0.9},
+        )
+        return event(found, b"" if self.absent else pack_mask(mask))
+
+
+def tensors(request) -> dict[str, np.ndarray]:
+    spec = {s.name: s for s in MODELS[request.model_name].inputs}
+    arrays = zip(request.inputs, request.raw_input_contents, strict=True)
+    return {i.name: np.frombuffer(raw, spec[i.name].dtype.numpy).reshape(tuple(i.shape)) for i, raw in arrays}
+
+
+def response_of(request, outputs: dict[str, np.ndarray]) -> service_pb2.ModelInferResponse:
+    response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+    for name, array in outputs.items():
+        response.outputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+        response.raw_output_contents.append(array.tobytes())
+    return response
+
+
+def event(message: messages.Message, packed: bytes = b"") -> dict[str, np.ndarray]:
+    return {"event": utf8(message.model_dump_json()), "mask": np.frombuffer(packed, np.uint8)}
+
+
+def utf8(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+class TritonServer:
+    """The fake on a port of its own, which can be taken away and come back."""
+
+    def __init__(self, fake: FakeTriton) -> None:
+        self._fake = fake
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
+        self._server = grpc.aio.server(options=options)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._fake, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        await self._server.stop(None)

@@ -1,0 +1,238 @@
+"""Overload, deadlines, cancellation and a backend that fails: told at once, cleaned up, survived."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from medvl.contracts import errors
+from medvl.orchestrator.config import AdmissionLimits
+from medvl.wire.status import INTERNAL_SENTENCE, from_rpc_error
+from medvl.wire.v1 import medvl_pb2 as pb
+
+from .conftest import Series, Start, System, collect, kinds
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+BUSY = AdmissionLimits(max_concurrent_requests=1, max_queued_requests=1)
+
+
+def report(system: System, series: Series, **options) -> grpc.aio.UnaryStreamCall:
+    return system.stub.Report(pb.ReportRequest(series=series.digest), **options)
+
+
+def segment(system: System, series: Series, **options) -> grpc.aio.UnaryStreamCall:
+    prompt = pb.ObjectPrompt(points=[pb.Point(lps_mm=series.lps(1, 2, 3))])
+    return system.stub.Segment(pb.SegmentRequest(series=series.digest, objects=[prompt]), **options)
+
+
+async def failure(call) -> tuple[grpc.StatusCode, errors.MedvlError]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collect(call)
+    return caught.value.code(), from_rpc_error(caught.value)
+
+
+async def metrics(system: System) -> str:
+    def read() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{system.metrics_port}/metrics") as answer:
+            return answer.read().decode()
+
+    return await asyncio.to_thread(read)
+
+
+async def test_what_is_over_the_queue_is_refused_at_once(start: Start, series: Series):
+    """One works, one waits, the third learns as its first message that it should come back later, and when."""
+    system = await start(admission=BUSY)
+    await system.put(series)
+    system.fake.language.close()
+    working = asyncio.ensure_future(collect(report(system, series)))
+    await system.fake.language.held.wait()
+    waiting = report(system, series)
+    await waiting.initial_metadata()
+    code, error = await failure(report(system, series))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert type(error) is errors.Overloaded
+    assert error.retry_after_s > 0
+    system.fake.language.open()
+    assert kinds(await working)[-1] == "done"
+    assert kinds(await collect(waiting))[-1] == "done"
+    assert await system.serves()
+
+
+async def test_a_cancelled_request_frees_its_place(start: Start, series: Series):
+    """Neither a waiting nor a working request that its caller gave up holds a slot."""
+    system = await start(admission=BUSY)
+    await system.put(series)
+    for _ in range(3):
+        system.fake.language.held.clear()
+        system.fake.language.cancelled.clear()
+        system.fake.language.close()
+        working = report(system, series)
+        await system.fake.language.held.wait()
+        waiting = report(system, series)
+        await waiting.initial_metadata()
+        waiting.cancel()
+        working.cancel()
+        await system.fake.language.cancelled.wait()
+        system.fake.language.open()
+    assert await system.serves()
+
+
+async def test_cancelling_reaches_the_language_model(system: System, series: Series):
+    """A caller that goes away stops the generation on Triton."""
+    await system.put(series)
+    system.fake.language_end.close()
+    call = report(system, series)
+    await system.fake.language_end.held.wait()
+    call.cancel()
+    async with asyncio.timeout(5):
+        await system.fake.language_end.cancelled.wait()
+
+
+async def test_cancelling_reaches_the_segmenter(system: System, series: Series):
+    """Also while the text is complete and only a mask is worked on."""
+    await system.put(series)
+    system.fake.segmenter.close()
+    call = report(system, series)
+    await system.fake.segmenter.held.wait()
+    call.cancel()
+    async with asyncio.timeout(5):
+        await system.fake.segmenter.cancelled.wait()
+
+
+@pytest.mark.parametrize("task", [report, segment])
+async def test_the_deadline_travels_to_triton(system: System, series: Series, task):
+    """Every call of a request carries what is left of its caller's time."""
+    await system.put(series)
+    await collect(task(system, series, timeout=30))
+    assert system.fake.seen.seconds_left
+    assert all(0 < s < 31 for s in system.fake.seen.seconds_left)
+
+
+async def test_a_hanging_model_is_left_at_the_deadline(system: System, series: Series):
+    """The caller hears DEADLINE_EXCEEDED; the call on Triton is given up."""
+    await system.put(series)
+    system.fake.language_end.close()
+    code, error = await failure(report(system, series, timeout=0.3))
+    assert (code, type(error)) == (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded)
+    async with asyncio.timeout(5):
+        await system.fake.language_end.cancelled.wait()
+    system.fake.language_end.open()
+    assert await system.serves()
+
+
+async def test_a_call_without_a_deadline_gets_one(start: Start, series: Series):
+    """Nobody waits for ever, even who would."""
+    system = await start(admission=AdmissionLimits(default_deadline_s=0.3))
+    await system.put(series)
+    system.fake.language_end.close()
+    code, error = await failure(report(system, series))
+    assert (code, type(error)) == (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded)
+
+
+@pytest.mark.parametrize(
+    ("thrown", "code", "kind"),
+    [
+        (errors.InvalidRequest("Too long."), grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidRequest),
+        (errors.Overloaded("Busy.", retry_after_s=3.0), grpc.StatusCode.RESOURCE_EXHAUSTED, errors.Overloaded),
+        ("Stub process 'llm_0_0' is not healthy.", grpc.StatusCode.UNAVAILABLE, errors.BackendUnavailable),
+        ("CUDA error: patient Doe at /models/llm", grpc.StatusCode.INTERNAL, errors.InternalError),
+    ],
+    ids=["ours", "overload", "dead stub", "unknown words"],
+)
+async def test_an_error_in_the_middle_of_a_stream_is_told(system: System, series: Series, thrown, code, kind):
+    """After text has been sent the stream still ends with the model's reason, never with a backend's words."""
+    await system.put(series)
+    system.fake.language_error = thrown
+    events = aiter(report(system, series))
+    while (await anext(events)).WhichOneof("event") != "text":
+        pass
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collect(events)
+    error = from_rpc_error(caught.value)
+    assert (caught.value.code(), type(error)) == (code, kind)
+    assert "Doe" not in repr(caught.value)
+    assert kind is not errors.InternalError or str(error) == INTERNAL_SENTENCE
+    system.fake.language_error = None
+    assert await system.serves()
+
+
+async def test_a_failing_mask_ends_the_text(system: System, series: Series):
+    """A request is answered whole or not at all; what is left of it is cancelled on Triton."""
+    await system.put(series)
+    system.fake.never_resident = True
+    system.fake.language_end.close()
+    code, _ = await failure(report(system, series))
+    assert code is grpc.StatusCode.UNAVAILABLE
+    async with asyncio.timeout(5):
+        await system.fake.language_end.cancelled.wait()
+
+
+async def test_a_segmenter_that_keeps_losing_a_series_is_unavailable(system: System, series: Series):
+    """The slices are sent again once, not for ever."""
+    await system.put(series)
+    system.fake.never_resident = True
+    code, error = await failure(segment(system, series))
+    assert (code, type(error)) == (grpc.StatusCode.UNAVAILABLE, errors.BackendUnavailable)
+    assert len(system.fake.seen.slices) == 1
+
+
+async def test_an_answer_without_its_end_is_unavailable(system: System, series: Series):
+    """A stream that just stops is no answer."""
+    await system.put(series)
+    system.fake.deltas = []
+    code, _ = await failure(report(system, series))
+    assert code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_dead_triton_is_told_by_health_and_by_calls(system: System, series: Series):
+    """NOT_SERVING and UNAVAILABLE with a delay; everything goes on when it is back."""
+    await system.put(series)
+    await system.triton.stop()
+    async with asyncio.timeout(5):
+        await system.until(NOT_SERVING)
+    code, error = await failure(report(system, series))
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert error.retry_after_s is not None
+    await system.triton.start()
+    async with asyncio.timeout(10):
+        await system.until(SERVING)
+    assert await system.serves()
+
+
+@pytest.mark.parametrize("model", ["language", "segmenter"])
+async def test_a_hung_model_is_told_by_health(system: System, model):
+    """Triton is alive and ready; only the canary sees that nothing is answered."""
+    gate = getattr(system.fake, model)
+    gate.close()
+    async with asyncio.timeout(5):
+        await system.until(NOT_SERVING)
+    gate.open()
+    async with asyncio.timeout(5):
+        await system.until(SERVING)
+
+
+async def test_triton_is_shown_its_key(system: System):
+    """Restricted protocols open to the orchestrator only."""
+    assert system.fake.seen.headers == {("triton-grpc-protocol-medvl", "s3cret")}
+
+
+async def test_metrics_tell_stages_and_refusals(start: Start, series: Series):
+    """Prometheus sees time by stage, outcomes by code, refusals by reason and the store's bytes; no series."""
+    system = await start(metrics_port=0)
+    await system.put(series)
+    await collect(report(system, series))
+    await failure(system.stub.Ask(pb.AskRequest(series=series.digest, question="")))
+    text = await metrics(system)
+    assert 'medvl_requests_total{code="OK",method="Report"} 1.0' in text
+    assert 'medvl_requests_total{code="INVALID_ARGUMENT",method="Ask"} 1.0' in text
+    assert 'medvl_refusals_total{reason="INVALID_REQUEST"} 1.0' in text
+    assert 'medvl_stage_seconds_count{method="Report",stage="encode"} 1.0' in text
+    assert f"medvl_store_bytes {float(series.hu.nbytes)}" in text
+    assert 'medvl_tokens_total{kind="completion"} 7.0' in text
+    assert 'medvl_in_flight{method="Report"} 0.0' in text
+    assert "medvl_serving 1.0" in text
+    assert series.digest not in text

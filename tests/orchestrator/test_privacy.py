@@ -1,0 +1,68 @@
+"""Nothing that a caller says about a patient is written down."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+import pytest
+
+from medvl.orchestrator.audit import FIELDS
+from medvl.wire.v1 import medvl_pb2 as pb
+
+from .conftest import Series, System, collect
+
+NAME = "Jane Planted"
+
+
+async def test_no_text_of_a_request_is_logged(system: System, series: Series, capfd):
+    """Questions, descriptions, class names, answers and digests stay out of the log, also when a request fails."""
+    await system.put(series)
+    system.fake.deltas = [(f"{NAME} is well.", 0)]
+    await collect(system.stub.Ask(pb.AskRequest(series=series.digest, question=f"How is {NAME}?")))
+    system.fake.language_error = f"exception: prompt {NAME}"
+    refused = [
+        system.stub.Ask(pb.AskRequest(series=series.digest, question=f"How is {NAME}?")),
+        system.stub.Ask(pb.AskRequest(series=series.digest, question=f"{NAME} [SEG]")),
+        system.stub.Ask(pb.AskRequest(series=NAME, question="How?")),
+        system.stub.Segment(pb.SegmentRequest(series=series.digest, objects=[pb.ObjectPrompt(label=NAME)])),
+        system.stub.Segment(pb.SegmentRequest(series=series.digest, objects=[pb.ObjectPrompt(text=NAME)])),
+    ]
+    for call in refused:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await collect(call)
+    written = system.log.getvalue() + "".join(capfd.readouterr())
+    assert "INVALID_REQUEST" in written
+    assert "Planted" not in written
+    assert series.digest not in written
+
+
+async def test_every_line_is_json_of_allowed_fields(system: System, series: Series):
+    """A log that machines read, with an id by which a caller's report can be found."""
+    await system.put(series)
+    call = system.stub.Report(pb.ReportRequest(series=series.digest))
+    metadata = dict(await call.initial_metadata())
+    await collect(call)
+    lines = [json.loads(line) for line in system.log.getvalue().splitlines()]
+    assert all(line.keys() <= FIELDS for line in lines)
+    (line,) = [line for line in lines if line.get("request_id") == metadata["medvl-request-id"]]
+    assert (line["method"], line["code"]) == ("Report", "OK")
+    assert line["stages_ms"]["total"] > 0
+
+
+async def test_a_defect_is_logged_by_its_place_not_by_its_words(system: System, series: Series, monkeypatch):
+    """Type and frames find a bug; the text of an exception may hold what it failed on."""
+    from medvl.orchestrator import service
+
+    def fail(*_):
+        raise ZeroDivisionError(f"{NAME} divided by zero")
+
+    monkeypatch.setattr(service, "provenance", fail)
+    await system.put(series)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "Planted" not in repr(caught.value) + system.log.getvalue()
+    line = json.loads(system.log.getvalue().splitlines()[-1])
+    assert line["error_type"] == "ZeroDivisionError"
+    assert any(frame.startswith("_write:") for frame in line["frames"])

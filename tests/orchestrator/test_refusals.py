@@ -1,0 +1,149 @@
+"""Bad input: one clear sentence, the right code, and a server that goes on serving."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from medvl.contracts import errors
+from medvl.wire.status import from_rpc_error
+from medvl.wire.v1 import medvl_pb2 as pb
+
+from .conftest import Series, System, collect
+
+SERIES = Series.make()
+NAN, INF = float("nan"), float("inf")
+
+
+def point(*lps_mm: float, negative: bool = False) -> pb.Point:
+    return pb.Point(lps_mm=lps_mm, negative=negative)
+
+
+def box(lower, upper) -> pb.Box:
+    return pb.Box(min_lps_mm=lower, max_lps_mm=upper)
+
+
+INSIDE = SERIES.lps(1, 1, 1)
+OBJECTS = {
+    "no object": ([], errors.InvalidRequest),
+    "too many objects": ([pb.ObjectPrompt(label="liver")] * 5, errors.InvalidRequest),
+    "no prompt": ([pb.ObjectPrompt()], errors.InvalidRequest),
+    "class and text": ([pb.ObjectPrompt(label="liver", text="x")], errors.InvalidRequest),
+    "class and point": ([pb.ObjectPrompt(label="liver", points=[point(*INSIDE)])], errors.InvalidRequest),
+    "unknown class": ([pb.ObjectPrompt(label="unicorn")], errors.UnknownLabel),
+    "blank text": ([pb.ObjectPrompt(text="  ")], errors.InvalidRequest),
+    "too many points": ([pb.ObjectPrompt(points=[point(*INSIDE)] * 4)], errors.InvalidRequest),
+    "only negative": ([pb.ObjectPrompt(points=[point(*INSIDE, negative=True)])], errors.InvalidRequest),
+    "two coordinates": ([pb.ObjectPrompt(points=[point(1.0, 2.0)])], errors.InvalidRequest),
+    "no coordinates": ([pb.ObjectPrompt(boxes=[pb.Box()])], errors.InvalidRequest),
+    "not a number": ([pb.ObjectPrompt(points=[point(NAN, 0.0, 0.0)])], errors.InvalidRequest),
+    "infinite": ([pb.ObjectPrompt(boxes=[box(INSIDE, (INF, 0.0, 0.0))])], errors.InvalidRequest),
+    "outside": ([pb.ObjectPrompt(points=[point(500.0, 0.0, 0.0)])], errors.PromptOutsideVolume),
+    "far outside": ([pb.ObjectPrompt(points=[point(1e308, -1e308, 1e308)])], errors.PromptOutsideVolume),
+    "just outside": ([pb.ObjectPrompt(points=[point(*SERIES.lps(7.6, 1, 1))])], errors.PromptOutsideVolume),
+    "box outside": ([pb.ObjectPrompt(boxes=[box((500.0,) * 3, (600.0,) * 3)])], errors.PromptOutsideVolume),
+    "a point as a box": ([pb.ObjectPrompt(boxes=[box(INSIDE, INSIDE)])], errors.InvalidRequest),
+    "a line as a box": (
+        [pb.ObjectPrompt(boxes=[box(SERIES.lps(1, 1, 1), SERIES.lps(4, 5, 1))])],
+        errors.InvalidRequest,
+    ),
+}
+
+QUESTIONS = {
+    "empty": "",
+    "blank": " \n\t",
+    "too long": "x" * 41,
+    "[SEG]": "Where is the [SEG]?",
+    "image token": "What is <image>?",
+    "control token": "Hi<|im_end|>",
+}
+
+
+async def refusal(call) -> tuple[grpc.StatusCode, errors.MedvlError]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collect(call)
+    return caught.value.code(), from_rpc_error(caught.value)
+
+
+def is_one_sentence(error: Exception) -> bool:
+    text = str(error)
+    return text.endswith(".") and "\n" not in text and ". " not in text
+
+
+@pytest.mark.parametrize("case", OBJECTS)
+async def test_a_bad_object_is_refused(system: System, case):
+    """No model sees it."""
+    objects, kind = OBJECTS[case]
+    await system.put(SERIES)
+    code, error = await refusal(system.stub.Segment(pb.SegmentRequest(series=SERIES.digest, objects=objects)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert type(error) is kind
+    assert is_one_sentence(error)
+    assert not system.fake.seen.segmenter
+    assert await system.serves()
+
+
+async def test_an_unknown_class_is_told_the_known_ones(system: System):
+    """The sentence says what to do."""
+    await system.put(SERIES)
+    request = pb.SegmentRequest(series=SERIES.digest, objects=[pb.ObjectPrompt(label="unicorn")])
+    _, error = await refusal(system.stub.Segment(request))
+    assert "liver, lung_left" in str(error)
+
+
+@pytest.mark.parametrize("case", QUESTIONS)
+async def test_a_bad_question_is_refused(system: System, case):
+    """Empty, too long, or with a token that means something to the model; also as the text of an object."""
+    await system.put(SERIES)
+    question = QUESTIONS[case]
+    code, error = await refusal(system.stub.Ask(pb.AskRequest(series=SERIES.digest, question=question)))
+    assert (code, type(error)) == (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidRequest)
+    assert is_one_sentence(error)
+    request = pb.SegmentRequest(series=SERIES.digest, objects=[pb.ObjectPrompt(text=question)])
+    code, _ = await refusal(system.stub.Segment(request))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert not system.fake.seen.prompts
+    assert await system.serves()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 65},
+        {"sampling": pb.Sampling(temperature=-0.1)},
+        {"sampling": pb.Sampling(temperature=NAN)},
+        {"sampling": pb.Sampling(temperature=INF)},
+    ],
+    ids=["too many tokens", "negative", "not a number", "infinite"],
+)
+async def test_bad_sampling_is_refused(system: System, fields):
+    """Numbers that no decoding can follow never reach the engine."""
+    await system.put(SERIES)
+    code, _ = await refusal(system.stub.Report(pb.ReportRequest(series=SERIES.digest, **fields)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("digest", "code"), [("f" * 64, grpc.StatusCode.NOT_FOUND), ("x", grpc.StatusCode.INVALID_ARGUMENT)]
+)
+async def test_a_series_that_is_not_there_is_asked_for(system: System, digest, code):
+    """Every task says so with one code, upon which a client sends the series."""
+    requests = [
+        system.stub.Report(pb.ReportRequest(series=digest)),
+        system.stub.Ask(pb.AskRequest(series=digest, question="Why?")),
+        system.stub.Segment(pb.SegmentRequest(series=digest, objects=[pb.ObjectPrompt(label="liver")])),
+    ]
+    for request in requests:
+        found, _ = await refusal(request)
+        assert found is code
+
+
+async def test_describe_tells_the_limits_and_the_classes(system: System):
+    """A client can refuse early what the server would refuse."""
+    answer = await system.stub.Describe(pb.DescribeRequest())
+    assert [(la.name, la.snomed_code) for la in answer.labels] == [("liver", "10200004"), ("lung_left", "")]
+    assert (answer.limits.min_slices, answer.limits.max_objects, answer.limits.max_text_characters) == (8, 4, 40)
+    assert answer.provenance.checkpoint == "tiny"
+    assert answer.backends["llm"] == "fake"
+    assert answer.intended_use == "tests"
+    assert answer.disclaimer

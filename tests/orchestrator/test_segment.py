@@ -1,0 +1,142 @@
+"""Segmentation by class, text, points and boxes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medvl.imaging.masks import unpack_mask
+from medvl.wire.v1 import medvl_pb2 as pb
+
+from .conftest import Series, System, collect, kinds
+
+
+async def segment(system: System, series: Series, *objects: pb.ObjectPrompt, **fields) -> list[pb.Event]:
+    await system.put(series)
+    return await collect(system.stub.Segment(pb.SegmentRequest(series=series.digest, objects=objects, **fields)))
+
+
+def masks(events: list[pb.Event]) -> list[pb.Mask]:
+    return sorted((e.mask for e in events if e.HasField("mask")), key=lambda m: m.object)
+
+
+def point(series: Series, *index: float, negative: bool = False) -> pb.Point:
+    return pb.Point(lps_mm=series.lps(*index), negative=negative)
+
+
+def box(series: Series, lower, upper) -> pb.Box:
+    return pb.Box(min_lps_mm=series.lps(*lower), max_lps_mm=series.lps(*upper))
+
+
+async def test_a_point_in_millimetres_meets_its_voxel(system: System, series: Series):
+    """LPS becomes slice, row and column of the canonical grid; rows and columns keep their fractions."""
+    events = await segment(system, series, pb.ObjectPrompt(points=[point(series, 5, 9.25, 3)]))
+    (prompt,) = system.fake.seen.segmenter[-1].objects
+    assert (prompt.points[0].slice, prompt.points[0].positive) == (5, True)
+    assert (prompt.points[0].row, prompt.points[0].column) == pytest.approx((9.25, 3.0))
+    (mask,) = masks(events)
+    assert np.argwhere(unpack_mask(mask.packed, series.hu.shape))[0].tolist() == [5, 9, 3]
+    assert mask.prompt == "1 point"
+    assert list(mask.measurement.centroid_lps_mm) == pytest.approx(series.lps(5, 9, 3.5))
+
+
+async def test_a_box_may_be_given_by_any_two_opposite_corners(system: System, series: Series):
+    """Corners are sorted along the axes of the grid; the middle slice is prompted, the ends bound the mask."""
+    await segment(system, series, pb.ObjectPrompt(boxes=[box(series, (6, 2, 8), (2, 10, 1))]))
+    (prompt,) = system.fake.seen.segmenter[-1].objects[0].boxes
+    assert (prompt.first_slice, prompt.slice, prompt.last_slice) == (2, 4, 6)
+    assert (prompt.row_min, prompt.row_max, prompt.column_min, prompt.column_max) == pytest.approx((2, 10, 1, 8))
+
+
+async def test_a_box_is_cut_to_the_volume(system: System, series: Series):
+    """What lies outside is left out."""
+    await segment(system, series, pb.ObjectPrompt(boxes=[box(series, (-5, -5, 3), (2, 40, 6))]))
+    (prompt,) = system.fake.seen.segmenter[-1].objects[0].boxes
+    assert (prompt.first_slice, prompt.last_slice) == (0, 2)
+    assert (prompt.row_min, prompt.row_max) == pytest.approx((-0.5, 15.5))
+
+
+async def test_a_box_on_one_slice_is_a_box(system: System, series: Series):
+    """No thickness means one slice, not zero size."""
+    await segment(system, series, pb.ObjectPrompt(boxes=[box(series, (3, 2, 2), (3, 5, 5))]))
+    (prompt,) = system.fake.seen.segmenter[-1].objects[0].boxes
+    assert (prompt.first_slice, prompt.last_slice) == (3, 3)
+
+
+async def test_points_and_boxes_need_no_language_model(system: System, series: Series):
+    """A click costs neither an encoding nor a token, and waits for nobody."""
+    system.fake.language.close()
+    events = await segment(system, series, pb.ObjectPrompt(points=[point(series, 1, 2, 3)]))
+    assert kinds(events)[-2:] == ["progress", "done"]
+    assert not system.fake.seen.volumes
+    assert dict(events[-1].done.provenance.windows) == {"segmentation": "soft [-160, 240] HU"}
+
+
+async def test_a_class_is_asked_for_in_the_checkpoints_words(system: System, series: Series):
+    """The answer is forced; its one hidden state prompts the segmenter through the class's own window."""
+    events = await segment(system, series, pb.ObjectPrompt(label="lung_left"))
+    assert system.fake.seen.prompts == ["Segment the lung_left."]
+    assert system.fake.seen.options[0].answer_template == "It is [SEG]."
+    request = system.fake.seen.segmenter[-1]
+    assert request.window_hu == (-1350.0, 150.0)
+    assert (request.objects[0].seg_row, request.objects[0].points) == (0, ())
+    (mask,) = masks(events)
+    assert (mask.label, mask.prompt) == ("lung_left", "lung_left")
+
+
+async def test_free_text_is_asked_for_as_it_stands(system: System, series: Series):
+    """A description keeps its words and looks through the default window."""
+    events = await segment(system, series, pb.ObjectPrompt(text="the big dark organ"))
+    assert system.fake.seen.prompts == ["Segment: the big dark organ"]
+    (mask,) = masks(events)
+    assert (mask.label, mask.prompt) == ("", "the big dark organ")
+
+
+async def test_objects_keep_their_order_and_share_requests_by_window(system: System, series: Series):
+    """Mixed objects come back under their own numbers; what looks through one window is segmented together."""
+    events = await segment(
+        system,
+        series,
+        pb.ObjectPrompt(label="liver"),
+        pb.ObjectPrompt(points=[point(series, 4, 5, 6), point(series, 4, 1, 1, negative=True)]),
+        pb.ObjectPrompt(label="lung_left"),
+        pb.ObjectPrompt(text="spine"),
+    )
+    assert [(m.object, m.label, m.prompt) for m in masks(events)] == [
+        (0, "liver", "liver"),
+        (1, "", "2 points"),
+        (2, "lung_left", "lung_left"),
+        (3, "", "spine"),
+    ]
+    by_objects = {tuple(o.object_id for o in r.objects): r.window_hu for r in system.fake.seen.segmenter}
+    assert by_objects == {(1,): (-160.0, 240.0), (0, 3): (-160.0, 240.0), (2,): (-1350.0, 150.0)}
+    assert events[-1].done.provenance.windows["segmentation"].count("HU") == 2
+
+
+async def test_slices_are_sent_only_to_a_segmenter_that_lacks_them(system: System, series: Series):
+    """First request: asked, then sent; second: asked only; after the segmenter forgot: sent again, unnoticed."""
+    prompt = pb.ObjectPrompt(points=[point(series, 1, 2, 3)])
+    for _ in range(2):
+        assert len(masks(await segment(system, series, prompt))) == 1
+    assert system.fake.seen.slices == [(8, 32, 32)]
+    system.fake.resident.clear()
+    assert len(masks(await segment(system, series, prompt))) == 1
+    assert system.fake.seen.slices == [(8, 32, 32)] * 2
+
+
+async def test_previews_are_sent_when_asked_for(system: System, series: Series):
+    """The 2D mask of a prompted slice comes before its 3D mask, and not at all unasked."""
+    prompt = pb.ObjectPrompt(points=[point(series, 1, 2, 3)])
+    events = await segment(system, series, prompt, previews=True)
+    assert kinds(events).index("preview") < kinds(events).index("mask")
+    (preview,) = [e.preview for e in events if e.HasField("preview")]
+    assert (preview.object, preview.slice, preview.score) == (0, 1, 0.5)
+    assert np.argwhere(unpack_mask(preview.packed, (1, 16, 12))).tolist() == [[0, 1, 2]]
+    assert "preview" not in kinds(await segment(system, series, prompt))
+
+
+async def test_progress_counts_slices(system: System, series: Series):
+    """Whoever waits sees how far the propagation is."""
+    events = await segment(system, series, pb.ObjectPrompt(points=[point(series, 1, 2, 3)]))
+    steps = [(e.progress.stage, e.progress.done, e.progress.total) for e in events if e.HasField("progress")]
+    assert steps == [(pb.STAGE_SEGMENT, 1, 2), (pb.STAGE_SEGMENT, 2, 2)]

@@ -1,0 +1,108 @@
+"""Memory stays within its bounds, and waiting within its queue."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medvl.contracts.errors import Overloaded, SeriesNotResident
+from medvl.imaging.volume import Volume
+from medvl.orchestrator.admission import Admission
+from medvl.orchestrator.cache import ArrayCache
+from medvl.orchestrator.store import SeriesStore
+
+from .conftest import Series
+
+VOLUME = Volume(Series.make().hu, Series.make().geometry)
+
+
+async def put(store: SeriesStore, digest: str, size_bytes: int) -> None:
+    async with store.upload(digest, size_bytes) as upload:
+        if upload is not None:
+            upload.complete(VOLUME)
+
+
+@given(sizes=st.lists(st.integers(1, 100), max_size=20))
+def test_the_store_never_holds_more_than_it_may(sizes):
+    """Whatever comes, the newest is there and the bytes are counted."""
+
+    async def fill() -> None:
+        store = SeriesStore(100)
+        for number, size in enumerate(sizes):
+            await put(store, str(number), size)
+            assert store.used_bytes <= 100
+            assert store.touch(str(number))
+
+    asyncio.run(fill())
+
+
+async def test_an_upload_that_fails_is_not_counted():
+    """Its reservation ends with it."""
+    store = SeriesStore(100)
+    async with store.upload("a", 60):
+        assert store.used_bytes == 60
+    assert store.used_bytes == 0
+    with pytest.raises(SeriesNotResident), store.lease("a"):
+        pass
+
+
+async def test_what_cannot_fit_evicts_nothing():
+    """A refusal costs nobody a series."""
+    store = SeriesStore(100)
+    await put(store, "leased", 60)
+    await put(store, "idle", 30)
+    with store.lease("leased"):
+        with pytest.raises(Overloaded):
+            await put(store, "big", 50)
+        assert store.touch("idle")
+        await put(store, "fits", 40)
+    assert not store.touch("idle")
+
+
+@given(sizes=st.lists(st.integers(1, 60), max_size=20))
+def test_the_cache_is_bounded_in_bytes(sizes):
+    """The newest array is kept unless it alone is above the bound."""
+    cache: ArrayCache[int] = ArrayCache(40)
+    for number, size in enumerate(sizes):
+        cache.put(number % 5, np.zeros(size, np.uint8))
+        assert cache.nbytes <= 40
+        assert (cache.get(number % 5) is not None) == (size <= 40)
+
+
+async def test_admission_refuses_what_is_over_the_queue():
+    """Two at work, one waiting; the fourth is told a delay; a place that is left is taken by the one that waits."""
+    gate, admission, order = asyncio.Event(), Admission(2, 1), []
+
+    async def work(number: int) -> None:
+        async with admission.admit():
+            order.append(number)
+            await gate.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(work(number))
+        await asyncio.sleep(0)
+        assert (order, admission.admitted) == ([0, 1], 3)
+        with pytest.raises(Overloaded) as caught:
+            await work(3)
+        assert caught.value.retry_after_s is not None
+        gate.set()
+    assert (order, admission.admitted) == ([0, 1, 2], 0)
+
+
+async def test_a_failure_leaves_its_place():
+    """An error inside frees the slot, and so does giving up while waiting."""
+    admission = Admission(1, 1)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="x"):
+            async with admission.admit():
+                raise ValueError("x")
+    async with admission.admit():
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01), admission.admit():
+                pass
+    assert admission.admitted == 0

@@ -1,0 +1,156 @@
+"""Reports and answers: text as it comes, and a mask for each [SEG] as soon as it resolves."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from medvl.contracts.disclaimer import DISCLAIMER
+from medvl.imaging.masks import unpack_mask
+from medvl.wire.v1 import medvl_pb2 as pb
+
+from .conftest import Series, System, collect, kinds
+
+
+@pytest.fixture(params=["report", "ask"])
+def request_text(request, system: System, series: Series):
+    """Start a report or an answer."""
+
+    def begin(**fields):
+        if request.param == "report":
+            return system.stub.Report(pb.ReportRequest(series=series.digest, **fields))
+        return system.stub.Ask(pb.AskRequest(series=series.digest, question="Is it normal?", **fields))
+
+    return begin
+
+
+async def test_text_comes_in_deltas_and_once_whole(system: System, series: Series, request_text):
+    """The deltas make up the text of the closing event, whose token counts are the model's."""
+    await system.put(series)
+    events = await collect(request_text())
+    done = events[-1].done
+    assert [e.text.text for e in events if e.HasField("text")] == ["Liver ", "[SEG]", " is", " normal."]
+    assert done.text == "Liver [SEG] is normal."
+    assert (done.finish_reason, done.prompt_tokens, done.completion_tokens) == ("stop", 11, 7)
+
+
+async def test_a_mask_comes_before_the_text_ends(system: System, series: Series, request_text):
+    """Segmentation starts when the hidden state is there, and its mask does not wait for the rest of the text."""
+    await system.put(series)
+    system.fake.language_end.close()
+    events = aiter(request_text())
+    seen = []
+    while not seen or seen[-1] != "mask":
+        seen.append((await anext(events)).WhichOneof("event"))
+    assert system.fake.language_end.held.is_set()
+    system.fake.language_end.open()
+    rest = kinds(await collect(events))
+    assert "done" not in seen
+    assert rest[-2:] == ["text", "done"]
+
+
+async def test_text_goes_on_while_a_mask_is_worked_on(system: System, series: Series, request_text):
+    """A slow segmenter holds no text back; the stream closes when both are complete."""
+    await system.put(series)
+    system.fake.segmenter.close()
+    events = aiter(request_text())
+    text = ""
+    while text != "Liver [SEG] is normal.":
+        text += (await anext(events)).text.text
+    await system.fake.segmenter.held.wait()
+    system.fake.segmenter.open()
+    rest = kinds(await collect(events))
+    assert "mask" in rest
+    assert "text" not in rest
+
+
+async def test_a_mask_names_its_place_in_the_text(system: System, series: Series):
+    """Code points, not bytes: the k-th mask belongs to the k-th [SEG]."""
+    await system.put(series)
+    system.fake.deltas = [("Größe ", 0), ("[SE", 0), ("G] und", 0), (" [SEG]", 1), (" Ende", 1)]
+    events = await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    masks = sorted((e.mask for e in events if e.HasField("mask")), key=lambda m: m.object)
+    text = events[-1].done.text
+    assert [text[m.span.start : m.span.end] for m in masks] == ["[SEG]", "[SEG]"]
+    assert [m.span.start for m in masks] == [6, 16]
+    assert [m.label for m in masks] == ["", ""]
+
+
+async def test_a_mask_is_measured_on_the_canonical_grid(system: System, series: Series):
+    """Voxels, volume and bounding box are those of the mask that is sent."""
+    await system.put(series)
+    events = await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    (mask,) = [e.mask for e in events if e.HasField("mask")]
+    assert np.argwhere(unpack_mask(mask.packed, series.hu.shape)).tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert mask.found
+    assert mask.measurement.voxels == 2
+    assert mask.measurement.volume_mm3 == pytest.approx(2 * 2.5 * 0.8 * 0.7)
+    assert list(mask.measurement.box_max) == [0, 0, 1]
+    assert list(mask.key_slices) == [0]
+    assert dict(mask.slice_scores) == {0: 0.9}
+
+
+async def test_an_absent_object_is_said_to_be_absent(system: System, series: Series):
+    """Absence is an answer with its score, without a mask or a measurement."""
+    await system.put(series)
+    system.fake.absent = True
+    events = await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    (mask,) = [e.mask for e in events if e.HasField("mask")]
+    assert (mask.found, mask.score, mask.packed) == (False, 0.25, b"")
+    assert not mask.HasField("measurement")
+
+
+async def test_the_series_is_encoded_once(system: System, series: Series):
+    """Any number of simultaneous questions about a series cost one encoding."""
+    await system.put(series)
+    calls = [collect(system.stub.Ask(pb.AskRequest(series=series.digest, question="Why?"))) for _ in range(4)]
+    await asyncio.gather(*calls)
+    await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    assert [v.shape for v in system.fake.seen.volumes] == [(4, 8, 6)]
+
+
+async def test_another_series_has_tokens_of_its_own(system: System, series: Series):
+    """What was kept of one series is never used for another."""
+    other = Series.make(1)
+    for sent in (series, other):
+        await system.put(sent)
+        await collect(system.stub.Report(pb.ReportRequest(series=sent.digest)))
+    first, second = system.fake.seen.volumes
+    assert not np.array_equal(first, second)
+
+
+async def test_the_prompt_is_the_checkpoints(system: System, series: Series):
+    """Templates come from the checkpoint, with the question in its place; decoding is greedy unless asked otherwise."""
+    await system.put(series)
+    await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    await collect(system.stub.Ask(pb.AskRequest(series=series.digest, question="  What {label} is it? ")))
+    sampling = pb.Sampling(temperature=0.5, seed=7)
+    await collect(
+        system.stub.Ask(pb.AskRequest(series=series.digest, question="Why?", max_tokens=5, sampling=sampling))
+    )
+    assert system.fake.seen.prompts == ["Write the report.", "Q: What {label} is it?", "Q: Why?"]
+    assert [(o.max_tokens, o.temperature, o.seed) for o in system.fake.seen.options] == [
+        (64, 0.0, None),
+        (32, 0.0, None),
+        (5, 0.5, 7),
+    ]
+    assert all(o.answer_template is None for o in system.fake.seen.options)
+
+
+async def test_every_result_says_what_made_it(system: System, series: Series):
+    """Checkpoint, hashes, windows, software, server, cost by stage, and that it is not for diagnosis."""
+    await system.put(series)
+    done = (await collect(system.stub.Report(pb.ReportRequest(series=series.digest))))[-1].done
+    source = done.provenance
+    assert (source.series, source.checkpoint, source.trained) == (series.digest, "tiny", False)
+    assert source.checkpoint_digest == system.fake.checkpoint.digest
+    assert dict(source.file_sha256) == system.fake.checkpoint.files
+    assert source.software.startswith("medvl-sam2 ")
+    assert source.triton_version == "2.51.0-fake"
+    assert dict(source.windows) == {"vision": "soft [-160, 240] HU", "segmentation": "soft [-160, 240] HU"}
+    assert done.disclaimer == DISCLAIMER
+    stages = ("upload", "queue", "preprocess", "encode", "first_token", "generate", "segment", "llm_prefill", "total")
+    assert done.stages_ms.keys() >= set(stages)
+    assert done.stages_ms["total"] >= done.stages_ms["generate"] > 0

@@ -1,0 +1,66 @@
+"""Triton is taken at its word only where the word keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.errors import BackendUnavailable, CheckpointError, InternalError
+from medvl.contracts.models import MODELS
+from medvl.orchestrator.triton import Triton
+from medvl.wire.v1 import medvl_pb2 as pb
+
+from .conftest import Series, System, collect
+from .fake_triton import FakeTriton, TritonServer
+
+
+@pytest_asyncio.fixture
+async def server(checkpoint: Checkpoint) -> AsyncIterator[tuple[FakeTriton, TritonServer]]:
+    fake = FakeTriton(checkpoint)
+    triton = TritonServer(fake)
+    await triton.start()
+    yield fake, triton
+    await triton.stop()
+
+
+async def test_the_checkpoint_is_learnt_from_the_server(server, checkpoint: Checkpoint):
+    """The orchestrator has no checkpoint of its own that could differ from the served one."""
+    async with Triton(f"127.0.0.1:{server[1].port}") as triton:
+        served = await triton.served(timeout_s=5)
+    assert served.checkpoint == checkpoint
+    assert served.checkpoint.digest == checkpoint.digest
+    assert served.triton_version == "2.51.0-fake"
+    assert served.backends.keys() == MODELS.keys()
+
+
+async def test_two_checkpoints_in_one_server_are_refused(server, checkpoint: Checkpoint):
+    """A [SEG] state of one and a segmenter of another would give masks of nothing."""
+    fake, running = server
+    fake.checkpoints["llm"] = checkpoint.model_copy(update={"name": "other"})
+    async with Triton(f"127.0.0.1:{running.port}") as triton:
+        with pytest.raises(CheckpointError):
+            await triton.served(timeout_s=5)
+
+
+async def test_a_server_that_is_not_there_is_unavailable(server):
+    """Within the time that was given."""
+    await server[1].stop()
+    async with Triton(f"127.0.0.1:{server[1].port}") as triton:
+        with pytest.raises(BackendUnavailable):
+            await triton.served(timeout_s=5)
+
+
+async def test_a_tensor_that_breaks_its_specification_is_a_defect(system: System, series: Series):
+    """It goes no further, and the caller reads nothing of it."""
+    await system.put(series)
+    system.fake.vision_dtype = np.float16
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert not system.fake.seen.prompts
+    assert f'"reason": "{InternalError.reason}"' in system.log.getvalue()

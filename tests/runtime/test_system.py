@@ -1,0 +1,147 @@
+"""The system on one machine: whatever dies comes back, and a stop leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from medvl.contracts.errors import BackendUnavailable, CheckpointError, SetupError
+from medvl.contracts.paths import data_folder
+from medvl.runtime import shared_memory
+from medvl.runtime.folder import DataFolder
+from medvl.runtime.repairs import SupervisionPolicy
+from medvl.runtime.system import EmbeddedSystem, SystemOptions
+
+pytestmark = pytest.mark.e2e
+
+FAST = SupervisionPolicy(probe_interval_s=0.1, probe_timeout_s=5.0, first_delay_s=0.05, max_repairs=2)
+
+
+@pytest.fixture
+def options(stand_in_repository: Path) -> SystemOptions:
+    return SystemOptions(repository=stand_in_repository, triton_folder=data_folder() / "runtime", policy=FAST)
+
+
+@pytest.fixture
+async def system(options: SystemOptions, tmp_path: Path) -> AsyncIterator[EmbeddedSystem]:
+    async with EmbeddedSystem(tmp_path / "data", options) as system:
+        yield system
+
+
+async def serving(system: EmbeddedSystem) -> bool:
+    async with grpc.aio.insecure_channel(system.endpoint) as channel:
+        request = health_pb2.HealthCheckRequest()
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5.0)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def until(happens: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until something has happened; half a minute is ten times what it takes."""
+    async with asyncio.timeout(30):
+        while True:
+            if await happens():
+                return
+            await asyncio.sleep(0.05)
+
+
+def stubs(system: EmbeddedSystem) -> dict[str, psutil.Process]:
+    """Return the living stubs by instance name."""
+    children = psutil.Process(system.triton.process.pid).children(recursive=True)
+    found = {}
+    for process in children:
+        with suppress(psutil.Error):  # one that ends while it is looked at, or has ended
+            found[process.cmdline()[-2]] = process
+    return found
+
+
+async def test_a_started_system_serves_and_says_where(system: EmbeddedSystem, tmp_path: Path) -> None:
+    """When the start returns, health is SERVING and ``state.json`` names the endpoint."""
+    assert await serving(system)
+    state = DataFolder(tmp_path / "data").read_state()
+    assert state is not None
+    assert state.endpoint == system.endpoint
+    assert state.processes["triton"].find() is not None
+
+
+@pytest.mark.parametrize("model", ["llm", "projector", "volume_segmenter"])
+async def test_a_killed_model_comes_back(system: EmbeddedSystem, model: str) -> None:
+    """The model is loaded again without a restart of the server, whose other models never stop."""
+    instance, server = f"{model}_0_0", system.triton.process.pid
+    killed = stubs(system)[instance]
+    killed.kill()
+
+    async def replaced() -> bool:
+        stub = stubs(system).get(instance)
+        return stub is not None and stub.pid != killed.pid and await serving(system)
+
+    await until(replaced)
+    assert system.triton.process.pid == server
+
+
+async def test_a_killed_server_comes_back(system: EmbeddedSystem, tmp_path: Path) -> None:
+    """The orchestrator keeps its endpoint and serves again, and the state names the new process."""
+    killed = psutil.Process(system.triton.process.pid)
+    killed.kill()
+
+    async def replaced() -> bool:
+        state = DataFolder(tmp_path / "data").read_state()
+        return state is not None and state.processes["triton"].pid != killed.pid and await serving(system)
+
+    await until(replaced)
+
+
+async def test_a_killed_orchestrator_comes_back(system: EmbeddedSystem) -> None:
+    """It serves at the same endpoint."""
+    endpoint, killed = system.endpoint, psutil.Process(system.state.processes["orchestrator"].pid)
+    killed.kill()
+    await asyncio.to_thread(psutil.wait_procs, [killed], 10)
+    await until(lambda: serving(system))
+    assert system.endpoint == endpoint
+    assert system.state.processes["orchestrator"].pid != killed.pid
+
+
+async def test_what_cannot_be_repaired_is_given_up(system: EmbeddedSystem, stand_in_repository: Path) -> None:
+    """A model that is broken on disk is tried a few times, then the system ends with a sentence."""
+    (stand_in_repository / "models" / "llm" / "1" / "model.py").write_text("raise RuntimeError('broken')\n")
+    stubs(system)["llm_0_0"].kill()
+    async with asyncio.timeout(60):
+        with pytest.raises(BackendUnavailable, match=r"The Triton server failed 3 times .* is given up"):
+            await system.serve()
+
+
+async def test_a_stop_leaves_nothing(options: SystemOptions, tmp_path: Path) -> None:
+    """No process, no shared memory, no state."""
+    async with EmbeddedSystem(tmp_path / "data", options) as system:
+        children = psutil.Process().children(recursive=True)
+        prefix = system.triton.config.shm_prefix
+    assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not list(shared_memory.FOLDER.glob(f"{prefix}*"))
+    assert DataFolder(tmp_path / "data").read_state() is None
+
+
+async def test_one_data_folder_holds_one_system(system: EmbeddedSystem, options: SystemOptions, tmp_path: Path) -> None:
+    """A second one is refused before it starts anything, and the first is not disturbed."""
+    with pytest.raises(SetupError, match=rf"already runs on this data folder at {system.endpoint}"):
+        async with EmbeddedSystem(tmp_path / "data", options):
+            pass
+    assert await serving(system)
+
+
+async def test_a_repository_that_was_changed_is_refused(options: SystemOptions, tmp_path: Path) -> None:
+    """The manifest is checked before anything is served; the error names the file."""
+    assert options.repository is not None
+    (options.repository / "models" / "llm" / "1" / "model.py").write_text("# changed\n")
+    with pytest.raises(CheckpointError, match=r"models/llm/1/model\.py"):
+        async with EmbeddedSystem(tmp_path / "data", options):
+            pass
+    assert not psutil.Process().children()
