@@ -1,0 +1,67 @@
+"""The language model's folder against the contract: configuration and tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from medvl.contracts.checkpoint import LANGUAGE_FOLDER, Checkpoint, LanguageSpec
+
+MODEL_TYPE = "qwen2"
+"""``model_type`` of the family that the contract names."""
+
+_CONFIG = f"{LANGUAGE_FOLDER}/config.json"
+_TOKENIZER = f"{LANGUAGE_FOLDER}/tokenizer.json"
+
+
+def language_mismatches(folder: Path, checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield a line for everything in the language model's folder that contradicts ``checkpoint.json``."""
+    config = _config(folder)
+    if config is None:
+        yield f"{_CONFIG}: expected a transformers configuration, found none that can be read"
+    else:
+        yield from _config_mismatches(config, checkpoint.language)
+    tokenizer = _tokenizer(folder)
+    if tokenizer is None:
+        yield f"{_TOKENIZER}: expected a tokenizer, found none that can be read"
+    else:
+        yield from _tokenizer_mismatches(tokenizer, checkpoint.language, config or {})
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    try:
+        config = json.loads((folder / _CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _tokenizer(folder: Path) -> Any:  # noqa: ANN401 - the library has no types
+    path = folder / _TOKENIZER
+    try:
+        return Tokenizer.from_str(path.read_text("utf-8"))
+    except Exception:  # the library has no class of its own for a file that it cannot read
+        return None
+
+
+def _config_mismatches(config: dict[str, Any], language: LanguageSpec) -> Iterator[str]:
+    for field, expected in (("model_type", MODEL_TYPE), ("hidden_size", language.hidden_size)):
+        if (found := config.get(field)) != expected:
+            yield f"{_CONFIG}: {field}: expected {expected}, found {found}"
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < language.max_context:
+        yield f"{_CONFIG}: max_position_embeddings: expected at least {language.max_context}, found {positions}"
+
+
+def _tokenizer_mismatches(tokenizer: Any, language: LanguageSpec, config: dict[str, Any]) -> Iterator[str]:  # noqa: ANN401
+    special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+    for token in (language.seg_token, language.image_token):
+        if token not in special:
+            yield f"{_TOKENIZER}: expected the special token {token}, found none of that name"
+    embedded, needed = config.get("vocab_size"), max(tokenizer.get_vocab().values(), default=-1) + 1
+    if isinstance(embedded, int) and needed > embedded:
+        yield f"{_TOKENIZER}: expected token ids below {embedded}, the vocab_size of {_CONFIG}, found {needed - 1}"

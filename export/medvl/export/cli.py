@@ -1,0 +1,103 @@
+"""``medvl-export``: from a checkpoint to a repository that Triton serves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from medvl.contracts.errors import CheckpointError, MedvlError
+from medvl.contracts.manifest import Target, verify_repository
+from medvl.export.presets import PRESETS, resolve_checkpoint
+
+# Commands import what needs torch when they run: --help, and a build with nothing to do, answer at once.
+# ruff: noqa: PLC0415
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``medvl-export``; return the exit status, 1 after an error that stands on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except MedvlError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medvl-export", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_build(commands.add_parser("build", help="build the repository of a checkpoint"))
+    _add_check(commands.add_parser("check", help="prove a checkpoint folder against the contract"))
+    _add_verify(commands.add_parser("verify", help="prove a repository against its manifest"))
+    _add_phantom(commands.add_parser("phantom", help="write a procedural CT series as DICOM"))
+    return parser
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_build)
+    presets = ", ".join(PRESETS)
+    parser.add_argument("--checkpoint", required=True, metavar="FOLDER|PRESET", help=f"folder, or one of: {presets}")
+    parser.add_argument("--target", choices=get_args(Target), default="cpu", help="what the networks become (cpu)")
+    parser.add_argument("--out", required=True, type=Path, metavar="REPOSITORY", help="folder to make or replace")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _build(options: argparse.Namespace) -> None:
+    from medvl.export.build import build_repository
+
+    folder = resolve_checkpoint(options.checkpoint)
+    result = build_repository(folder, options.target, options.out, _progress)
+    if options.json:
+        fields = {
+            "repository": str(result.repository),
+            "checkpoint": result.manifest.checkpoint,
+            "checkpoint_digest": result.manifest.checkpoint_digest,
+            "trained": result.manifest.trained,
+            "target": result.manifest.target,
+            "built": result.built,
+        }
+        sys.stdout.write(json.dumps(fields) + "\n")
+    else:
+        sys.stdout.write(f"{result.repository} {'built' if result.built else 'is up to date'}\n")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_check)
+    parser.add_argument("folder", type=Path, help="checkpoint folder")
+    parser.add_argument("--json", action="store_true", help="print the mismatches as JSON")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from medvl.export.check import mismatches
+
+    lines = mismatches(options.folder)
+    if options.json:
+        sys.stdout.write(json.dumps({"mismatches": lines}) + "\n")
+    if lines:
+        raise CheckpointError("\n".join(lines))
+    if not options.json:
+        sys.stdout.write(f"{options.folder} holds the contract\n")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_verify)
+    parser.add_argument("repository", type=Path, help="folder that medvl-export build wrote")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    manifest = verify_repository(options.repository)
+    sys.stdout.write(f"{options.repository} holds its manifest: {manifest.checkpoint}, {len(manifest.files)} files\n")
+
+
+def _progress(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

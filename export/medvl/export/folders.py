@@ -1,0 +1,45 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock beside a folder, so that two processes do not make it at once; wait for another holder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _sibling(folder, "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def replacement(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the given one's place when the block ends without an error.
+
+    The caller holds :func:`locked`. Until the end the old folder stays as it is, and an error leaves it so. A process
+    that dies between the two renames leaves the old folder aside, and the next call puts it back first.
+    """
+    staging, previous = _sibling(folder, "staging"), _sibling(folder, "previous")
+    if previous.exists() and not folder.exists():
+        previous.rename(folder)
+    for leftover in (staging, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        if folder.exists():
+            folder.rename(previous)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _sibling(folder: Path, role: str) -> Path:
+    return folder.with_name(f".{folder.name}.{role}")

@@ -1,0 +1,107 @@
+"""Parts as ONNX graphs, run by onnxruntime: the target ``cpu``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import torch
+
+from medvl.contracts.errors import ParityError
+from medvl.contracts.pbtxt import MODEL_FILES
+from medvl.contracts.tensors import DType, TensorSpec
+from medvl.export.builders import Runner
+from medvl.export.onnx_canonical import canonicalise
+from medvl.export.parts import Part
+from medvl.export.program import quiet, trace
+from medvl.export.samples import Arrays, Samples
+
+OPSET = 20
+"""Newest opset that the onnxruntime and the TensorRT parser of the serving images both read."""
+
+_ELEMENTS = {
+    onnx.TensorProto.FLOAT: DType.FP32,
+    onnx.TensorProto.FLOAT16: DType.FP16,
+    onnx.TensorProto.INT32: DType.INT32,
+    onnx.TensorProto.INT64: DType.INT64,
+    onnx.TensorProto.UINT8: DType.UINT8,
+}
+
+
+class OnnxBuilder:
+    """Writes ``model.onnx``: FP32, static image size, axes named as in the contract."""
+
+    def build(self, part: Part, samples: Samples, folder: Path) -> Path:
+        """Export a part and write it; equal inputs give equal bytes."""
+        program = trace(part, samples)
+        with quiet():
+            exported = torch.onnx.export(
+                program.exported,
+                program.inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[s.name for s in part.model.inputs],
+                output_names=[s.name for s in part.model.outputs],
+                external_data=False,
+                verbose=False,
+            )
+        assert exported is not None
+        model = exported.model_proto
+        _name_axes(model.graph, part)
+        canonicalise(model)
+        onnx.checker.check_model(model)
+        path = folder / MODEL_FILES["cpu"]
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return path
+
+    def load(self, part: Part, path: Path) -> Runner:
+        """Load a graph into onnxruntime."""
+        _check_signature(onnx.load(path, load_external_data=False).graph, part)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [s.name for s in part.model.outputs]
+
+        def run(inputs: Arrays) -> Arrays:
+            return dict(zip(names, session.run(names, inputs), strict=True))
+
+        return run
+
+
+def _name_axes(graph: onnx.GraphProto, part: Part) -> None:
+    """Give the symbols of dynamic axes the contract's names."""
+    names = {
+        value.type.tensor_type.shape.dim[i].dim_param: axis
+        for value, spec in zip(graph.input, part.model.inputs, strict=True)
+        for i, axis in part.dynamic(spec).items()
+    }
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+
+
+def _check_signature(graph: onnx.GraphProto, part: Part) -> None:
+    for values, specs in ((graph.input, part.model.inputs), (graph.output, part.model.outputs)):
+        found, expected = list(_described(values)), list(_expected(part, specs))
+        if found != expected:
+            raise ParityError(
+                f"The graph of {part.model.name} should have the tensors {'; '.join(expected)}, "
+                f"but it has {'; '.join(found)}."
+            )
+
+
+def _described(values: Sequence[onnx.ValueInfoProto]) -> Iterator[str]:
+    for value in values:
+        tensor = value.type.tensor_type
+        dims = ", ".join(d.dim_param or str(d.dim_value) for d in tensor.shape.dim)
+        yield f"{value.name} {_ELEMENTS.get(tensor.elem_type, 'other')} [{dims}]"
+
+
+def _expected(part: Part, specs: Sequence[TensorSpec]) -> Iterator[str]:
+    for spec in specs:
+        dynamic = part.dynamic(spec)
+        dims = (dynamic.get(i) or str(part.static.get(str(a), a)) for i, a in enumerate(part.axes(spec)))
+        yield f"{spec.name} {spec.dtype} [{', '.join(dims)}]"

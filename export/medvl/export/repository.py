@@ -1,0 +1,73 @@
+"""The folder that Triton serves: what stands where, apart from the networks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import medvl.export
+from medvl.contracts import pbtxt
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER
+from medvl.contracts.errors import SetupError
+from medvl.contracts.manifest import MANIFEST_FILE, MODELS_FOLDER
+from medvl.contracts.models import MODELS
+
+VERSION = "1"
+"""Every model has one version: a new build is a new repository."""
+
+TEMPLATE = "model_repository"
+
+
+def template_folder() -> Path:
+    """Return the committed template: package data of the wheel, or the folder of the source tree.
+
+    Raises
+    ------
+    SetupError
+        When the installation holds neither.
+    """
+    package = Path(medvl.export.__file__).parent
+    for folder in (package / TEMPLATE, package.parents[2] / TEMPLATE):
+        if folder.is_dir():
+            return folder
+    raise SetupError("The installation holds no model repository template: install medvl-sam2 again.")
+
+
+def version_folder(repository: Path, model: str) -> Path:
+    """Return the folder of a model's only version."""
+    return repository / MODELS_FOLDER / model / VERSION
+
+
+def write_skeleton(repository: Path, checkpoint: Path) -> None:
+    """Write everything but the networks: configurations, entry points, ``checkpoint.json``, the language model.
+
+    Parameters
+    ----------
+    repository
+        An empty folder.
+    checkpoint
+        A checkpoint folder that holds the contract.
+    """
+    text = (checkpoint / CHECKPOINT_FILE).read_text("utf-8")
+    (repository / CHECKPOINT_FILE).write_text(text, "utf-8")
+    pbtxt.write_all(repository / MODELS_FOLDER, text)
+    template = template_folder()
+    for model in MODELS:
+        folder = version_folder(repository, model)
+        folder.mkdir(parents=True)
+        entry_point = template / model / VERSION / "model.py"
+        if entry_point.is_file():
+            shutil.copyfile(entry_point, folder / entry_point.name)
+    shutil.copytree(checkpoint / LANGUAGE_FOLDER, version_folder(repository, "llm") / LANGUAGE_FOLDER)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to replace a folder that no build has written.
+
+    Raises
+    ------
+    SetupError
+        When the folder holds something, and that is not a repository.
+    """
+    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SetupError(f"The folder {folder} holds something else than a repository: name another with --out.")

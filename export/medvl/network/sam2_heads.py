@@ -1,0 +1,122 @@
+"""What the prompted and the tracked slice share: SAM2's mask heads and its memory of a slice, in exportable form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from medvl.network.sam2_attention import two_way
+
+_OBJECT, _IOU, _MASKS = 0, 1, slice(2, 6)
+"""Output tokens: object score, predicted IoU, the single mask and the three of the multimask output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Sparse prompt tokens."""
+
+    values: Tensor
+    """FP32 [N, K, C]."""
+    counts: Tensor
+    """BOOL [N, K], False where a token has no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What the mask heads say about N objects on a slice; the outputs of the contract, in its order."""
+
+    mask_logits: Tensor
+    """FP32 [N, 1, f_4, f_4]; -1024 everywhere where the object is absent."""
+    iou: Tensor
+    """FP32 [N, 1]."""
+    object_pointer: Tensor
+    """FP32 [N, C]; ``no_obj_ptr`` where absent."""
+    object_score: Tensor
+    """FP32 [N, 1], logit."""
+
+    def astuple(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the tensors in the order of the contract."""
+        return self.mask_logits, self.iou, self.object_pointer, self.object_score
+
+
+def decode(
+    sam: SAM2Base, image: Tensor, fine: tuple[Tensor, Tensor], tokens: Tokens, dense: Tensor, multimask: Tensor
+) -> Decoded:
+    """Run SAM2's mask decoder and choose one of its four masks.
+
+    Parameters
+    ----------
+    image
+        FP32 [N, C, f, f], memory or ``no_mem_embed`` already in it.
+    fine
+        ``f0`` and ``f1``, batch N or 1.
+    dense
+        FP32 [N or 1, C, f, f], the mask prompt's embedding.
+    multimask
+        BOOL [N]: the best of the three masks by predicted IoU, else the single mask.
+    """
+    decoder = sam.sam_mask_decoder
+    own = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
+    own = own.unsqueeze(0).expand(image.shape[0], -1, -1)
+    counts = torch.cat([torch.ones_like(own[..., 0], dtype=torch.bool), tokens.counts], dim=1)
+    hidden, keys = two_way(
+        decoder.transformer,
+        image + dense,
+        sam.sam_prompt_encoder.get_dense_pe(),
+        torch.cat([own, tokens.values], dim=1),
+        counts,
+    )
+    ious = decoder.iou_prediction_head(hidden[:, _IOU])
+    chosen = torch.where(multimask, ious[:, 1:].argmax(dim=-1) + 1, 0)[:, None]
+    score = decoder.pred_obj_score_head(hidden[:, _OBJECT])
+    masks = hidden[:, _MASKS]
+    logits = _mask_logits(sam, masks, keys.transpose(1, 2).reshape(image.shape), fine, chosen)
+    pointer = sam.obj_ptr_proj(_pick(masks, chosen)[:, 0])
+    present = score > 0
+    return Decoded(
+        mask_logits=torch.where(present[..., None, None], logits, NO_OBJ_SCORE),
+        iou=ious.gather(1, chosen),
+        object_pointer=torch.where(present, pointer, sam.no_obj_ptr),
+        object_score=score,
+    )
+
+
+def _mask_logits(
+    sam: SAM2Base, masks: Tensor, image: Tensor, fine: tuple[Tensor, Tensor], chosen: Tensor
+) -> Tensor:
+    """Return the logits [N, 1, f_4, f_4] of the chosen mask token of [N, 4, C]."""
+    decoder = sam.sam_mask_decoder
+    up1, norm, act1, up2, act2 = decoder.output_upscaling
+    f0, f1 = fine
+    upscaled = act2(up2(act1(norm(up1(image) + f1))) + f0)
+    weights = torch.stack([mlp(masks[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
+    logits = _pick(weights, chosen) @ upscaled.flatten(2)
+    return logits.reshape(logits.shape[0], 1, upscaled.shape[2], upscaled.shape[3])
+
+
+def _pick(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Return the chosen row of every object: [N, K, C] and [N, 1] to [N, 1, C]."""
+    return rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
+
+
+def remember(sam: SAM2Base, f2: Tensor, mask_logits: Tensor, object_score: Tensor) -> Tensor:
+    """Return the memory FP32 [N, HW, Cm] of a slice.
+
+    Parameters
+    ----------
+    f2
+        FP32 [1, C, f, f], without memory.
+    mask_logits, object_score
+        FP32 [N, 1, f_4, f_4] and [N, 1].
+    """
+    side = sam.image_size
+    full = interpolate(mask_logits, size=(side, side), mode="bilinear", align_corners=False)
+    mask = torch.sigmoid(full) * sam.sigmoid_scale_for_mem_enc + sam.sigmoid_bias_for_mem_enc
+    encoder = sam.memory_encoder
+    fused = encoder.fuser(encoder.pix_feat_proj(f2) + encoder.mask_downsampler(mask))
+    memory = encoder.out_proj(fused).flatten(2).transpose(1, 2)
+    return torch.where((object_score > 0)[..., None], memory, memory + sam.no_obj_embed_spatial)

@@ -1,0 +1,97 @@
+"""What propagation asks of its surroundings: networks that run somewhere, and features that live somewhere.
+
+Propagation decides which array goes where and computes on none, so the same code drives torch modules in this process
+and models behind a server. Arrays (type ``A``) are numpy arrays or torch tensors; features (type ``F``) are whatever
+a :class:`FeatureSource` hands out and a :class:`Steps` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from medvl.network.prompts import SlicePrompt
+
+
+class ArrayLike(Protocol):
+    """What numpy arrays and torch tensors have in common, as far as propagation goes."""
+
+    @property
+    def shape(self) -> Any:  # noqa: ANN401 - a tuple of int, or torch.Size
+        """Lengths of the axes."""
+
+    def __getitem__(self, key: Any, /) -> Any:  # noqa: ANN401
+        """Return rows; a list of int copies."""
+
+    def tolist(self) -> Any:  # noqa: ANN401
+        """Return nested lists of numbers."""
+
+
+A = TypeVar("A", bound=ArrayLike)
+F = TypeVar("F")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(Generic[A]):
+    """What the mask heads say about N objects, FP32."""
+
+    mask_logits: A
+    """[N, 1, f_4, f_4]; -1024 everywhere where the object is absent."""
+    iou: A
+    """[N, 1], predicted IoU."""
+    object_pointer: A
+    """[N, C]."""
+    object_score: A
+    """[N, 1], logit that the object is on the slice."""
+
+    def rows(self, indices: Sequence[int]) -> Decoded[A]:
+        """Return some of the objects."""
+        own = list(indices)
+        return Decoded(self.mask_logits[own], self.iou[own], self.object_pointer[own], self.object_score[own])
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered(Generic[A]):
+    """A slice on which N objects have been decoded, and its memory FP32 [N, HW, Cm]."""
+
+    decoded: Decoded[A]
+    memory: A
+
+    def rows(self, indices: Sequence[int]) -> Self:
+        """Return some of the objects."""
+        return type(self)(self.decoded.rows(indices), self.memory[list(indices)])
+
+
+@dataclass(frozen=True, slots=True)
+class Bank(Generic[A]):
+    """What a slice attends to: R memories and Q object pointers, in any order, the same for N objects."""
+
+    memories: Sequence[A]
+    """R arrays FP32 [N, HW, Cm]."""
+    rows: Sequence[int]
+    """R rows of the temporal table: 6 for a conditioning slice, distance - 1 for a tracked one."""
+    pointers: Sequence[A]
+    """Q arrays FP32 [N, C]."""
+    distances: Sequence[float]
+    """Q signed slice distances / (min(slices, 16) - 1)."""
+
+
+class Steps(Protocol[F, A]):
+    """The networks of SAM2, wherever they run."""
+
+    async def decode(self, features: Sequence[F], prompts: Sequence[SlicePrompt]) -> Decoded[A]:
+        """Decode prompts without memory, each on the slice whose features stand at its place; N prompts."""
+
+    async def remember(self, features: F, mask_logits: A, object_score: A) -> A:
+        """Return the memory [N, HW, Cm] of N objects on one slice."""
+
+    async def track(self, features: F, bank: Bank[A]) -> Remembered[A]:
+        """Track N objects onto one slice."""
+
+
+class FeatureSource(Protocol[F]):
+    """The slices of one volume as SAM2 sees them; computes features when they are first asked for."""
+
+    async def get(self, slices: Sequence[int]) -> Sequence[F]:
+        """Return the features of slices, in that order."""

@@ -1,0 +1,170 @@
+"""The 3D vision encoder: DCFormer, with the parameter names and the arithmetic of the public Med3DVLM weights.
+
+A state dict of Med3DVLM's DCFormer loads unchanged. Facts (names, kernel sizes, axis order, strides) were read in
+``src/model/encoder/dcformer.py`` of github.com/mirthAI/Med3DVLM; the network is described in arXiv 2502.05091.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from medvl.contracts.checkpoint import VisionSpec
+
+STEM_KERNEL = 7
+STEM_STRIDE = 4
+LAYER_SCALE = 1e-6
+"""Initial factor of a block's residual branch in the public training code."""
+
+
+class DecomposedConv(nn.Module):
+    """Sum of three convolutions, one along each spatial axis.
+
+    Parameters
+    ----------
+    groups
+        Equal to the channels for a depthwise convolution.
+    activate
+        Whether a GELU follows the sum.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, kernel: int, *, stride: int = 1, groups: int = 1, activate: bool = False
+    ) -> None:
+        super().__init__()
+        self.c1, self.c2, self.c3 = (
+            nn.Sequential(
+                nn.Conv3d(
+                    channels_in,
+                    channels,
+                    kernel_size=_along(axis, kernel, 1),
+                    padding=_along(axis, kernel // 2, 0),
+                    stride=stride,
+                    groups=groups,
+                ),
+                nn.BatchNorm3d(channels),
+            )
+            for axis in range(3)
+        )
+        self.act = nn.GELU() if activate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C_in, *, *, *] to [B, C, *, *, *], axes as in :class:`DCFormer`."""
+        summed: Tensor = self.act(self.c1(x) + self.c2(x) + self.c3(x))
+        return summed
+
+
+class ChannelMlp(nn.Module):
+    """Two linear layers on the channels; positions 0 and 3 of ``mlp`` hold the weights, as in the public code."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, 4 * channels),
+            nn.GELU(),
+            nn.Identity(),
+            nn.Linear(4 * channels, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., C] to [..., C]."""
+        mapped: Tensor = self.mlp(x)
+        return mapped
+
+
+class ConvBlock(nn.Module):
+    """Optional halving of every axis, then a decomposed depthwise convolution and an MLP on a residual branch."""
+
+    def __init__(self, channels_in: int, channels: int, kernel: int, *, downsample: bool) -> None:
+        super().__init__()
+        self.downsample = downsample
+        if downsample:
+            self.pool = nn.MaxPool3d(3, 2, 1)
+            self.proj = nn.Conv3d(channels_in, channels, 1, bias=False)
+        self.dwconv = DecomposedConv(channels, channels, kernel, groups=channels)
+        self.mlp = ChannelMlp(channels)
+        self.scale = nn.Parameter(torch.full((channels,), LAYER_SCALE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C_in, *, *, *] to [B, C, *, *, *]."""
+        if self.downsample:
+            x = self.proj(self.pool(x))
+        branch = self.scale * self.mlp(self.dwconv(x).permute(0, 2, 3, 4, 1))
+        return x + branch.permute(0, 4, 1, 2, 3)
+
+
+class DCFormer(nn.Module):
+    """Stem ``s0`` (stride 4) and stages ``s1`` to ``s4`` (stride 2 each), axes B, C, rows, columns, slices."""
+
+    def __init__(self, spec: VisionSpec) -> None:
+        super().__init__()
+        self.last = max(spec.feature_stages)
+        self.s0 = nn.Sequential(*(_stem(1 if i == 0 else spec.dims[0], spec.dims[0]) for i in range(spec.depths[0])))
+        for stage in range(1, 5):
+            self.add_module(f"s{stage}", _stage(spec, stage))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the output of the stem and of every stage up to the last one that is used."""
+        outputs = []
+        for stage in range(self.last + 1):
+            x = self.get_submodule(f"s{stage}")(x)
+            outputs.append(x)
+        return outputs
+
+
+class VisionEncoder(nn.Module):
+    """CT volume to the features of two stages (model ``vision_encoder`` of the contract)."""
+
+    def __init__(self, spec: VisionSpec) -> None:
+        super().__init__()
+        self.stages = spec.feature_stages
+        self.encoder = DCFormer(spec)
+
+    def forward(self, volume_hu: Tensor, window_hu: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode volumes.
+
+        Parameters
+        ----------
+        volume_hu
+            FP16 or FP32 [B, d, h, w], HU, axes superior, posterior, left.
+        window_hu
+            FP32 [B, 2], the HU that become 0 and 1; values outside are clipped.
+
+        Returns
+        -------
+        tuple[Tensor, Tensor]
+            ``features_low`` FP32 [B, T_low, C_low] and ``features_high`` FP32 [B, T_high, C_high], tokens in C order
+            of d, h, w.
+        """
+        lower, upper = (window_hu[:, i].float().reshape(-1, 1, 1, 1) for i in (0, 1))
+        scaled = ((volume_hu.float() - lower) / (upper - lower)).clamp(0.0, 1.0)
+        outputs = self.encoder(scaled.permute(0, 2, 3, 1).unsqueeze(1))
+        low, high = (_tokens(outputs[stage]) for stage in self.stages)
+        return low, high
+
+
+def _along(axis: int, value: int, other: int) -> tuple[int, int, int]:
+    first, second, third = (value if i == axis else other for i in range(3))
+    return first, second, third
+
+
+def _stem(channels_in: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        DecomposedConv(channels_in, channels, STEM_KERNEL, stride=STEM_STRIDE, activate=True),
+        *(DecomposedConv(channels, channels, 3, activate=True) for _ in range(3)),
+    )
+
+
+def _stage(spec: VisionSpec, stage: int) -> nn.Sequential:
+    channels, kernel = spec.dims[stage], spec.kernel_sizes[stage - 1]
+    return nn.Sequential(
+        *(
+            ConvBlock(spec.dims[stage - 1] if i == 0 else channels, channels, kernel, downsample=i == 0)
+            for i in range(spec.depths[stage])
+        )
+    )
+
+
+def _tokens(features: Tensor) -> Tensor:
+    """Bring [B, C, h, w, d] to [B, d * h * w, C]."""
+    return features.permute(0, 4, 2, 3, 1).flatten(1, 3)

@@ -1,0 +1,75 @@
+"""What propagation finds, as the events that the segmenter sends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from medvl.contracts.messages import Message, ObjectMask, Progress, SliceMask
+from medvl.imaging.masks import pack_mask
+from medvl.imaging.resample import FitTransform
+from medvl.serving.mask_volume import MaskVolume, slice_mask
+
+PROGRESS_INTERVAL_S = 0.1
+"""Least time between two progress events."""
+
+Send = Callable[[Message, bytes], None]
+"""Sends one event with its packed mask, or with none."""
+
+
+class Findings:
+    """Collects the masks of one request and tells the caller as they come.
+
+    Parameters
+    ----------
+    send
+        Where events go.
+    object_ids
+        The objects of the request.
+    depth
+        Slices of the canonical volume.
+    transform
+        How its slices lie in SAM2's square.
+    """
+
+    def __init__(self, send: Send, object_ids: Iterable[int], depth: int, transform: FitTransform) -> None:
+        self._send = send
+        self._transform = transform
+        self._masks = {object_id: MaskVolume(depth, transform) for object_id in object_ids}
+        self._presence: dict[int, dict[int, float]] = {object_id: {} for object_id in self._masks}
+        self._told_s = time.monotonic()
+
+    def prompted(self, object_id: int, number: int, mask_logits: np.ndarray, score: float) -> None:
+        """Send the mask of a prompted slice, low-resolution logits FP32 [f_4, f_4], at once."""
+        packed = pack_mask(slice_mask(mask_logits, self._transform)[None])
+        self._send(SliceMask(object_id=object_id, slice=number, score=score), packed)
+
+    def worked_on(self, object_id: int, number: int, mask_logits: np.ndarray, presence: float) -> None:
+        """Keep the mask of a slice and how sure the network is that the object is on it, 0 to 1."""
+        self._masks[object_id].put(number, mask_logits)
+        self._presence[object_id][number] = presence
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell how many slices have been worked on, now and then."""
+        now_s = time.monotonic()
+        if now_s - self._told_s >= PROGRESS_INTERVAL_S or done == total:
+            self._told_s = now_s
+            self._send(Progress(slices_done=done, slices_total=total), b"")
+
+    def ended(self, object_id: int, score: float, key_slices: Sequence[int], *, found: bool) -> None:
+        """Send the whole mask of an object, or that it was not found, and forget it.
+
+        A mask without a voxel is never called a result.
+        """
+        mask, presence = self._masks.pop(object_id), self._presence.pop(object_id)
+        found = found and not mask.empty
+        event = ObjectMask(
+            object_id=object_id,
+            found=found,
+            score=score,
+            key_slices=tuple(key_slices),
+            slice_scores=dict(sorted(presence.items())),
+        )
+        self._send(event, mask.pack() if found else b"")

@@ -1,0 +1,53 @@
+"""Prompts in voxels of the canonical grid as prompts in the pixels of SAM2's slices."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from medvl.contracts.messages import BoxPrompt, ObjectPrompts, PointPrompt
+from medvl.imaging.resample import FitTransform
+from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint
+
+
+def to_model_prompt(prompts: ObjectPrompts, transform: FitTransform, seg_hidden: np.ndarray | None) -> ObjectPrompt:
+    """Return one object's prompts as propagation takes them.
+
+    Parameters
+    ----------
+    prompts
+        Points and boxes in voxel indices (slice, row, column).
+    transform
+        How a slice lies in SAM2's square.
+    seg_hidden
+        FP32 [n, H]: the states that ``prompts.seg_row`` counts, None without any.
+    """
+    points: dict[int, tuple[PromptPoint, ...]] = defaultdict(tuple)
+    # SAM2 sees a box before the points of its slice.
+    for box in prompts.boxes:
+        points[box.slice] += _corners(box, transform)
+    for point in prompts.points:
+        points[point.slice] += (_point(point, transform),)
+    first, last = _extent(prompts)
+    row = prompts.seg_row
+    state = None if row is None or seg_hidden is None else seg_hidden[row]
+    return ObjectPrompt(prompts.object_id, dict(points), state, first, last)
+
+
+def _extent(prompts: ObjectPrompts) -> tuple[int | None, int | None]:
+    """Return the slices that an object's boxes confine it to."""
+    if not prompts.boxes:
+        return None, None
+    return min(b.first_slice for b in prompts.boxes), max(b.last_slice for b in prompts.boxes)
+
+
+def _corners(box: BoxPrompt, transform: FitTransform) -> tuple[PromptPoint, ...]:
+    corners = ((box.column_min, box.row_min), (box.column_max, box.row_max))
+    (x0, y0), (x1, y1) = transform.to_model_xy(np.array(corners)).tolist()
+    return PromptPoint(x0, y0, BOX_FIRST), PromptPoint(x1, y1, BOX_SECOND)
+
+
+def _point(point: PointPrompt, transform: FitTransform) -> PromptPoint:
+    x, y = transform.to_model_xy(np.array((point.column, point.row))).tolist()
+    return PromptPoint(x, y, POSITIVE if point.positive else NEGATIVE)

@@ -1,0 +1,99 @@
+"""Responses of a decoupled model: the last one carries FINAL, whatever happens.
+
+An exception that leaves a decoupled ``execute`` hangs the client and holds the server's shutdown, so a request is
+answered inside :func:`answering`, which turns every exception into an error response with FINAL. Callers get the
+sentence of an error of :mod:`medvl.contracts.errors`; what else went wrong stays in the server's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import triton_python_backend_utils as pb_utils
+
+from medvl.contracts.errors import (
+    BackendUnavailable,
+    InternalError,
+    InvalidRequest,
+    MedvlError,
+    Overloaded,
+    RequestCancelled,
+    SeriesNotResident,
+)
+from medvl.contracts.faults import to_triton_text
+from medvl.serving.stub import PbResponse, PbSender, PbTensor
+
+log = logging.getLogger(__name__)
+
+_CODES: tuple[tuple[type[MedvlError], str], ...] = (
+    (InvalidRequest, "INVALID_ARG"),
+    (SeriesNotResident, "NOT_FOUND"),
+    (Overloaded, "UNAVAILABLE"),
+    (BackendUnavailable, "UNAVAILABLE"),
+    (RequestCancelled, "CANCELLED"),
+)
+
+
+def as_medvl_error(error: BaseException) -> MedvlError:
+    """Return the error that a caller may see; one that is not ours is logged and becomes :class:`InternalError`."""
+    if isinstance(error, MedvlError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return RequestCancelled("The request was cancelled.")
+    log.error("a request failed", exc_info=error)
+    return InternalError("A model failed in a way that is a defect of the server.")
+
+
+def error_response(error: BaseException) -> PbResponse:
+    """Return the ``pb_utils.InferenceResponse`` that carries an error."""
+    known = as_medvl_error(error)
+    code = next((name for cls, name in _CODES if isinstance(known, cls)), "INTERNAL")
+    triton_code = getattr(pb_utils.TritonError, code)
+    response: PbResponse = pb_utils.InferenceResponse(error=pb_utils.TritonError(to_triton_text(known), triton_code))
+    return response
+
+
+class Reply:
+    """The responses to one request of a decoupled model."""
+
+    def __init__(self, sender: PbSender) -> None:
+        self._sender = sender
+        self._closed = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller went away; asks the server, so it costs a message."""
+        return bool(self._sender.is_cancelled())
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last response has been sent."""
+        return self._closed
+
+    def send(self, tensors: Sequence[PbTensor], *, final: bool = False) -> None:
+        """Send one response; the last one carries its data and FINAL together."""
+        self._put(pb_utils.InferenceResponse(output_tensors=list(tensors)), final=final)
+
+    def fail(self, error: BaseException) -> None:
+        """Send an error as the last response."""
+        self._put(error_response(error), final=True)
+
+    def _put(self, response: PbResponse, *, final: bool) -> None:
+        self._closed = final
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+
+
+@asynccontextmanager
+async def answering(sender: PbSender) -> AsyncIterator[Reply]:
+    """Answer one request: an exception inside becomes the last response, and so does forgetting one."""
+    reply = Reply(sender)
+    try:
+        yield reply
+        if not reply.closed:
+            reply.fail(InternalError("A model gave no answer, which is a defect of the server."))
+    except (Exception, asyncio.CancelledError) as error:
+        if not reply.closed:
+            reply.fail(error)

@@ -1,0 +1,80 @@
+"""What the segmenter refuses before a network runs, each with one sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.errors import InvalidRequest, PromptOutsideVolume
+from medvl.contracts.messages import BoxPrompt, ObjectPrompts, PointPrompt, SegmenterRequest
+
+
+def check_request(
+    request: SegmenterRequest, checkpoint: Checkpoint, slices: np.ndarray | None, seg_hidden: np.ndarray | None
+) -> None:
+    """Check a request of ``volume_segmenter`` whose tensors have the right dtype and rank.
+
+    Raises
+    ------
+    InvalidRequest
+        On no objects, an object twice or without prompts, a box of zero size, or tensors that do not fit the request.
+    PromptOutsideVolume
+        On a point or box that does not touch the volume.
+    """
+    if min(request.shape) < 1 or not request.objects:
+        raise InvalidRequest("The request has an empty volume or no objects.")
+    _check_slices(request, checkpoint.segmentation.side, slices)
+    _check_states(request, checkpoint.language.hidden_size, seg_hidden)
+    for object_id, times in Counter(o.object_id for o in request.objects).items():
+        if times > 1:
+            raise InvalidRequest(f"Object {object_id} is described {times} times: give all its prompts at once.")
+    for prompts in request.objects:
+        _check_object(prompts, request.shape)
+
+
+def _check_slices(request: SegmenterRequest, side: int, slices: np.ndarray | None) -> None:
+    wanted = (request.shape[0], side, side)
+    if slices is not None and slices.shape != wanted:
+        raise InvalidRequest(f"Tensor slices should be {list(wanted)} but is {list(slices.shape)}.")
+
+
+def _check_states(request: SegmenterRequest, width: int, states: np.ndarray | None) -> None:
+    count = 0 if states is None else len(states)
+    if states is not None and (states.shape[1] != width or not np.isfinite(states).all()):
+        raise InvalidRequest(f"Tensor seg_hidden should hold finite rows of {width} values.")
+    for row in (o.seg_row for o in request.objects if o.seg_row is not None):
+        if not 0 <= row < count:
+            raise InvalidRequest(f"An object names row {row} of seg_hidden, which has {count}.")
+
+
+def _check_object(prompts: ObjectPrompts, shape: tuple[int, int, int]) -> None:
+    if not prompts.points and not prompts.boxes and prompts.seg_row is None:
+        raise InvalidRequest(f"Object {prompts.object_id} has no prompt: give a point, a box or a text.")
+    for point in prompts.points:
+        _check_point(point, shape)
+    for box in prompts.boxes:
+        _check_box(box, shape)
+    for number, times in Counter(b.slice for b in prompts.boxes).items():
+        if times > 1:
+            raise InvalidRequest(f"Object {prompts.object_id} has {times} boxes on slice {number}: give one.")
+
+
+def _check_point(point: PointPrompt, shape: tuple[int, int, int]) -> None:
+    depth, rows, columns = shape
+    if not (0 <= point.slice < depth and -0.5 <= point.row <= rows - 0.5 and -0.5 <= point.column <= columns - 0.5):
+        raise PromptOutsideVolume(f"A point lies outside the volume of {depth} slices of {rows} x {columns} voxels.")
+
+
+def _check_box(box: BoxPrompt, shape: tuple[int, int, int]) -> None:
+    depth, rows, columns = shape
+    if not (box.row_min < box.row_max and box.column_min < box.column_max):
+        raise InvalidRequest("A box has zero size: give two different corners.")
+    if not box.first_slice <= box.slice <= box.last_slice:
+        raise InvalidRequest("The prompted slice of a box lies outside its first and last slice.")
+    inside = (
+        box.row_max > -0.5 and box.row_min < rows - 0.5 and box.column_max > -0.5 and box.column_min < columns - 0.5
+    )
+    if not (0 <= box.slice < depth and inside):
+        raise PromptOutsideVolume(f"A box lies outside the volume of {depth} slices of {rows} x {columns} voxels.")

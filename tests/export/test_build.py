@@ -1,0 +1,144 @@
+"""A build installs a whole repository or leaves the old one as it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from medvl.contracts.errors import ParityError, SetupError
+from medvl.contracts.manifest import MANIFEST_FILE, PARITY_FILE, load_manifest, verify_repository
+from medvl.contracts.models import MODELS, Kind
+from medvl.export import builders, parts
+from medvl.export.build import build_repository
+from medvl.export.gates import FP32_GATE
+from medvl.export.onnx_builder import OnnxBuilder
+
+
+@pytest.fixture
+def one_part(monkeypatch, toy_part):
+    """Builds take a second: the networks are one toy network, in the place of a real one."""
+    part = replace(toy_part, model=replace(toy_part.model, name="projector"))
+    monkeypatch.setattr(parts, "load_parts", lambda _: [part])
+
+
+class Breaking(OnnxBuilder):
+    """Loses its machine in the middle of a part."""
+
+    def build(self, part, samples, folder):
+        """Write half a file and die."""
+        (folder / "model.onnx").write_bytes(b"half")
+        raise OSError("no space left")
+
+
+class Lying(OnnxBuilder):
+    """Runs another network than it built."""
+
+    def load(self, part, path):
+        """Return a runner that is a thousandth off."""
+        run = super().load(part, path)
+        return lambda inputs: {name: array + 0.001 for name, array in run(inputs).items()}
+
+
+def build(checkpoint, out):
+    return build_repository(checkpoint, "cpu", out, lambda _: None)
+
+
+def content(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_repository_is_whole(phantom_repository, phantom_checkpoint):
+    """Every model has its configurations and its file, and the manifest holds."""
+    manifest = verify_repository(phantom_repository)
+    checkpoint = load_checkpoint(phantom_checkpoint)
+    assert manifest.checkpoint_digest == checkpoint.digest
+    for name, model in MODELS.items():
+        folder = phantom_repository / "models" / name
+        assert (folder / "config.pbtxt").is_file()
+        assert (folder / "1").is_dir()
+        assert (folder / "1" / "model.onnx").is_file() == (model.kind is Kind.NETWORK)
+        assert (folder / "1" / "model.py").is_file() == (model.kind is Kind.PYTHON)
+    assert (phantom_repository / "models" / "llm" / "1" / "llm" / "config.json").is_file()
+    text = (phantom_checkpoint / CHECKPOINT_FILE).read_text()
+    assert (phantom_repository / CHECKPOINT_FILE).read_text() == text
+
+
+def test_every_network_passed_its_gate(phantom_repository):
+    """The report holds every network at several sizes, within the gate, with masks that are not empty."""
+    report = json.loads((phantom_repository / PARITY_FILE).read_text())
+    assert report["parts"].keys() == {n for n, m in MODELS.items() if m.kind is Kind.NETWORK}
+    for name, part in report["parts"].items():
+        assert len({json.dumps(c["sizes"]) for c in part["cases"]}) == 3
+        outputs = [(o, c["outputs"][o]) for c in part["cases"] for o in c["outputs"]]
+        assert all(o["max_abs"] <= FP32_GATE.max_abs and o["cosine"] >= FP32_GATE.cosine for _, o in outputs), name
+        masks = [o for n, o in outputs if n == "mask_logits"]
+        assert not masks or any(m["foreground"] for m in masks), name
+
+
+def test_a_second_build_does_nothing(phantom_repository, phantom_checkpoint):
+    """With unchanged inputs the command says so, without loading torch."""
+    code = (
+        "import sys; from medvl.export.cli import main; "
+        f"status = main(['build', '--checkpoint', {str(phantom_checkpoint)!r}, '--out', {str(phantom_repository)!r}]); "
+        "sys.exit(status or 'torch' in sys.modules)"
+    )
+    before = (phantom_repository / MANIFEST_FILE).stat().st_mtime_ns
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{phantom_repository} is up to date\n"
+    assert (phantom_repository / MANIFEST_FILE).stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("one_part")
+def test_builds_are_reproducible(phantom_checkpoint, tmp_path):
+    """Two builds of the same inputs are the same bytes, the manifest included."""
+    build(phantom_checkpoint, tmp_path / "a")
+    build(phantom_checkpoint, tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+@pytest.mark.usefixtures("one_part")
+@pytest.mark.parametrize(("builder", "error"), [(Breaking, OSError), (Lying, ParityError)])
+def test_a_failed_build_leaves_the_old_repository(monkeypatch, phantom_checkpoint, tmp_path, builder, error):
+    """Neither a refused part nor a crash touches what stands there, and nothing is left beside it."""
+    out = tmp_path / "repository"
+    build(phantom_checkpoint, out)
+    old = content(out)
+    monkeypatch.setattr(builders, "builder_for", lambda _: builder())
+    monkeypatch.setattr("medvl.export.build.inputs_digest", lambda *_: "f" * 64)
+    with pytest.raises(error):
+        build(phantom_checkpoint, out)
+    assert content(out) == old
+    assert {p.name for p in tmp_path.iterdir()} == {"repository", ".repository.lock"}
+
+
+@pytest.mark.usefixtures("one_part")
+def test_a_failed_first_build_leaves_nothing(monkeypatch, phantom_checkpoint, tmp_path):
+    """A folder that appears is whole."""
+    monkeypatch.setattr(builders, "builder_for", lambda _: Lying())
+    with pytest.raises(ParityError, match="nothing was installed"):
+        build(phantom_checkpoint, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.usefixtures("one_part")
+def test_a_corrupted_repository_is_built_again(phantom_checkpoint, tmp_path):
+    """A build mends a repository that does not hold its manifest, and leaves one that does."""
+    out = tmp_path / "repository"
+    assert build(phantom_checkpoint, out).built
+    assert not build(phantom_checkpoint, out).built
+    (out / "models" / "projector" / "1" / "model.onnx").write_bytes(b"x")
+    assert build(phantom_checkpoint, out).built
+    assert verify_repository(out) == load_manifest(out)
+
+
+def test_a_foreign_folder_is_not_replaced(phantom_checkpoint, tmp_path):
+    """A folder that no build wrote is refused, not deleted."""
+    (tmp_path / "thesis.txt").write_text("years")
+    with pytest.raises(SetupError, match="holds something else than a repository: name another with --out"):
+        build(phantom_checkpoint, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years"

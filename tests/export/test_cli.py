@@ -1,0 +1,84 @@
+"""``medvl-export`` answers in one sentence and an exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from medvl.export.cli import main
+from medvl.export.presets import preset_folder, resolve_checkpoint
+
+
+def run(capsys, *arguments):
+    status = main([str(a) for a in arguments])
+    return status, capsys.readouterr()
+
+
+def test_check_tells_a_mismatch_on_standard_error(capsys, tmp_path):
+    """A folder that is no checkpoint gives one line and status 1."""
+    status, said = run(capsys, "check", tmp_path)
+    assert status == 1
+    assert said.out == ""
+    assert said.err == f"The folder {tmp_path.name} holds no checkpoint.json: it is not a checkpoint.\n"
+
+
+def test_check_answers_in_json(capsys, tmp_path):
+    """With ``--json`` the lines stand on standard output as well."""
+    status, said = run(capsys, "check", tmp_path, "--json")
+    assert status == 1
+    assert len(json.loads(said.out)["mismatches"]) == 1
+
+
+def test_check_passes_a_checkpoint(capsys, phantom_checkpoint):
+    """A folder that holds the contract is said to, with status 0."""
+    status, said = run(capsys, "check", phantom_checkpoint)
+    assert (status, said.err) == (0, "")
+
+
+def test_verify_proves_a_repository(capsys, phantom_repository, tmp_path):
+    """A built repository holds; another folder is told how to become one."""
+    status, said = run(capsys, "verify", phantom_repository)
+    assert status == 0
+    assert "holds its manifest: phantom" in said.out
+    status, said = run(capsys, "verify", tmp_path)
+    assert status == 1
+    assert said.err.endswith("holds no manifest.json: build it with medvl-export build.\n")
+
+
+def test_build_names_the_presets(capsys, tmp_path):
+    """A checkpoint that is neither a folder nor a preset is told which presets there are."""
+    status, said = run(capsys, "build", "--checkpoint", "nowhere", "--out", tmp_path / "r")
+    assert status == 1
+    assert said.err == "There is no folder nowhere, and no preset of that name; the presets are phantom.\n"
+
+
+def test_build_answers_in_json(capsys, phantom_repository, phantom_checkpoint):
+    """The result names the repository and the checkpoint, and says whether anything was done."""
+    status, said = run(capsys, "build", "--checkpoint", phantom_checkpoint, "--out", phantom_repository, "--json")
+    result = json.loads(said.out)
+    assert (status, result["built"], result["checkpoint"]) == (0, False, "phantom")
+    assert result["repository"] == str(phantom_repository)
+
+
+def test_a_target_that_this_machine_lacks_is_explained(capsys, phantom_checkpoint, tmp_path):
+    """Without TensorRT one sentence says what to install."""
+    status, said = run(
+        capsys, "build", "--checkpoint", phantom_checkpoint, "--target", "tensorrt", "--out", tmp_path / "r"
+    )
+    assert status == 1
+    assert said.err.count("\n") == 1
+    assert "pip install 'medvl-sam2[tensorrt]'" in said.err
+
+
+def test_help_does_not_wait_for_torch():
+    """The command answers before the libraries that only a build needs."""
+    code = "import sys; from medvl.export import cli; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_preset_is_made_once(phantom_checkpoint):
+    """A preset's name leads to one folder, which stays."""
+    before = (phantom_checkpoint / "checkpoint.json").stat().st_mtime_ns
+    assert resolve_checkpoint("phantom") == phantom_checkpoint == preset_folder("phantom")
+    assert (phantom_checkpoint / "checkpoint.json").stat().st_mtime_ns == before

@@ -1,0 +1,192 @@
+"""The segmenter's own arithmetic: prompts into SAM2's pixels, masks back to the grid, and what it refuses."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medvl.contracts.errors import InvalidRequest, PromptOutsideVolume
+from medvl.contracts.messages import BoxPrompt, ObjectPrompts, PointPrompt, SegmenterRequest
+from medvl.contracts.models import MODELS
+from medvl.imaging.masks import unpack_mask
+from medvl.imaging.resample import FitTransform
+from medvl.network.prompts import PromptPoint, SlicePrompt
+from medvl.network.steps import Bank
+from medvl.serving.feature_store import SliceFeatures
+from medvl.serving.mask_volume import MaskVolume, slice_mask
+from medvl.serving.model_prompts import to_model_prompt
+from medvl.serving.segmenter_checks import check_request
+from medvl.serving.triton_steps import Spent, TritonSteps, encode
+
+SIDE, H = 64, 8
+SHAPE = (6, 20, 30)
+CHECKPOINT = SimpleNamespace(segmentation=SimpleNamespace(side=SIDE), language=SimpleNamespace(hidden_size=H))
+
+
+def point(number: int = 2, row: float = 3.0, column: float = 4.0, *, positive: bool = True) -> PointPrompt:
+    return PointPrompt(slice=number, row=row, column=column, positive=positive)
+
+
+def box(**change: float) -> BoxPrompt:
+    fields = {
+        "slice": 2,
+        "first_slice": 1,
+        "last_slice": 4,
+        "row_min": 2.0,
+        "column_min": 3.0,
+        "row_max": 9.0,
+        "column_max": 11.0,
+    }
+    return BoxPrompt(**(fields | change))
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_a_mask_lies_under_its_click(fit):
+    """The voxel that was clicked is inside a mask whose logits are highest under the click: rows and columns agree."""
+    transform = FitTransform(20, 30, SIDE, fit)
+    prompt = to_model_prompt(ObjectPrompts(object_id=1, points=(point(row=5, column=22),)), transform, None)
+    (click,) = prompt.points[2]
+    ys, xs = np.mgrid[0 : SIDE // 4, 0 : SIDE // 4] * 4 + 2
+    logits = (4.0 - np.hypot(ys - click.y, xs - click.x)).astype(np.float32)
+    mask = slice_mask(logits, transform)
+    assert mask[5, 22]
+    assert not mask[15, 22]
+    assert not mask[5, 7]
+
+
+def test_a_box_comes_before_the_points_of_its_slice():
+    """SAM2 sees the box's corners first; points keep their order and sign, and the box confines the slices."""
+    prompts = ObjectPrompts(object_id=7, points=(point(), point(positive=False), point(4)), boxes=(box(),))
+    prompt = to_model_prompt(prompts, FitTransform(20, 30, SIDE, "stretch"), None)
+    assert [p.label for p in prompt.points[2]] == [2, 3, 1, 0]
+    assert [p.label for p in prompt.points[4]] == [1]
+    first, second = prompt.points[2][:2]
+    assert first.x < second.x
+    assert first.y < second.y
+    assert (prompt.first_slice, prompt.last_slice, prompt.object_id) == (1, 4, 7)
+
+
+def test_language_comes_by_row():
+    """An object named by text gets its own row of the states."""
+    states = np.arange(3 * H, dtype=np.float32).reshape(3, H)
+    prompt = to_model_prompt(ObjectPrompts(object_id=1, seg_row=2), FitTransform(20, 30, SIDE, "pad"), states)
+    assert prompt.seg_hidden is not None
+    assert np.array_equal(prompt.seg_hidden, states[2])
+    assert prompt.points == {}
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**16)), max_size=8))
+def test_a_packed_volume_holds_the_slices_that_were_put(slices):
+    """The last mask of every slice comes back, and slices without one are empty."""
+    transform = FitTransform(20, 30, SIDE, "pad")
+    volume, expected = MaskVolume(6, transform), np.zeros(SHAPE, bool)
+    for number, seed in slices:
+        logits = np.random.default_rng(seed).normal(-1.0 + seed % 2, 1.0, (16, 16)).astype(np.float32)
+        volume.put(number, logits)
+        expected[number] = slice_mask(logits, transform)
+    assert np.array_equal(unpack_mask(volume.pack(), SHAPE), expected)
+    assert volume.empty == (not expected.any())
+
+
+def request(*objects: ObjectPrompts, shape: tuple[int, int, int] = SHAPE) -> SegmenterRequest:
+    return SegmenterRequest(series="a" * 64, window_hu=(-160, 240), shape=shape, objects=objects)
+
+
+GOOD = ObjectPrompts(object_id=1, points=(point(),))
+
+
+def test_a_good_request_passes():
+    """Prompts on the outermost voxels are inside."""
+    corners = (point(0, -0.5, -0.5), point(5, 19.5, 29.5))
+    both = ObjectPrompts(object_id=2, points=corners, boxes=(box(row_min=-0.5, column_max=29.5),), seg_row=0)
+    slices, states = np.zeros((6, SIDE, SIDE), np.uint8), np.zeros((1, H), np.float32)
+    check_request(request(GOOD, both), CHECKPOINT, slices, states)
+
+
+@pytest.mark.parametrize(
+    ("objects", "error", "named"),
+    [
+        ((), InvalidRequest, "no objects"),
+        ((ObjectPrompts(object_id=1),), InvalidRequest, "no prompt"),
+        ((GOOD, GOOD), InvalidRequest, "2 times"),
+        ((ObjectPrompts(object_id=1, seg_row=1),), InvalidRequest, "row 1"),
+        ((ObjectPrompts(object_id=1, seg_row=-1),), InvalidRequest, "row -1"),
+        ((ObjectPrompts(object_id=1, boxes=(box(row_max=2.0),)),), InvalidRequest, "zero size"),
+        ((ObjectPrompts(object_id=1, boxes=(box(), box(row_max=8.0))),), InvalidRequest, "give one"),
+        ((ObjectPrompts(object_id=1, boxes=(box(last_slice=1),)),), InvalidRequest, "first and last"),
+        ((ObjectPrompts(object_id=1, boxes=(box(row_min=20.0, row_max=25.0),)),), PromptOutsideVolume, "box"),
+        ((ObjectPrompts(object_id=1, boxes=(box(slice=9, last_slice=9),)),), PromptOutsideVolume, "box"),
+        ((ObjectPrompts(object_id=1, points=(point(6),)),), PromptOutsideVolume, "point"),
+        ((ObjectPrompts(object_id=1, points=(point(row=20.0),)),), PromptOutsideVolume, "point"),
+        ((ObjectPrompts(object_id=1, points=(point(column=float("nan")),)),), PromptOutsideVolume, "point"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(objects, error, named):
+    """One sentence names what is wrong, before a network runs."""
+    with pytest.raises(error, match=named):
+        check_request(request(*objects), CHECKPOINT, None, np.zeros((1, H), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("slices", "states", "named"),
+    [
+        (np.zeros((5, SIDE, SIDE), np.uint8), None, "slices"),
+        (np.zeros((6, SIDE, 32), np.uint8), None, "slices"),
+        (None, np.zeros((1, H + 1), np.float32), "seg_hidden"),
+        (None, np.full((1, H), np.nan, np.float32), "seg_hidden"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(slices, states, named):
+    """Slices of another volume or size, and states of another width or with NaN, go no further."""
+    with pytest.raises(InvalidRequest, match=named):
+        check_request(request(GOOD), CHECKPOINT, slices, states)
+
+
+class Recorder:
+    """Answers calls with arrays of the right names, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, np.ndarray]]] = []
+
+    async def __call__(self, model: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.calls.append((model, inputs))
+        count = {"sam2_memory_encoder": "mask_logits", "sam2_track_step": "bank_pointer"}.get(model)
+        rows = len(next(iter(inputs.values()))) if count is None else inputs[count].shape[-2 if "track" in model else 0]
+        ends = np.arange(rows, dtype=np.float32).reshape(-1, 1)
+        return {spec.name: ends for spec in MODELS[model].outputs}
+
+
+def features(value: float) -> SliceFeatures:
+    return SliceFeatures(*(np.full((1, 2, n, n), value, np.float32) for n in (4, 2, 1)))
+
+
+async def test_many_prompts_go_in_batches_of_the_models_size():
+    """Forty prompts are three calls; every prompt has the features of its own slice and comes back in its place."""
+    infer, spent = Recorder(), Spent()
+    steps = TritonSteps(infer, CHECKPOINT, spent)
+    prompts = [SlicePrompt((PromptPoint(1.0, float(i), 1),) * (1 + i % 2)) for i in range(40)]
+    decoded = await steps.decode([features(float(i)) for i in range(40)], prompts)
+    assert [len(inputs["points"]) for _, inputs in infer.calls] == [16, 16, 8]
+    assert {inputs["points"].shape[1] for _, inputs in infer.calls} == {2}
+    rows = [(f[0, 0, 0], p[0, 1]) for _, i in infer.calls for f, p in zip(i["f0"], i["points"], strict=True)]
+    assert rows == [(i, i) for i in range(40)]
+    assert decoded.iou[:, 0].tolist() == [*range(16), *range(16), *range(8)]
+    assert spent.decode_s > 0
+
+
+@pytest.mark.parametrize("model", ["sam2_mask_decoder", "sam2_memory_encoder", "sam2_track_step", "sam2_image_encoder"])
+async def test_calls_hold_what_the_contract_names(model):
+    """Every model is given exactly its inputs, in its dtypes."""
+    infer = Recorder()
+    steps = TritonSteps(infer, CHECKPOINT, Spent())
+    bank = Bank([np.zeros((2, 4, 3), np.float32)], [6], [np.zeros((2, 5), np.float32)], [0.0])
+    await steps.decode([features(0.0)], [SlicePrompt((PromptPoint(0.0, 0.0, 1),))])
+    await steps.remember(features(0.0), np.zeros((2, 1, 4, 4), np.float32), np.zeros((2, 1), np.float32))
+    await steps.track(features(0.0), bank)
+    await encode(infer, np.zeros((3, SIDE, SIDE), np.uint8))
+    inputs = dict(infer.calls)[model]
+    assert {name: a.dtype for name, a in inputs.items()} == {s.name: s.dtype.numpy for s in MODELS[model].inputs}
