@@ -1,0 +1,87 @@
+"""``medvl segment``: prompts to masks in files on the source's own grid."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from medvl.imaging.series import LoadedSeries
+
+from medvl.client.commands.session import Session, in_session, read
+from medvl.client.coordinates import TypedBox, TypedPoint
+from medvl.client.documents import answer_document
+from medvl.client.exits import Exit
+from medvl.client.maskfiles import MaskTarget, write_masks
+from medvl.client.prompts import Box, ObjectPrompt, Point
+from medvl.client.results import Answer
+from medvl.client.terminal import mask_line
+from medvl.contracts.errors import InvalidRequest
+
+
+def run_segment(arguments: argparse.Namespace) -> int:
+    """Carry out ``medvl segment``.
+
+    Raises
+    ------
+    InvalidRequest
+        When the prompts or the output do not fit together or to the source.
+    """
+    target = MaskTarget.of(arguments.output, objects=_count(arguments))
+    loaded = read(arguments)
+    target.check_source(loaded)
+    objects = _objects(arguments, loaded)
+
+    async def segment(session: Session) -> Exit:
+        stream = session.client.segment(loaded.volume, objects, deadline_s=session.deadline_s)
+        answer = await session.follow(stream)
+        paths = write_masks(target, loaded, answer.masks)
+        _show(session, answer, paths)
+        return Exit.OK if paths else Exit.NOT_FOUND
+
+    return in_session(arguments, loaded, segment)
+
+
+def _count(arguments: argparse.Namespace) -> int:
+    """Return how many objects are asked for."""
+    named = len(arguments.label) + len(arguments.text)
+    spatial = bool(arguments.point or arguments.box)
+    if named and spatial:
+        raise InvalidRequest("Give --label and --text, or --point and --box: they prompt different objects.")
+    if not named and not spatial:
+        raise InvalidRequest("Say what to segment: --label, --text, --point or --box.")
+    if arguments.voxel and not spatial:
+        raise InvalidRequest("--voxel is about --point and --box: give one of them, or leave it out.")
+    return named or 1
+
+
+def _objects(arguments: argparse.Namespace, loaded: LoadedSeries) -> list[ObjectPrompt]:
+    if arguments.label or arguments.text:
+        labels = [ObjectPrompt(label=label) for label in arguments.label]
+        return [*labels, *(ObjectPrompt(text=text) for text in arguments.text)]
+    voxel: bool = arguments.voxel
+    return [
+        ObjectPrompt(
+            points=tuple(_point(p, loaded, voxel=voxel) for p in arguments.point),
+            boxes=tuple(_box(b, loaded, voxel=voxel) for b in arguments.box),
+        )
+    ]
+
+
+def _point(typed: TypedPoint, loaded: LoadedSeries, *, voxel: bool) -> Point:
+    return Point(source_to_lps(loaded, typed.xyz) if voxel else typed.xyz, negative=typed.negative)
+
+
+def _box(typed: TypedBox, loaded: LoadedSeries, *, voxel: bool) -> Box:
+    corners = (typed.corner, typed.opposite)
+    first, second = (source_to_lps(loaded, c) if voxel else c for c in corners)
+    return Box(first, second)
+
+
+def _show(session: Session, answer: Answer, paths: Mapping[int, Path]) -> None:
+    for mask in answer.masks:
+        session.output.line(mask_line(mask))
+    for path in dict.fromkeys(paths.values()):
+        session.output.line(f"written: {path}")
+    session.output.line(answer.done.disclaimer)
+    session.output.document(answer_document(session.loaded, answer, paths))

@@ -1,0 +1,261 @@
+"""What a service says while it answers, as frozen values: text, previews, progress, masks, and the closing account."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medvl.imaging.masks import unpack_mask
+from medvl.wire.v1 import medvl_pb2 as pb
+
+Shape = tuple[int, int, int]
+"""Slices, rows and columns of the canonical grid."""
+
+
+class Stage(StrEnum):
+    """What a service is busy with."""
+
+    ENCODE = "encode"
+    GENERATE = "generate"
+    SEGMENT = "segment"
+    OTHER = "other"
+    """A stage that this client does not know yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text that the answer grows by."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class SlicePreview:
+    """The 2D mask of a prompted slice, before propagation.
+
+    ``object_index`` counts the request's objects; ``slice_index`` counts slices of the canonical grid; ``score`` is
+    sigmoid(object score) x predicted IoU.
+    """
+
+    object_index: int
+    slice_index: int
+    score: float
+    packed: bytes
+    volume_shape: Shape
+
+    @cached_property
+    def array(self) -> NDArray[np.bool_]:
+        """The mask, bool [R, C], rows to posterior and columns to left."""
+        plane: NDArray[np.bool_] = unpack_mask(self.packed, (1, *self.volume_shape[1:]))[0]
+        return plane
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stage is: ``done`` of at most ``total`` steps."""
+
+    stage: Stage
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What the service measured of a mask on the canonical grid.
+
+    ``diameter_mm`` is the longest in a slice; ``box_min`` and ``box_max`` are the first and last slice, row and column.
+    """
+
+    voxels: int
+    volume_mm3: float
+    diameter_mm: float
+    centroid_lps_mm: tuple[float, ...]
+    box_min: tuple[int, ...]
+    box_max: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """Half-open range of characters (Unicode code points) of the whole text."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One object in 3D, or the statement that it is not in the volume.
+
+    Attributes
+    ----------
+    object_index
+        Counts the request's objects, or the [SEG] tokens of the text.
+    label
+        Class, or empty.
+    prompt
+        The prompt in words: the class, the text, or "2 points, 1 box".
+    found
+        False when the object is not in the volume: ``array`` holds no voxel then and ``measurement`` is None.
+    score
+        Of the best key slice: sigmoid(object score) x predicted IoU.
+    packed, volume_shape
+        The packed mask and its canonical grid; read ``array``.
+    key_slices, slice_scores
+        Slices that were prompted, and sigmoid(object score) of all that were worked on; canonical grid.
+    span
+        The [SEG] of the text that this mask belongs to, or None.
+    """
+
+    object_index: int
+    label: str
+    prompt: str
+    found: bool
+    score: float
+    packed: bytes
+    volume_shape: Shape
+    measurement: Measurement | None
+    key_slices: tuple[int, ...]
+    slice_scores: Mapping[int, float]
+    span: TextSpan | None
+
+    @cached_property
+    def array(self) -> NDArray[np.bool_]:
+        """The mask, bool [D, R, C] on the canonical grid; unpacked on first use."""
+        return unpack_mask(self.packed, self.volume_shape) if self.found else np.zeros(self.volume_shape, np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What produced a result; ``windows`` names the HU window of each use."""
+
+    series: str
+    checkpoint: str
+    trained: bool
+    checkpoint_digest: str
+    file_sha256: Mapping[str, str]
+    software: str
+    triton_version: str
+    windows: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Closes every answered stream.
+
+    ``finish_reason`` is "stop" or "length", or empty without text; ``stages_ms`` is the wall time of each stage.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    stages_ms: Mapping[str, float]
+    provenance: Provenance
+    disclaimer: str
+
+
+Event = TextDelta | SlicePreview | Progress | Mask | Done
+
+
+def event_from_wire(event: pb.Event, shape: Shape) -> Event | None:
+    """Return a message of the protocol as a value, or None for a kind of event that is newer than this client.
+
+    Parameters
+    ----------
+    event
+        As received.
+    shape
+        Canonical grid of the series that was asked about.
+    """
+    kind = event.WhichOneof("event")
+    return None if kind is None else _READERS[kind](event, shape)
+
+
+def provenance_from_wire(message: pb.Provenance) -> Provenance:
+    """Return a message of the protocol as a value."""
+    return Provenance(
+        series=message.series,
+        checkpoint=message.checkpoint,
+        trained=message.trained,
+        checkpoint_digest=message.checkpoint_digest,
+        file_sha256=dict(message.file_sha256),
+        software=message.software,
+        triton_version=message.triton_version,
+        windows=dict(message.windows),
+    )
+
+
+def _text(event: pb.Event, shape: Shape) -> TextDelta:
+    return TextDelta(event.text.text)
+
+
+def _preview(event: pb.Event, shape: Shape) -> SlicePreview:
+    message = event.preview
+    return SlicePreview(message.object, message.slice, message.score, message.packed, shape)
+
+
+_STAGES = {
+    pb.STAGE_ENCODE: Stage.ENCODE,
+    pb.STAGE_GENERATE: Stage.GENERATE,
+    pb.STAGE_SEGMENT: Stage.SEGMENT,
+}
+
+
+def _progress(event: pb.Event, shape: Shape) -> Progress:
+    message = event.progress
+    return Progress(_STAGES.get(message.stage, Stage.OTHER), message.done, message.total)
+
+
+def _mask(event: pb.Event, shape: Shape) -> Mask:
+    message = event.mask
+    return Mask(
+        object_index=message.object,
+        label=message.label,
+        prompt=message.prompt,
+        found=message.found,
+        score=message.score,
+        packed=message.packed,
+        volume_shape=shape,
+        measurement=_measurement(message.measurement) if message.found else None,
+        key_slices=tuple(message.key_slices),
+        slice_scores=dict(message.slice_scores),
+        span=TextSpan(message.span.start, message.span.end) if message.HasField("span") else None,
+    )
+
+
+def _measurement(message: pb.Measurement) -> Measurement:
+    return Measurement(
+        voxels=message.voxels,
+        volume_mm3=message.volume_mm3,
+        diameter_mm=message.diameter_mm,
+        centroid_lps_mm=tuple(message.centroid_lps_mm),
+        box_min=tuple(message.box_min),
+        box_max=tuple(message.box_max),
+    )
+
+
+def _done(event: pb.Event, shape: Shape) -> Done:
+    message = event.done
+    return Done(
+        text=message.text,
+        finish_reason=message.finish_reason,
+        prompt_tokens=message.prompt_tokens,
+        completion_tokens=message.completion_tokens,
+        stages_ms=dict(message.stages_ms),
+        provenance=provenance_from_wire(message.provenance),
+        disclaimer=message.disclaimer,
+    )
+
+
+_READERS: Mapping[str, Callable[[pb.Event, Shape], Event]] = {
+    "text": _text,
+    "preview": _preview,
+    "progress": _progress,
+    "mask": _mask,
+    "done": _done,
+}

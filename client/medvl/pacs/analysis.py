@@ -1,0 +1,105 @@
+"""From the instances of a series to the documents that go back, with identities that follow from the inputs."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from medvl.imaging.series import LoadedSeries, read_series
+from pydicom import Dataset, dcmread
+
+from medvl.client.aio import AsyncClient
+from medvl.client.events import Mask, Provenance
+from medvl.client.prompts import ObjectPrompt
+from medvl.client.results import Answer
+from medvl.pacs.config import GatewayConfig
+from medvl.pacs.structured_report import ReportText, Uids, build_sr
+
+_NAMESPACE = uuid.UUID("6f1c9a52-3a7b-5d0e-9b1e-0c3f5b1d7a44")
+"""Of the UIDs that are derived; chosen once, never changed."""
+
+
+async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config: GatewayConfig) -> dict[str, bytes]:
+    """Have a series reported and segmented.
+
+    Parameters
+    ----------
+    client
+        The service.
+    instances
+        Folder of its DICOM files.
+    fingerprint
+        Names this set of instances; with the checkpoint and the labels it decides every UID of the results, so that
+        doing it again makes the same documents, which a PACS stores once.
+    config
+        Labels and geometry policy.
+
+    Returns
+    -------
+    dict[str, bytes]
+        DICOM files by name: the report, and the masks when anything was found.
+
+    Raises
+    ------
+    MedvlError
+        What was wrong with the series, or what the service refused.
+    """
+    loaded = await asyncio.to_thread(read_series, instances, config.geometry_policy)
+    report = await client.report(loaded.volume).collect()
+    masks: Sequence[Mask] = ()
+    if config.labels:
+        masks = (await client.segment(loaded.volume, [ObjectPrompt(label=la) for la in config.labels]).collect()).masks
+    identity = "\n".join([fingerprint, report.done.provenance.checkpoint_digest, *config.labels])
+    return await asyncio.to_thread(_documents, loaded, instances, report, masks, identity)
+
+
+def _documents(
+    loaded: LoadedSeries, instances: Path, report: Answer, masks: Sequence[Mask], identity: str
+) -> dict[str, bytes]:
+    headers = [dcmread(path, stop_before_pixels=True) for path in sorted(instances.iterdir())]
+    provenance = report.done.provenance
+    text = ReportText(report.text, [*_notes(loaded, masks, provenance), report.done.disclaimer])
+    uids = Uids(
+        series=derived_uid(identity, "SR series"),
+        instance=derived_uid(identity, "SR"),
+        device=derived_uid(provenance.software, provenance.checkpoint_digest),
+    )
+    files = {"sr.dcm": _encoded(build_sr(text, uids, headers))}
+    found = [mask for mask in masks if mask.found]
+    if found:
+        files["seg.dcm"] = _encoded(_segmentation(loaded, found, provenance, identity))
+    return files
+
+
+def derived_uid(*inputs: str) -> str:
+    """Return the UID (2.25, ITU-T X.667) that follows from inputs."""
+    return f"2.25.{uuid.uuid5(_NAMESPACE, chr(10).join(inputs)).int}"
+
+
+def _notes(loaded: LoadedSeries, masks: Sequence[Mask], provenance: Provenance) -> Iterator[str]:
+    """Yield the sentences about measurements, the source's geometry and the origin of the result."""
+    for mask in masks:
+        if mask.measurement is None:
+            yield f"{mask.label}: not found in this series (score {mask.score:.2f})."
+        else:
+            measured = mask.measurement
+            yield (
+                f"{mask.label}: volume {measured.volume_mm3 / 1000:.1f} ml, longest diameter in a slice "
+                f"{measured.diameter_mm:.0f} mm (score {mask.score:.2f})."
+            )
+    yield from (str(finding) for finding in loaded.findings)
+    windows = ", ".join(f"{use}: {window}" for use, window in sorted(provenance.windows.items()))
+    training = "trained" if provenance.trained else "not trained"
+    yield (
+        f"Made by {provenance.software} with the checkpoint {provenance.checkpoint} ({training}, SHA-256 "
+        f"{provenance.checkpoint_digest}), Triton {provenance.triton_version}, windows {windows}."
+    )
+
+
+def _encoded(dataset: Dataset) -> bytes:
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

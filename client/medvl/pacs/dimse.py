@@ -1,0 +1,147 @@
+"""DICOM on the wire: a C-STORE SCP that writes before it acknowledges, and an SCU that delivers."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.sop_class import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    Verification,
+)
+from pynetdicom.status import code_to_category
+
+from medvl.contracts.errors import BackendUnavailable, SetupError
+from medvl.pacs.config import Destination
+from medvl.pacs.spool import Spool
+
+STORAGE_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+TRANSFER_SYNTAXES = [uid for uid in ALL_TRANSFER_SYNTAXES if uid != DeflatedExplicitVRLittleEndian]
+"""Taken as they come; deflate is refused, since a small message can inflate to any size."""
+CONNECT_TIMEOUT_S = 10.0
+
+SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
+DOES_NOT_MATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+
+_LOG = logging.getLogger(__name__)
+
+
+class StorageScp:
+    """Takes C-STORE and C-ECHO until it is stopped.
+
+    Parameters
+    ----------
+    ae_title
+        Associations that call another title are rejected.
+    host, port
+        Where to listen; port 0 takes a free one.
+    spool
+        Where instances go.
+
+    Raises
+    ------
+    SetupError
+        When the port cannot be had.
+    """
+
+    def __init__(self, ae_title: str, host: str, port: int, spool: Spool) -> None:
+        entity = AE(ae_title)
+        entity.require_called_aet = True
+        entity.add_supported_context(Verification)
+        for storage_class in STORAGE_CLASSES:
+            entity.add_supported_context(storage_class, TRANSFER_SYNTAXES)
+        handlers = [(evt.EVT_CONN_OPEN, _no_delay), (evt.EVT_C_STORE, _on_store, [spool])]
+        try:
+            self._server = entity.start_server((host, port), block=False, evt_handlers=handlers)
+        except OSError as error:
+            raise SetupError(f"Port {port} cannot be listened on ({error.strerror}): choose another one.") from None
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._server.server_address[1])
+
+    def stop(self) -> None:
+        """Take nothing more; running associations are aborted, and their senders send again."""
+        self._server.shutdown()
+
+
+def _no_delay(event: evt.Event) -> None:
+    # Nagle's algorithm against delayed acknowledgements costs 50 ms an instance.
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _on_store(event: evt.Event, spool: Spool) -> int:
+    try:
+        data: bytes = event.encoded_dataset()
+        header = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        series_uid = str(header.get("SeriesInstanceUID", ""))
+    except (InvalidDicomError, ValueError, EOFError, TypeError, KeyError, AttributeError, NotImplementedError):
+        return CANNOT_UNDERSTAND
+    if not series_uid:
+        return DOES_NOT_MATCH
+    try:
+        spool.receive(series_uid, str(event.request.AffectedSOPInstanceUID), data)
+    except OSError as error:
+        _LOG.error("an instance could not be written: %s", error.strerror)
+        return OUT_OF_RESOURCES
+    return SUCCESS
+
+
+def deliver(files: Sequence[Path], ae_title: str, destination: Destination) -> None:
+    """Send files by C-STORE in one association.
+
+    Parameters
+    ----------
+    files
+        DICOM files.
+    ae_title
+        Our own title.
+    destination
+        Where to.
+
+    Raises
+    ------
+    BackendUnavailable
+        When the destination cannot be reached, or does not take every file.
+    """
+    headers = [dcmread(path, stop_before_pixels=True) for path in files]
+    entity = AE(ae_title)
+    entity.connection_timeout = CONNECT_TIMEOUT_S
+    for kind in {(h.file_meta.MediaStorageSOPClassUID, h.file_meta.TransferSyntaxUID) for h in headers}:
+        entity.add_requested_context(*kind)
+    association = entity.associate(
+        destination.host,
+        destination.port,
+        ae_title=destination.ae_title,
+        evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)],
+    )
+    if not association.is_established:
+        raise BackendUnavailable("The destination does not answer: results are kept and sent again later.")
+    try:
+        for path in files:
+            _send(association, path)
+    finally:
+        association.release()
+
+
+def _send(association: Any, path: Path) -> None:  # noqa: ANN401 - pynetdicom has no types that mypy follows
+    try:
+        status = association.send_c_store(path)
+    except (ValueError, RuntimeError):
+        # No accepted presentation context, or the association ended.
+        raise BackendUnavailable("The destination does not take this kind of result: see its configuration.") from None
+    if "Status" not in status or code_to_category(status.Status) not in ("Success", "Warning"):
+        raise BackendUnavailable("The destination did not store a result: it is kept and sent again later.")

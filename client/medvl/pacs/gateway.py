@@ -1,0 +1,103 @@
+"""The gateway's loop: series that have become quiet are answered and delivered, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+
+from medvl.client.aio import AsyncClient
+from medvl.contracts.errors import GeometryRefused, MedvlError, SeriesError
+from medvl.pacs.analysis import analyse
+from medvl.pacs.config import GatewayConfig
+from medvl.pacs.dimse import StorageScp, deliver
+from medvl.pacs.spool import Phase, Spool, SpooledSeries
+
+_LOG = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One gateway; make it inside a running event loop.
+
+    Parameters
+    ----------
+    config
+        What it is told.
+
+    Raises
+    ------
+    SetupError
+        When its port cannot be had.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._config = config
+        self._spool = Spool(config.spool)
+        self._stop = asyncio.Event()
+        self._scp = StorageScp(config.ae_title, config.host, config.port, self._spool)
+
+    @property
+    def port(self) -> int:
+        """The port that instances are taken on."""
+        return self._scp.port
+
+    async def run(self) -> None:
+        """Work until :meth:`stop` is called; a series that is being worked on is finished first."""
+        try:
+            async with AsyncClient(self._config.endpoint) as client:
+                while not self._stop.is_set():
+                    self._spool.purge(self._config.keep_s)
+                    due_at_s, series = self._next()
+                    if series is not None and due_at_s <= time.time():
+                        await self._work(client, series)
+                    else:
+                        await self._wait(due_at_s)
+        finally:
+            await asyncio.to_thread(self._scp.stop)
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to end."""
+        self._stop.set()
+
+    def _next(self) -> tuple[float, SpooledSeries | None]:
+        due: list[tuple[float, SpooledSeries]] = []
+        for series in self._spool.series():
+            at_s = series.due_at_s(self._config.quiet_s)
+            if at_s is not None:
+                due.append((at_s, series))
+        return min(due, key=lambda d: d[0], default=(float("inf"), None))
+
+    async def _wait(self, due_at_s: float) -> None:
+        try:
+            # What arrives meanwhile is not due before another quiet_s has passed.
+            async with asyncio.timeout(min(max(0.0, due_at_s - time.time()), self._config.quiet_s)):
+                await self._stop.wait()
+        except TimeoutError:
+            pass
+
+    async def _work(self, client: AsyncClient, series: SpooledSeries) -> None:
+        fingerprint = series.fingerprint()
+        try:
+            files = series.results(fingerprint)
+            if not files:
+                made = await analyse(client, series.instances, fingerprint, self._config)
+                files = series.keep_results(fingerprint, made)
+            await asyncio.to_thread(deliver, files, self._config.ae_title, self._config.destination)
+        except (SeriesError, GeometryRefused) as error:
+            series.record(fingerprint, Phase.REFUSED)
+            _LOG.warning("series %s refused: %s", series.name, error.reason)
+        except Exception as error:
+            state = series.record(fingerprint, Phase.FAILED)
+            _LOG.warning("series %s failed (attempt %d): %s", series.name, state.attempts, _cause(error))
+        else:
+            series.record(fingerprint, Phase.DELIVERED)
+            _LOG.info("series %s delivered: %d results", series.name, len(files))
+
+
+def _cause(error: Exception) -> str:
+    """Return what a log may say of an error: its reason, or its type and place, never its text."""
+    if isinstance(error, MedvlError):
+        return error.reason
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name}:{frame.lineno}"

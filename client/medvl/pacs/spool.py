@@ -1,0 +1,187 @@
+"""The spool: what was received and is not done with, so that a crash at any moment loses nothing.
+
+::
+
+    <spool>/incoming/                            what is being written or deleted; swept at the start
+    <spool>/series/<id>/instances/<id>.dcm       instances as they were received
+    <spool>/series/<id>/results/<fingerprint>/   sr.dcm, seg.dcm, made from that set of instances
+    <spool>/series/<id>/state.json               what became of which set of instances
+
+Names are hashes of UIDs, never what a file or a header says. Every file comes into place by a rename after its bytes
+have reached the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+_FIRST_DELAY_S = 5.0
+_MAX_DELAY_S = 900.0
+
+
+class Phase(StrEnum):
+    """What became of a set of instances."""
+
+    DELIVERED = "delivered"
+    REFUSED = "refused"
+    """It is no series that can be worked on; only further instances can change that."""
+    FAILED = "failed"
+    """To be tried again at ``again_at_s``."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What became of the set of instances that ``fingerprint`` names; times are seconds since the epoch."""
+
+    fingerprint: str
+    phase: Phase
+    attempts: int
+    changed_at_s: float
+    again_at_s: float
+
+
+class SpooledSeries:
+    """One series of the spool, named by the hash of its UID."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.instances = folder / "instances"
+
+    @property
+    def name(self) -> str:
+        """Hash of the Series Instance UID; safe to log."""
+        return self.folder.name
+
+    def fingerprint(self) -> str:
+        """Return a hash of which instances are here."""
+        return hashed("\n".join(sorted(p.name for p in self.instances.iterdir())))
+
+    def state(self) -> State | None:
+        """Return what became of the instances that are here now, or None when they are new."""
+        try:
+            fields = json.loads((self.folder / "state.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        state = State(**{**fields, "phase": Phase(fields["phase"])})
+        return state if state.fingerprint == self.fingerprint() else None
+
+    def record(self, fingerprint: str, phase: Phase) -> State:
+        """Write what became of a set of instances; failures in a row wait twice as long each time."""
+        before, now_s = self.state(), time.time()
+        attempts = 1 + (before.attempts if before else 0)
+        delay_s = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2 ** min(attempts - 1, 16))
+        state = State(fingerprint, phase, attempts, now_s, now_s + delay_s)
+        write_durably(self.folder / "state.json", json.dumps(asdict(state)).encode())
+        return state
+
+    def due_at_s(self, quiet_s: float) -> float | None:
+        """Return when to work on this series, in seconds since the epoch; None when there is nothing to do."""
+        state = self.state()
+        if state is not None:
+            return state.again_at_s if state.phase is Phase.FAILED else None
+        return max((p.stat().st_mtime for p in self.instances.iterdir()), default=time.time()) + quiet_s
+
+    def results(self, fingerprint: str) -> list[Path]:
+        """Return the files that were made from a set of instances; empty when they are still to be made."""
+        return sorted((self.folder / "results" / fingerprint).glob("*.dcm"))
+
+    def keep_results(self, fingerprint: str, files: Mapping[str, bytes]) -> list[Path]:
+        """Write the files made from a set of instances, all or none of them, and return their paths."""
+        final = self.folder / "results" / fingerprint
+        final.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="making-") as making:
+            folder = Path(making) / "results"
+            folder.mkdir()
+            for name, data in files.items():
+                write_durably(folder / name, data)
+            folder.rename(final)
+            _sync(final.parent)
+        return self.results(fingerprint)
+
+
+class Spool:
+    """A spool folder; one gateway at a time uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._incoming = folder / "incoming"
+        self._series = folder / "series"
+        self._moving = threading.Lock()
+        shutil.rmtree(self._incoming, ignore_errors=True)
+        for part in (self._incoming, self._series):
+            part.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in self._series.glob("*/making-*"):
+            shutil.rmtree(left)
+
+    def receive(self, series_uid: str, instance_uid: str, data: bytes) -> None:
+        """Write an instance; it is on the disk when this returns. An instance that is here already stays as it is.
+
+        Raises
+        ------
+        OSError
+            When the disk does not take it.
+        """
+        path = self._series / hashed(series_uid) / "instances" / f"{hashed(instance_uid)}.dcm"
+        with self._moving:
+            if path.exists():
+                return
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True)
+                _sync(path.parent.parent)
+                _sync(self._series)
+            write_durably(path, data, self._incoming)
+
+    def series(self) -> Iterator[SpooledSeries]:
+        """Yield every series that is here."""
+        for folder in sorted(self._series.iterdir()):
+            if (folder / "instances").is_dir():
+                yield SpooledSeries(folder)
+
+    def purge(self, keep_s: float) -> None:
+        """Delete every series whose results were delivered longer than ``keep_s`` ago."""
+        for series in self.series():
+            if _over(series, keep_s):
+                with self._moving:
+                    # An instance may have arrived since.
+                    if _over(series, keep_s):
+                        series.folder.rename(self._incoming / series.name)
+                shutil.rmtree(self._incoming / series.name, ignore_errors=True)
+
+
+def _over(series: SpooledSeries, keep_s: float) -> bool:
+    state = series.state()
+    return state is not None and state.phase is Phase.DELIVERED and state.changed_at_s + keep_s <= time.time()
+
+
+def hashed(text: str) -> str:
+    """Return a name that says nothing: 128 bits of SHA-256, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def write_durably(path: Path, data: bytes, scratch: Path | None = None) -> None:
+    """Write a file that is either whole on the disk or not there, through a temporary one in ``scratch``."""
+    descriptor, part = tempfile.mkstemp(dir=scratch or path.parent, prefix=".part-")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(part).replace(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,290 @@
+"""What the asynchronous client promises, on a real gRPC connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+
+from medvl.client import (
+    AsyncClient,
+    Done,
+    Mask,
+    ObjectPrompt,
+    Point,
+    Progress,
+    RetryPolicy,
+    SeriesRef,
+    SlicePreview,
+    Stage,
+    TextDelta,
+    Timeouts,
+)
+from medvl.contracts.errors import (
+    BackendUnavailable,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    SeriesNotResident,
+    UnknownLabel,
+)
+from medvl.imaging.masks import pack_mask
+from medvl.imaging.volume import Volume
+from medvl.wire.v1 import medvl_pb2 as pb
+
+
+@pytest.fixture
+async def client(service):
+    async with AsyncClient(service.endpoint) as connected:
+        yield connected
+
+
+@pytest.mark.parametrize("compress", [False, True])
+async def test_a_series_arrives_as_it_was_sent(service, volume, compress):
+    """Voxels arrive whole and in order, compressed or not, and progress ends at all bytes."""
+    seen = []
+    async with AsyncClient(service.endpoint, compress=compress) as client:
+        upload = await client.put_series(volume, on_progress=seen.append)
+    assert np.array_equal(service.volumes[volume.digest], volume.hu)
+    assert not upload.already_resident
+    assert upload.series == SeriesRef(volume.digest, volume.geometry.shape)
+    assert seen[0].sent_bytes == 0
+    assert seen[-1].sent_bytes == seen[-1].total_bytes == volume.hu.nbytes == upload.sent_bytes
+
+
+async def test_sending_stops_when_the_server_already_holds_the_series(service, client, volume):
+    """A server that answers on the header is not sent the rest."""
+    shape = (128, 512, 256)
+    geometry = type(volume.geometry)(shape=shape, spacing_mm=(1, 1, 1), origin_mm=(0, 0, 0), direction=np.eye(3))
+    large = Volume(hu=np.zeros(shape, np.int16), geometry=geometry)
+    service.resident.add(large.digest)
+    upload = await client.put_series(large)
+    assert upload.already_resident
+    assert upload.sent_bytes < upload.total_bytes / 2
+
+
+async def test_a_series_that_the_server_lacks_is_sent_and_the_call_repeated(service, client, volume):
+    """The caller never sees SeriesNotResident of a series whose voxels are at hand."""
+    answer = await client.report(volume).collect()
+    assert isinstance(answer.done, Done)
+    assert service.calls == ["Report", "PutSeries", "Report"]
+
+
+async def test_a_series_is_sent_again_once_only(service, client, volume):
+    """A server that loses a series at once is not fed for ever."""
+    service.fail("Ask", SeriesNotResident("gone"), SeriesNotResident("gone"))
+    with pytest.raises(SeriesNotResident):
+        await client.ask(volume, "?").collect()
+    assert service.calls == ["Ask", "PutSeries", "Ask"]
+
+
+async def test_a_series_named_by_reference_cannot_be_sent(service, client):
+    """Without voxels the error reaches the caller."""
+    with pytest.raises(SeriesNotResident, match="send it"):
+        await client.report(SeriesRef("0" * 64, (1, 1, 1))).collect()
+    assert service.calls == ["Report"]
+
+
+@pytest.mark.parametrize("error", [Overloaded("full", retry_after_s=0.001), BackendUnavailable("x", retry_after_s=0)])
+async def test_a_refused_call_is_repeated_after_the_servers_delay(service, client, volume, error):
+    """Overload and absence pass without the caller's doing, for streams, uploads and descriptions."""
+    for method in ("PutSeries", "Report", "Describe"):
+        service.fail(method, error)
+    await client.put_series(volume)
+    await client.report(volume).collect()
+    await client.describe()
+    assert service.calls == ["PutSeries", "PutSeries", "Report", "Report", "Describe", "Describe"]
+
+
+async def test_attempts_are_limited(service, volume):
+    """The last refusal is raised."""
+    service.fail("PutSeries", *[Overloaded("full", retry_after_s=0.001)] * 9)
+    async with AsyncClient(service.endpoint, retry=RetryPolicy(max_attempts=3)) as client:
+        with pytest.raises(Overloaded, match="full"):
+            await client.put_series(volume)
+    assert len(service.calls) == 3
+
+
+async def test_all_calls_of_a_client_share_one_retry_budget(service):
+    """A client does not multiply the load of a server in trouble."""
+    service.fail("Describe", *[Overloaded("full", retry_after_s=0.0)] * 99)
+    async with AsyncClient(service.endpoint, retry=RetryPolicy(max_attempts=4, max_tokens=5)) as client:
+        for _ in range(10):
+            with pytest.raises(Overloaded):
+                await client.describe()
+    assert len(service.calls) == 10 + 5
+
+
+async def test_a_delay_longer_than_the_policy_or_the_deadline_is_not_waited_for(service, client):
+    """The refusal is raised at once."""
+    service.fail("Describe", Overloaded("full", retry_after_s=3600.0), Overloaded("full", retry_after_s=5.0))
+    with pytest.raises(Overloaded):
+        await client.describe()
+    with pytest.raises(Overloaded):
+        await client.describe(deadline_s=2.0)
+    assert len(service.calls) == 2
+
+
+async def test_a_wrong_request_is_not_repeated(service, client, volume):
+    """Errors that do not pass by themselves are raised at once, as the class that the server raised."""
+    service.fail("Segment", UnknownLabel("The checkpoint knows no class 'tail'."))
+    service.resident.add(volume.digest)
+    with pytest.raises(UnknownLabel, match="tail"):
+        await client.segment(volume, [ObjectPrompt(label="tail")]).collect()
+    assert service.calls == ["Segment"]
+
+
+async def test_a_call_is_repeated_after_progress_but_not_after_a_part_of_the_answer(service, client, volume):
+    """Nothing of an answer is handed on twice."""
+    service.resident.add(volume.digest)
+    service.fail_after = BackendUnavailable("died", retry_after_s=0.0)
+    service.events = [pb.Event(progress=pb.Progress(stage=pb.STAGE_SEGMENT, done=1, total=2))]
+    with pytest.raises(BackendUnavailable):
+        await client.segment(volume, [ObjectPrompt(label="liver")]).collect()
+    assert service.calls == ["Segment"] * 4
+    service.calls.clear()
+    service.events = [pb.Event(text=pb.TextDelta(text="The"))]
+    with pytest.raises(BackendUnavailable):
+        await client.report(volume).collect()
+    assert service.calls == ["Report"]
+
+
+async def test_events_are_typed_and_in_order(service, client, volume):
+    """Every kind of event becomes its own frozen value; masks unpack to the canonical grid."""
+    mask = np.zeros(volume.geometry.shape, bool)
+    mask[2, 3:7, 4:9] = True
+    preview = pb.SlicePreview(object=0, slice=2, score=0.5, packed=pack_mask(mask[2:3]))
+    service.resident.add(volume.digest)
+    service.events = [
+        pb.Event(progress=pb.Progress(stage=pb.STAGE_ENCODE, done=1, total=6)),
+        pb.Event(preview=preview),
+        pb.Event(text=pb.TextDelta(text="Liver [SEG].")),
+        service.mask(mask),
+        service.mask(None, index=1, label="spleen"),
+        service.done("Liver [SEG]."),
+    ]
+    async with client.segment(volume, [ObjectPrompt(label="liver")], previews=True) as stream:
+        progress, shown, text, found, absent, done = [event async for event in stream]
+    assert progress == Progress(Stage.ENCODE, 1, 6)
+    assert text == TextDelta("Liver [SEG].")
+    assert isinstance(shown, SlicePreview)
+    assert np.array_equal(shown.array, mask[2])
+    assert isinstance(found, Mask)
+    assert np.array_equal(found.array, mask)
+    assert found.measurement.voxels == mask.sum()
+    assert (absent.found, absent.measurement, absent.array.any()) == (False, None, False)
+    assert done.text == "Liver [SEG]."
+    assert "Not for diagnosis" in done.disclaimer
+
+
+async def test_prompts_reach_the_server_as_they_were_given(service, client, volume):
+    """Points keep their frame, order and sign."""
+    prompt = ObjectPrompt(points=(Point((-12.5, 3.0, 40.0)), Point((1.0, 2.0, 3.0), negative=True)))
+    service.resident.add(volume.digest)
+    await client.segment(volume, [prompt], previews=True).collect()
+    sent = service.requests[-1]
+    assert [(list(p.lps_mm), p.negative) for p in sent.objects[0].points] == [
+        ([-12.5, 3.0, 40.0], False),
+        ([1.0, 2.0, 3.0], True),
+    ]
+    assert sent.previews
+
+
+async def test_leaving_a_stream_cancels_the_call_on_the_server(service, client, volume):
+    """A reader that has had enough does not keep the server busy."""
+    service.resident.add(volume.digest)
+    service.hold = threading.Event()
+    service.events = [pb.Event(text=pb.TextDelta(text="The"))]
+    async with client.report(volume) as stream:
+        await anext(stream)
+    assert await asyncio.to_thread(service.ended.wait, 10)
+
+
+async def test_cancelling_the_task_cancels_the_call_on_the_server(service, client, volume):
+    """Cancellation passes on."""
+    service.resident.add(volume.digest)
+    service.hold = threading.Event()
+    service.events = [pb.Event(text=pb.TextDelta(text="The"))]
+    begun = asyncio.Event()
+
+    async def read():
+        async for _ in client.report(volume):
+            begun.set()
+
+    task = asyncio.create_task(read())
+    await begun.wait()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(service.ended.wait, 10)
+
+
+async def test_a_deadline_covers_the_whole_call(service, client, volume):
+    """A server that hangs is left when the deadline passes, with the tree's error."""
+    service.resident.add(volume.digest)
+    service.hold = threading.Event()
+    service.events = []
+    with pytest.raises(DeadlineExceeded):
+        await client.report(volume, deadline_s=0.2).collect()
+    assert await asyncio.to_thread(service.ended.wait, 10)
+
+
+async def test_an_answer_that_is_not_closed_is_a_defect(service, client, volume):
+    """Half an answer is never taken for a whole one."""
+    service.resident.add(volume.digest)
+    service.events = [pb.Event(text=pb.TextDelta(text="The"))]
+    with pytest.raises(InternalError, match="without closing"):
+        await client.report(volume).collect()
+
+
+async def test_an_event_newer_than_the_client_is_passed_over(service, client, volume):
+    """Services may grow."""
+    service.resident.add(volume.digest)
+    service.events = [pb.Event(), service.done("x")]
+    assert (await client.report(volume).collect()).text == "x"
+
+
+async def test_describe_and_health(service, client):
+    """What is served is known before anything is sent; health is a plain yes or no."""
+    description = await client.describe()
+    assert [label.name for label in description.labels] == ["liver"]
+    assert description.backends == {"llm": "python"}
+    assert description.limits.max_slices == 1500
+    assert await client.health()
+
+
+async def test_nobody_at_the_endpoint():
+    """Health says no; calls say that no server answers."""
+    async with AsyncClient("127.0.0.1:1", retry=RetryPolicy(max_attempts=1)) as client:
+        assert not await client.health()
+        with pytest.raises(BackendUnavailable, match="No server answers"):
+            await client.describe()
+
+
+@pytest.mark.parametrize("endpoint", ["", "localhost", "http://localhost:8500", "a b:1", "host:port"])
+async def test_an_endpoint_is_host_and_port(endpoint):
+    """Anything else is refused before a connection is tried."""
+    with pytest.raises(InvalidRequest, match="host:port"):
+        AsyncClient(endpoint)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_policies_refuse_nonsense(value):
+    """Durations are positive and finite."""
+    with pytest.raises(ValueError, match="text_s"):
+        Timeouts(text_s=value)
+    with pytest.raises(ValueError, match="max_attempts"):
+        RetryPolicy(max_attempts=0)
+
+
+def test_an_object_is_prompted_in_one_way():
+    """Nothing, or two ways at once, is refused."""
+    for fields in ({}, {"label": "liver", "text": "the liver"}, {"label": " "}):
+        with pytest.raises(InvalidRequest, match="exactly one"):
+            ObjectPrompt(**fields)
+    with pytest.raises(InvalidRequest, match="finite"):
+        Point((0.0, float("nan"), 0.0))

@@ -1,0 +1,254 @@
+"""What ``medvl`` promises a shell, through ``main`` and once through the installed script."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medvl.client.cli import main
+from medvl.client.exits import Exit
+from medvl.contracts.errors import DeadlineExceeded, InternalError, Overloaded, UnknownLabel
+from medvl.wire.v1 import medvl_pb2 as pb
+
+SHAPE = (24, 20, 12)
+"""Columns, rows and slices of the file."""
+# The file's axes run to the patient's left, front and head with 0.7, 0.8 and 2.5 mm: RAS+ millimetres.
+AFFINE = np.array([[-0.7, 0, 0, 9], [0, 0.8, 0, -30], [0, 0, 2.5, 40], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture
+def series(tmp_path) -> Path:
+    """A NIfTI file whose voxels all differ from their neighbours."""
+    hu = (np.arange(np.prod(SHAPE)) % 1700 - 700).astype(np.int16).reshape(SHAPE)
+    path = tmp_path / "ct.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(hu, AFFINE), path)
+    return path
+
+
+@pytest.fixture
+def medvl(service, capsys):
+    """Run ``medvl`` against the service; return exit code, standard output and standard error."""
+
+    def run(*arguments):
+        code = main([*map(str, arguments), "--endpoint", service.endpoint])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_report_prints_text_as_it_comes_and_the_disclaimer(service, medvl, series):
+    """Nothing but the answer goes to standard output, and nothing at all to standard error when no one watches."""
+    service.events = [pb.Event(text=pb.TextDelta(text=t)) for t in ("No ", "finding.")] + [service.done("No finding.")]
+    code, out, err = medvl("report", series)
+    assert (code, err) == (Exit.OK, "")
+    assert out.startswith("No finding.\n")
+    assert "Not for diagnosis" in out
+
+
+def test_ask_sends_the_question(service, medvl, series):
+    """The words arrive as they were typed, even when they begin with a minus sign and a digit."""
+    assert medvl("ask", series, "Is the liver large?")[0] == Exit.OK
+    assert service.requests[-1].question == "Is the liver large?"
+
+
+def test_text_of_a_model_cannot_steer_the_terminal(service, medvl, series):
+    """Control characters are dropped; line breaks stay."""
+    service.events = [pb.Event(text=pb.TextDelta(text="a\x1b[2Jb\r\nc")), service.done("a")]
+    assert medvl("report", series)[1].startswith("a[2Jb\nc\n")
+
+
+@pytest.mark.parametrize("command", [("report",), ("ask", "?"), ("segment", "--label", "liver", "-o", "OUT")])
+def test_json_is_one_document_and_nothing_else(service, medvl, series, tmp_path, command):
+    """A program can read standard output whole."""
+    name, *rest = [str(tmp_path / "mask.nii.gz") if word == "OUT" else word for word in command]
+    mask = np.ones((12, 20, 24), bool)
+    service.events = [pb.Event(text=pb.TextDelta(text="x")), service.mask(mask), service.done("x")]
+    code, out, err = medvl(name, series, *rest, "--json")
+    document = json.loads(out)
+    assert (code, err) == (Exit.OK, "")
+    assert document["text"] == "x"
+    assert document["series"]["geometry"]["shape"] == [12, 20, 24]
+    assert document["masks"][0]["measurement"]["voxels"] == mask.sum()
+    assert document["provenance"]["trained"] is False
+    assert document["disclaimer"]
+
+
+def test_describe(service, medvl):
+    """What is served can be read by people and programs."""
+    assert "liver" in medvl("describe")[1]
+    assert json.loads(medvl("describe", "--json")[1])["backends"] == {"llm": "python"}
+
+
+def test_a_mask_is_written_on_the_grid_of_the_file(service, medvl, series, tmp_path):
+    """The voxel that the service marks is the voxel of the same place in the file."""
+    mask = np.zeros((12, 20, 24), bool)
+    mask[11, 0, 23] = True
+    service.events = [service.mask(mask), service.done()]
+    code, out, _ = medvl("segment", series, "--label", "liver", "-o", tmp_path / "new" / "mask.nii.gz")
+    written = nibabel.load(tmp_path / "new" / "mask.nii.gz")
+    assert code == Exit.OK
+    assert np.allclose(written.affine, AFFINE)
+    # Head, front, left of the canonical grid: the file's own axes run to left, front and head.
+    assert np.argwhere(np.asarray(written.dataobj)).tolist() == [[0 if AFFINE[0, 0] > 0 else 23, 19, 11]]
+    assert "liver: 1.2 ml" in out
+
+
+def test_points_and_boxes_are_lps_millimetres(service, medvl, series, tmp_path):
+    """Numbers arrive as typed, the negative ones included, as one object."""
+    points = ["--point", "-12.5,3,4", "--point", "-1,-2,-3,neg"]
+    medvl("segment", series, *points, "--box", "-9,1,2,-3,8,9", "-o", tmp_path / "m.nii.gz")
+    (sent,) = service.requests[-1].objects
+    assert [(list(p.lps_mm), p.negative) for p in sent.points] == [([-12.5, 3, 4], False), ([-1, -2, -3], True)]
+    assert (list(sent.boxes[0].min_lps_mm), list(sent.boxes[0].max_lps_mm)) == ([-9, 1, 2], [-3, 8, 9])
+
+
+def test_voxels_are_indices_of_the_file(service, medvl, series, tmp_path):
+    """Column, row and slice of a NIfTI file are its i, j, k, whatever way its axes run."""
+    typed = ["--voxel", "--point", "3,4,5", "--box", "0,0,0,2.5,3,4"]
+    medvl("segment", series, *typed, "-o", tmp_path / "m.nii.gz")
+    (sent,) = service.requests[-1].objects
+
+    def lps(i, j, k):
+        x, y, z, _ = AFFINE @ (i, j, k, 1)
+        return pytest.approx([-x, -y, z])
+
+    assert list(sent.points[0].lps_mm) == lps(3, 4, 5)
+    assert list(sent.boxes[0].min_lps_mm) == lps(0, 0, 0)
+    assert list(sent.boxes[0].max_lps_mm) == lps(2.5, 3, 4)
+
+
+def test_several_objects_go_to_a_folder(service, medvl, series, tmp_path):
+    """One file for each object that was found, named for it; the one that was not found has none."""
+    mask = np.ones((12, 20, 24), bool)
+    service.events = [
+        service.mask(mask),
+        service.mask(None, index=1, label="spleen", prompt="spleen"),
+        service.mask(mask, index=2, label="", prompt="the Bright/organ"),
+        service.done(),
+    ]
+    prompts = ["--label", "liver", "--label", "spleen", "--text", "the Bright/organ"]
+    code, out, _ = medvl("segment", series, *prompts, "-o", tmp_path / "masks")
+    assert code == Exit.OK
+    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == ["0-liver.nii.gz", "2-the-bright-organ.nii.gz"]
+    assert "spleen: not found" in out
+
+
+def test_an_object_that_is_not_there_writes_nothing(service, medvl, series, tmp_path):
+    """Absence is an answer with its own exit code, never an empty mask."""
+    service.events = [service.mask(None), service.done()]
+    code, out, _ = medvl("segment", series, "--label", "liver", "-o", tmp_path / "mask.nii.gz")
+    assert code == Exit.NOT_FOUND
+    assert "liver: not found (score 0.75)" in out
+    assert not (tmp_path / "mask.nii.gz").exists()
+
+
+REFUSED = {
+    "no prompt": (["-o", "m.nii.gz"], "Say what to segment"),
+    "no output": (["--label", "liver"], "-o/--output"),
+    "two ways": (["--label", "liver", "--point", "1,2,3", "-o", "m.nii.gz"], "different objects"),
+    "unknown suffix": (["--label", "liver", "-o", "m.png"], r"\.nii\.gz, \.nii or \.dcm"),
+    "two in one file": (["--label", "a", "--text", "b", "-o", "m.nii.gz"], "not 2"),
+    "seg of a nifti": (["--label", "liver", "-o", "m.dcm"], "DICOM"),
+    "voxel without place": (["--label", "liver", "--voxel", "-o", "m.nii.gz"], "--voxel"),
+    "half a point": (["--point", "1,2", "-o", "m.nii.gz"], "x,y,z"),
+    "flat box": (["--box", "1,2,3,1,2,5", "-o", "m.nii.gz"], "no size"),
+    "no time": (["--label", "liver", "--deadline", "-1", "-o", "m.nii.gz"], "positive"),
+    "empty text": (["--text", " ", "-o", "m.nii.gz"], "exactly one"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_arguments_are_refused_before_anything_is_sent(service, medvl, series, case):
+    """One sentence, exit code 2, no call."""
+    arguments, words = REFUSED[case]
+    code, out, err = medvl("segment", series, *arguments)
+    assert (code, out, service.calls) == (Exit.USAGE, "", [])
+    assert err.count("\n") == 1
+    assert err.startswith("medvl: ")
+    assert re.search(words, err)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UnknownLabel("The checkpoint knows no class 'tail'."), Exit.USAGE),
+        (DeadlineExceeded("Too late."), Exit.DEADLINE),
+        (InternalError("secret"), Exit.DEFECT),
+        (Overloaded("Too much to do.", retry_after_s=3600.0), Exit.UNAVAILABLE),
+    ],
+)
+def test_an_error_of_the_service_is_one_sentence_and_a_code(service, medvl, series, error, code):
+    """With --json it is also the document on standard output."""
+    service.fail("Ask", error, error)
+    got, out, err = medvl("ask", series, "?")
+    assert (got, out, err.count("\n")) == (code, "", 1)
+    got, out, _ = medvl("ask", series, "?", "--json")
+    assert (got, json.loads(out)["error"]["reason"]) == (code, error.reason)
+
+
+def test_a_deadline_covers_sending_and_answering(service, medvl, series):
+    """A service that hangs is left in time."""
+    service.hold = threading.Event()
+    code, _, err = medvl("report", series, "--deadline", "0.5")
+    assert code == Exit.DEADLINE
+    assert "deadline" in err
+
+
+def test_files_that_are_no_series_are_refused(service, medvl, tmp_path):
+    """An empty folder, a missing path and a damaged file have the exit code of a bad series."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged.nii.gz").write_bytes(b"\x1f\x8bno")
+    for name in ("empty", "missing", "damaged.nii.gz"):
+        code, out, err = medvl("report", tmp_path / name)
+        assert (code, out, err.count("\n")) == (Exit.SERIES, "", 1), name
+    assert service.calls == []
+
+
+def test_an_empty_question_is_refused(service, medvl, series):
+    """Before anything is sent."""
+    assert medvl("ask", series, "  ")[0] == Exit.USAGE
+    assert service.calls == []
+
+
+def test_the_service_is_found_without_being_named(service, series, capsys, monkeypatch, tmp_path):
+    """MEDVL_ENDPOINT counts, else the running system's own folder; without either the sentence says what to do."""
+    monkeypatch.delenv("MEDVL_ENDPOINT", raising=False)
+    monkeypatch.setenv("MEDVL_HOME", str(tmp_path))
+    assert main(["describe"]) == Exit.SETUP
+    assert "medvl up" in capsys.readouterr().err
+    (tmp_path / "state.json").write_text(json.dumps({"endpoint": service.endpoint}))
+    assert main(["describe"]) == Exit.OK
+    (tmp_path / "state.json").write_text("{")
+    monkeypatch.setenv("MEDVL_ENDPOINT", service.endpoint)
+    assert main(["describe"]) == Exit.OK
+
+
+def test_a_defect_is_no_traceback(capsys, monkeypatch):
+    """Even a defect of the program is one sentence, and says where."""
+    monkeypatch.setattr("medvl.client.cli.build_parser", lambda: 1 / 0)
+    assert main(["report"]) == Exit.DEFECT
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "ZeroDivisionError at test_cli.py:" in err
+
+
+def test_the_installed_script(service, series):
+    """The command on the PATH answers and keeps its streams apart; help documents the exit codes."""
+    medvl = Path(sys.executable).with_name("medvl")
+    done = subprocess.run(
+        [medvl, "report", series, "--endpoint", service.endpoint, "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["series"]["digest"] in service.resident
+    assert done.stderr == ""
+    helped = subprocess.run([medvl, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "exit codes:" in helped
+    assert all(command in helped for command in ("report", "ask", "segment", "describe"))

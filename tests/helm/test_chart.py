@@ -1,0 +1,189 @@
+"""What the chart promises to a cluster, checked on what Helm renders; no pod runs here."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import helm_python as helm
+import kubernetes_validate
+import pytest
+
+from medvl.orchestrator.config import load_config
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "medvl"
+WORKLOADS = [("Deployment", "demo-medvl-orchestrator"), ("StatefulSet", "demo-medvl-triton")]
+QUANTITY = re.compile(r"[0-9.]+(m|Ki|Mi|Gi|Ti)?")
+
+
+def pods(resources):
+    return [resources[key]["spec"]["template"]["spec"] for key in WORKLOADS]
+
+
+def containers(resources):
+    return [c for pod in pods(resources) for c in (*pod.get("initContainers", ()), *pod["containers"])]
+
+
+def triton_container(resources):
+    return pods(resources)[1]["containers"][0]
+
+
+def test_lints_without_a_warning():
+    """Helm's strict lint has nothing above information to say."""
+    report = helm.lint(CHART, strict=True)
+    assert not report["errors"]
+    assert all(message["severity"] <= 1 for message in report["messages"])
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+def test_every_resource_is_valid_on_the_oldest_and_newest_kubernetes(resources, version):
+    """Nothing unknown, removed or mistyped; and no custom resource, so a bare cluster accepts the chart."""
+    for resource in resources.values():
+        kubernetes_validate.validate(resource, version, strict=True)
+
+
+def test_whole_gives_triton_one_gpu_and_none_gives_it_the_cpu_configurations(render):
+    """gpu.profile alone decides both."""
+    none, whole = (triton_container(render({"gpu": {"profile": p}})) for p in ("none", "whole"))
+    assert whole["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in none["resources"]["limits"]
+    assert "--model-config-name=cpu" in none["args"]
+    assert "--model-config-name=cpu" not in whole["args"]
+
+
+def test_every_quantity_is_a_string(resources):
+    """Server-side apply refuses bare numbers."""
+    claim = resources["PersistentVolumeClaim", "demo-medvl-models"]
+    values = [v for c in containers(resources) for part in c["resources"].values() for v in part.values()]
+    values += [v["emptyDir"]["sizeLimit"] for pod in pods(resources) for v in pod["volumes"] if "emptyDir" in v]
+    values.append(claim["spec"]["resources"]["requests"]["storage"])
+    assert all(isinstance(v, str) and QUANTITY.fullmatch(v) for v in values)
+
+
+def test_every_pod_meets_the_restricted_standard_and_holds_no_token(resources):
+    """Pod Security "restricted", a root filesystem that cannot be written, and no service-account token."""
+    for pod in pods(resources):
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert not [v for v in pod["volumes"] if "hostPath" in v]
+    for container in containers(resources):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_triton_gets_shared_memory_of_the_configured_size(render):
+    """Containers default to 64 MB of /dev/shm, which Triton's Python models outgrow."""
+    resources = render({"triton": {"sharedMemory": "3Gi"}})
+    volumes = {v["name"]: v for v in pods(resources)[1]["volumes"]}
+    mounts = {m["mountPath"]: m["name"] for m in triton_container(resources)["volumeMounts"]}
+    assert volumes[mounts["/dev/shm"]]["emptyDir"] == {"medium": "Memory", "sizeLimit": "3Gi"}
+
+
+def test_readiness_is_asked_over_grpc(resources):
+    """The standard health service decides about traffic, on both hops."""
+    services = [pod["containers"][0]["readinessProbe"]["grpc"].get("service") for pod in pods(resources)]
+    assert services == ["medvl.wire.v1.MedVL", None]
+
+
+def test_nothing_is_served_before_the_repository_holds_its_manifest(resources):
+    """An init container proves the repository that Triton is then given."""
+    verify = pods(resources)[1]["initContainers"][0]["command"]
+    assert verify == ["medvl-export", "verify", "/store/repository"]
+    assert f"--model-repository={verify[-1]}/models" in triton_container(resources)["args"]
+
+
+def test_the_orchestrator_accepts_its_configuration(render, tmp_path):
+    """The ConfigMap is read by the orchestrator's own reader, with the chart's addresses and the user's limits."""
+    resources = render({"orchestrator": {"config": {"drain_s": 7.5, "series": {"max_series_bytes": 536870912}}}})
+    path = tmp_path / "orchestrator.json"
+    path.write_text(resources["ConfigMap", "demo-medvl-orchestrator"]["data"]["orchestrator.json"])
+    config = load_config(path)
+    ports = {p["name"]: p["port"] for p in resources["Service", "demo-medvl-triton"]["spec"]["ports"]}
+    assert config.triton == f"demo-medvl-triton:{ports['grpc']}"
+    assert config.series.max_series_bytes == 536870912
+    assert config.drain_s == 7.5
+    assert pods(resources)[0]["terminationGracePeriodSeconds"] > config.drain_s
+
+
+def test_a_changed_configuration_restarts_the_orchestrator(render):
+    """Pods read their configuration once, so the pod template must change with it."""
+
+    def checksum(drain_s):
+        resources = render({"orchestrator": {"config": {"drain_s": drain_s}}})
+        return resources[WORKLOADS[0]]["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+
+    assert checksum(10) != checksum(20)
+
+
+def test_by_default_nothing_may_talk_to_any_pod(resources):
+    """One policy selects every pod of the release and allows nothing; others open single doors."""
+    deny = resources["NetworkPolicy", "demo-medvl-deny"]["spec"]
+    assert deny["policyTypes"] == ["Ingress", "Egress"]
+    assert not deny.keys() & {"ingress", "egress"}
+    for key in WORKLOADS:
+        labels = resources[key]["spec"]["template"]["metadata"]["labels"]
+        assert deny["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_only_the_orchestrator_reaches_triton(resources):
+    """Triton takes calls from one component on one port, and may call nobody."""
+    triton = resources["NetworkPolicy", "demo-medvl-triton"]["spec"]
+    [rule] = triton["ingress"]
+    [peer] = rule["from"]
+    labels = resources[WORKLOADS[0]]["spec"]["template"]["metadata"]["labels"]
+    assert peer["podSelector"]["matchLabels"].items() <= labels.items()
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8001}]
+    assert "egress" not in triton
+
+
+def test_an_existing_claim_is_used_and_none_is_made(render):
+    """modelStore.existingClaim replaces the chart's own claim."""
+    resources = render({"modelStore": {"existingClaim": "models-2026"}})
+    assert not [kind for kind, _ in resources if kind == "PersistentVolumeClaim"]
+    assert pods(resources)[1]["volumes"][0]["persistentVolumeClaim"] == {"claimName": "models-2026"}
+
+
+def test_an_image_can_be_pinned_by_digest(render):
+    """A digest wins over the tag."""
+    digest = "sha256:" + "0" * 64
+    resources = render({"triton": {"image": {"tag": "x", "digest": digest}}})
+    assert triton_container(resources)["image"] == f"medvl-sam2-triton@{digest}"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gpu": {"profile": "mig"}},
+        {"gpus": 1},
+        {"triton": {"replica": 2}},
+        {"triton": {"replicas": 0}},
+        {"triton": {"sharedMemory": 2}},
+        {"triton": {"resources": {"limits": {"nvidia.com/gpu": "2"}}}},
+        {"triton": {"image": {"digest": "sha256:short"}}},
+        {"orchestrator": {"config": {"listen": "0.0.0.0:1"}}},
+        {"orchestrator": {"config": {"series": {"max_slice": 4}}}},
+        {"orchestrator": {"config": {"drain_s": 0}}},
+        {"modelStore": {"path": "../other"}},
+        {"networkPolicy": {"clients": []}},
+        {"networkPolicy": {"clients": [{}]}},
+    ],
+    ids=json.dumps,
+)
+def test_a_value_that_breaks_a_rule_is_refused(render, values):
+    """Unknown names, unquoted quantities, what the chart sets itself, and a policy that would let everybody in."""
+    with pytest.raises(helm.HelmError):
+        render(values)
+
+
+def test_the_rules_for_the_configuration_are_the_orchestrators_own():
+    """values.schema.json cannot drift from OrchestratorConfig; ``python scripts/helm_schema.py`` renews it."""
+    subprocess.run([sys.executable, ROOT / "scripts" / "helm_schema.py", "--check"], check=True)

@@ -1,0 +1,259 @@
+"""A CT scanner, a PACS that takes results and a service that answers, all on loopback."""
+
+# ruff: noqa: N802 - gRPC names its methods
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+import pytest
+from grpc_status import rpc_status
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+from medvl.contracts.errors import MedvlError, SeriesNotResident
+from medvl.imaging.masks import pack_mask
+from medvl.pacs import gateway as gateway_module
+from medvl.pacs.config import Destination, GatewayConfig
+from medvl.pacs.gateway import Gateway
+from medvl.pacs.spool import Spool
+from medvl.wire.status import to_status
+from medvl.wire.v1 import medvl_pb2 as pb
+from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
+
+SHAPE = (10, 32, 24)
+PATIENT = "Planted^Patient"
+PATIENT_ID = "PLANTED-4711"
+REPORT = "Findings: The liver is enlarged.\nImpression: Hepatomegaly."
+DISCLAIMER = "Not for diagnosis."
+
+
+def make_series(slices=SHAPE[0]):
+    """An axial CT series in head-first order of its files."""
+    study, series, frame = (generate_uid() for _ in range(3))
+    return [_make_slice(i, study, series, frame) for i in range(slices)]
+
+
+def _make_slice(i, study, series, frame):
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = CTImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = generate_uid()
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = PATIENT, PATIENT_ID, "19000101", "O"
+    ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20260101", "120000", "1", "PLANTED-ACC"
+    ds.ReferringPhysicianName = "Planted^Doctor"
+    ds.Modality, ds.ImageType, ds.Laterality = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], ""
+    ds.Manufacturer, ds.SeriesNumber, ds.InstanceNumber = "Planted Scanner", 2, i + 1
+    ds.ImagePositionPatient, ds.ImageOrientationPatient = [-12.0, -16.0, 3.0 * i], [1, 0, 0, 0, 1, 0]
+    ds.PositionReferenceIndicator, ds.PatientPosition = "", "HFS"
+    ds.PixelSpacing, ds.SliceThickness = [1.0, 1.0], 3.0
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = *SHAPE[1:], 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType, ds.KVP = -1024, 1, "HU", 120
+    ds.PixelData = np.random.default_rng(i).integers(0, 2000, SHAPE[1:]).astype("<i2").tobytes()
+    return ds
+
+
+@dataclass
+class FakeService(pb_grpc.MedVLServicer):
+    """Reports, and finds a liver but no spleen; refuses with the errors of ``refusals`` first."""
+
+    endpoint: str = ""
+    refusals: list[MedvlError] = field(default_factory=list)
+    reports: int = 0
+    digest: str = ""
+    shape: tuple[int, ...] = ()
+
+    def PutSeries(self, messages, context):
+        header = next(messages).header
+        self.digest, self.shape = header.digest, tuple(header.geometry.shape)
+        for _ in messages:
+            pass
+        return pb.PutSeriesResponse(digest=self.digest)
+
+    def Report(self, request, context):
+        if self.refusals:
+            context.abort_with_status(rpc_status.to_status(to_status(self.refusals.pop())))
+        if request.series != self.digest:
+            context.abort_with_status(rpc_status.to_status(to_status(SeriesNotResident("Send the series."))))
+        self.reports += 1
+        yield pb.Event(text=pb.TextDelta(text=REPORT))
+        yield pb.Event(done=self._done(REPORT))
+
+    def Segment(self, request, context):
+        for i, prompt in enumerate(request.objects):
+            yield pb.Event(mask=_mask(i, prompt.label, self.shape))
+        yield pb.Event(done=self._done(""))
+
+    def _done(self, text):
+        provenance = pb.Provenance(
+            series=self.digest,
+            checkpoint="phantom",
+            checkpoint_digest="c" * 64,
+            software="medvl-sam2 0.1.0",
+            triton_version="2.51.0",
+            windows={"vision": "abdomen [-160, 240] HU"},
+        )
+        return pb.Done(text=text, finish_reason="stop", provenance=provenance, disclaimer=DISCLAIMER)
+
+
+def _mask(index, label, shape):
+    if label != "liver":
+        return pb.Mask(object=index, label=label, prompt=label, found=False, score=0.02)
+    mask = np.zeros(shape, bool)
+    mask[2:5, 4:9, 3:7] = True
+    measurement = pb.Measurement(
+        voxels=60, volume_mm3=180.0, diameter_mm=6.4, centroid_lps_mm=[0, 0, 9], box_min=[2, 4, 3], box_max=[4, 8, 6]
+    )
+    return pb.Mask(
+        object=index, label=label, prompt=label, found=True, score=0.9, packed=pack_mask(mask), measurement=measurement
+    )
+
+
+@pytest.fixture
+def service() -> Iterator[FakeService]:
+    fake = FakeService()
+    server = grpc.server(ThreadPoolExecutor(4))
+    pb_grpc.add_MedVLServicer_to_server(fake, server)
+    fake.endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield fake
+    server.stop(None).wait()
+
+
+class Inbox:
+    """A storage SCP that keeps what it takes; ``status`` is what it answers."""
+
+    def __init__(self, port=0):
+        self.received: queue.Queue[Dataset] = queue.Queue()
+        self.status = 0x0000
+        entity = AE("INBOX")
+        entity.supported_contexts = AllStoragePresentationContexts
+        handlers = [(evt.EVT_C_STORE, self._on_store)]
+        self._server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+        self.destination = Destination("INBOX", "127.0.0.1", self._server.server_address[1])
+
+    def _on_store(self, event):
+        dataset = event.dataset
+        dataset.file_meta = event.file_meta
+        self.received.put(dataset)
+        return self.status
+
+    def take(self, count):
+        """Wait for so many datasets; return them by modality."""
+        return {ds.Modality: ds for ds in (self.received.get(timeout=60) for _ in range(count))}
+
+    def close(self):
+        self._server.shutdown()
+
+
+@pytest.fixture
+def inbox() -> Iterator[Inbox]:
+    box = Inbox()
+    yield box
+    box.close()
+
+
+@pytest.fixture
+def config(service, inbox, tmp_path) -> GatewayConfig:
+    return GatewayConfig(
+        ae_title="MEDVL",
+        host="127.0.0.1",
+        port=0,
+        endpoint=service.endpoint,
+        destination=inbox.destination,
+        labels=("liver", "spleen"),
+        geometry_policy="reject",
+        spool=tmp_path / "spool",
+        quiet_s=0.3,
+        keep_s=3600.0,
+    )
+
+
+@pytest.fixture
+def outcomes(monkeypatch) -> asyncio.Queue[bool]:
+    """Gets True for each delivery that succeeded, False for each that failed, once it is in the spool."""
+    done: asyncio.Queue[bool] = asyncio.Queue()
+    work = gateway_module.Gateway._work
+
+    async def watched(self, client, series):
+        await work(self, client, series)
+        done.put_nowait(series.state().phase == "delivered")
+
+    monkeypatch.setattr(gateway_module.Gateway, "_work", watched)
+    return done
+
+
+@dataclass
+class Site:
+    """All of it together; ``changes`` are fields of the gateway's configuration."""
+
+    config: GatewayConfig
+    service: FakeService
+    inbox: Inbox
+    outcomes: asyncio.Queue[bool]
+
+    @asynccontextmanager
+    async def gateway(self, **changes):
+        """A gateway that works for the length of a block; leaving the block stops it as SIGTERM does."""
+        gateway = Gateway(dataclasses.replace(self.config, **changes))
+        task = asyncio.create_task(gateway.run())
+        try:
+            yield gateway
+        finally:
+            gateway.stop()
+            await task
+
+    async def send(self, gateway, datasets, title="MEDVL"):
+        """Send datasets as a scanner does; return the statuses, or None when the association was rejected."""
+        return await self.send_to(gateway.port, datasets, title)
+
+    async def send_to(self, port, datasets, title="MEDVL"):
+        """Send datasets to a port of this host."""
+        return await asyncio.to_thread(send, port, datasets, title)
+
+    async def answered(self, series, **changes):
+        """Send a series and return what came back by modality."""
+        async with self.gateway(**changes) as gateway:
+            assert await self.send(gateway, series) == [0] * len(series)
+            assert await self.outcomes.get()
+        return self.inbox.take(2)
+
+    def spooled(self):
+        """The one series in the spool."""
+        [series] = Spool(self.config.spool).series()
+        return series
+
+
+@pytest.fixture
+def site(config, service, inbox, outcomes) -> Site:
+    return Site(config, service, inbox, outcomes)
+
+
+@pytest.fixture
+def series():
+    return make_series()
+
+
+def send(port, datasets, title):
+    entity = AE("SCANNER")
+    for syntax in {ds.file_meta.TransferSyntaxUID for ds in datasets}:
+        entity.add_requested_context(CTImageStorage, syntax)
+    association = entity.associate("127.0.0.1", port, ae_title=title)
+    if not association.is_established:
+        return None
+    statuses = [association.send_c_store(ds).Status for ds in datasets]
+    association.release()
+    return statuses

@@ -1,0 +1,66 @@
+"""``medvl pacs`` as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from medvl.client.cli import main
+
+
+async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_path):
+    """From the first instance to delivery, and through a failure: no value of a header on any stream or in any name."""
+    for ds in series:
+        # Libraries warn about these, and quote them.
+        ds.PatientName = "PLANTED"
+        ds.add_new("PatientBirthDate", "LO", "PLANTED-DATE")
+    spool = tmp_path / "spool"
+    command = [
+        sys.executable, "-m", "medvl.client.cli", "pacs", "--host", "127.0.0.1", "--port", "0", "--endpoint",
+        site.service.endpoint, "--destination", f"INBOX@127.0.0.1:{site.inbox.destination.port}", "--labels",
+        "liver,spleen", "--spool", str(spool), "--quiet-s", "0.2",
+    ]  # fmt: skip
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    listening = await process.stderr.readline()
+    port = int(listening.split()[-1])
+    assert await site.send_to(port, series) == [0] * len(series)
+    lines = [listening, await process.stderr.readline()]
+    process.send_signal(signal.SIGTERM)
+    out, rest = await asyncio.wait_for(process.communicate(), 60)
+    said = b"".join([out, *lines, rest])
+    assert process.returncode == 0
+    assert b" delivered: 2 results" in said
+    assert b"PLANTED" not in said.upper()
+    assert series[0].SeriesInstanceUID.encode() not in said
+    assert not [p for p in spool.rglob("*") if "PLANTED" in p.name.upper()]
+    states = [json.loads(p.read_text()) for p in spool.rglob("state.json")]
+    assert [s["phase"] for s in states] == ["delivered"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--destination", "PACS"],
+        ["--destination", "PACS@host:104", "--quiet-s", "0"],
+        ["--destination", "PACS@host:104", "--aet", "A-TITLE-THAT-IS-TOO-LONG"],
+        ["--destination", "PACS@host:104", "--endpoint", "nowhere"],
+    ],
+    ids=" ".join,
+)
+def test_nonsense_is_refused_before_the_port_opens(arguments, tmp_path):
+    """With the exit code of wrong arguments."""
+    assert main(["pacs", "--endpoint", "localhost:1", "--spool", str(tmp_path / "s"), *arguments]) == 2
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_port_that_is_taken_is_said(site, tmp_path, capsys):
+    """With the exit code of a wrong setup."""
+    taken = str(site.inbox.destination.port)
+    arguments = ["--endpoint", "localhost:1", "--destination", "PACS@h:104", "--spool", str(tmp_path / "s")]
+    assert main(["pacs", *arguments, "--host", "127.0.0.1", "--port", taken]) == 7
+    assert f"Port {taken}" in capsys.readouterr().err

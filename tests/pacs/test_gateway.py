@@ -1,0 +1,210 @@
+"""The gateway as a scanner and a PACS see it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pynetdicom import AE
+from pynetdicom.sop_class import CTImageStorage, Verification
+
+from medvl.contracts.errors import BackendUnavailable, InvalidRequest, Overloaded
+from medvl.pacs import spool as spool_module
+from medvl.pacs.config import Destination
+from medvl.pacs.dimse import OUT_OF_RESOURCES
+from medvl.pacs.spool import Phase
+
+
+def texts(item):
+    """Every text value of a content tree, in order."""
+    found = [item.TextValue] if "TextValue" in item else []
+    return found + [t for child in item.get("ContentSequence", ()) for t in texts(child)]
+
+
+async def test_a_series_comes_back_as_a_report_and_masks(site, series):
+    """Structured Report and Segmentation arrive in the patient's own study."""
+    results = await site.answered(series)
+    assert results.keys() == {"SR", "SEG"}
+    for result in results.values():
+        assert result.StudyInstanceUID == series[0].StudyInstanceUID
+        assert result.PatientID == series[0].PatientID
+        assert result.SeriesInstanceUID != series[0].SeriesInstanceUID
+
+
+async def test_the_report_is_preliminary_and_says_where_it_comes_from(site, series):
+    """Unverified, with findings, impression, measurements, what was not found, provenance and the disclaimer."""
+    sr = (await site.answered(series))["SR"]
+    assert (sr.PreliminaryFlag, sr.VerificationFlag) == ("PRELIMINARY", "UNVERIFIED")
+    code = sr.ConceptNameCodeSequence[0]
+    assert (code.CodeValue, code.CodingSchemeDesignator) == ("18748-4", "LN")
+    sections = [i.ConceptNameCodeSequence[0].CodeValue for i in sr.ContentSequence if i.ValueType == "CONTAINER"]
+    assert sections == ["121070", "121072", "121076"]
+    _device, finding, impression, liver, spleen, made, disclaimer = texts(sr)
+    assert finding == "The liver is enlarged."
+    assert impression == "Hepatomegaly."
+    assert liver == "liver: volume 0.2 ml, longest diameter in a slice 6 mm (score 0.90)."
+    assert spleen == "spleen: not found in this series (score 0.02)."
+    assert "phantom (not trained, SHA-256 " + "c" * 64 in made
+    assert disclaimer == "Not for diagnosis."
+
+
+async def test_only_what_was_found_becomes_a_segment(site, series):
+    """Absence is said in the report, never drawn as an empty mask."""
+    seg = (await site.answered(series))["SEG"]
+    assert [s.SegmentLabel for s in seg.SegmentSequence] == ["liver"]
+
+
+async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):
+    """UIDs follow from the inputs alone, whatever the order in which instances come; other labels make others."""
+    first = await site.answered(series)
+    second = await site.answered(series[::-1], spool=tmp_path / "second")
+    third = await site.answered(series, spool=tmp_path / "third", labels=("liver",))
+    for modality in first:
+        assert first[modality].SOPInstanceUID == second[modality].SOPInstanceUID
+        assert first[modality].SeriesInstanceUID == second[modality].SeriesInstanceUID
+        assert first[modality].SOPInstanceUID != third[modality].SOPInstanceUID
+
+
+async def test_a_series_that_grows_is_worked_on_again(site, series):
+    """Late instances make new results of the whole series; instances that come twice make nothing."""
+    async with site.gateway() as gateway:
+        await site.send(gateway, series[:-1])
+        assert await site.outcomes.get()
+        await site.send(gateway, [series[0], series[-1]])
+        assert await site.outcomes.get()
+        await site.send(gateway, series)
+        spooled = site.spooled()
+        assert spooled.due_at_s(0.0) is None
+    first, second = site.inbox.take(2), site.inbox.take(2)
+    assert first["SR"].SOPInstanceUID != second["SR"].SOPInstanceUID
+    assert site.service.reports == 2
+
+
+async def test_it_answers_an_echo(site):
+    """C-ECHO is how a PACS administrator tests a connection."""
+
+    def echo(port):
+        entity = AE()
+        entity.add_requested_context(Verification)
+        association = entity.associate("127.0.0.1", port, ae_title="MEDVL")
+        status = association.send_c_echo().Status
+        association.release()
+        return status
+
+    async with site.gateway() as gateway:
+        assert await asyncio.to_thread(echo, gateway.port) == 0
+
+
+async def test_what_is_acknowledged_is_in_the_spool(site, series):
+    """As it came, compressed pixels unchanged; the gateway may be killed at any moment after."""
+    for ds in series:
+        ds.compress(RLELossless, generate_instance_uid=False)
+    async with site.gateway(quiet_s=3600.0) as gateway:
+        assert await site.send(gateway, series) == [0] * len(series)
+    spooled = site.spooled()
+    stored = sorted(path.read_bytes() for path in spooled.instances.iterdir())
+    assert len(stored) == len(series)
+    assert all(any(ds.PixelData in data for data in stored) for ds in series)
+
+
+async def test_a_full_disk_is_told_to_the_sender(site, series, monkeypatch):
+    """Out of resources: the sender keeps the instance and sends it again."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spool_module, "write_durably", full)
+    async with site.gateway() as gateway:
+        assert await site.send(gateway, series[:1]) == [OUT_OF_RESOURCES]
+
+
+async def test_associations_for_another_title_are_rejected(site, series):
+    """A misconfigured sender learns it at once."""
+    async with site.gateway() as gateway:
+        assert await site.send(gateway, series[:1], title="SOMEBODY") is None
+
+
+async def test_compressed_syntaxes_are_taken_and_deflate_is_not(site):
+    """A small deflated message can inflate to any size."""
+
+    def accepted(port):
+        entity = AE()
+        for syntax in (JPEG2000Lossless, DeflatedExplicitVRLittleEndian):
+            entity.add_requested_context(CTImageStorage, syntax)
+        association = entity.associate("127.0.0.1", port, ae_title="MEDVL")
+        syntaxes = [c.transfer_syntax[0] for c in association.accepted_contexts]
+        association.release()
+        return syntaxes
+
+    async with site.gateway() as gateway:
+        assert await asyncio.to_thread(accepted, gateway.port) == [JPEG2000Lossless]
+
+
+# pynetdicom leaves the socket of a refused connection to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_destination_that_is_away_costs_time_only(site, series, monkeypatch):
+    """Results stay in the spool, survive a restart and are sent, without asking the service again."""
+    monkeypatch.setattr(spool_module, "_FIRST_DELAY_S", 0.1)
+    async with site.gateway(destination=Destination("INBOX", "127.0.0.1", 9)) as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+    async with site.gateway():
+        assert await site.outcomes.get()
+    assert site.inbox.take(2).keys() == {"SR", "SEG"}
+    assert site.service.reports == 1
+
+
+async def test_a_result_that_the_destination_refuses_is_kept(site, series):
+    """A status other than success or warning is a failure."""
+    site.inbox.status = OUT_OF_RESOURCES
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+    spooled = site.spooled()
+    assert spooled.state().phase is Phase.FAILED
+    assert len(spooled.results(spooled.fingerprint())) == 2
+
+
+@pytest.mark.parametrize("refusal", [BackendUnavailable, Overloaded])
+async def test_a_service_that_is_away_costs_time_only(site, series, refusal, monkeypatch):
+    """The series waits in the spool and is worked on when its turn comes again."""
+    monkeypatch.setattr(spool_module, "_FIRST_DELAY_S", 0.1)
+    # The client does not wait so long by itself.
+    site.service.refusals.extend([refusal("Not now.", retry_after_s=60.0)] * 2)
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        while not await site.outcomes.get():
+            pass
+    assert site.inbox.take(2).keys() == {"SR", "SEG"}
+
+
+async def test_a_series_that_cannot_be_read_is_refused_once(site, series):
+    """Only another instance can change that, so it is not tried again; others are not held up."""
+    async with site.gateway() as gateway:
+        await site.send(gateway, series[:1])
+        assert not await site.outcomes.get()
+        spooled = site.spooled()
+        assert spooled.state().phase is Phase.REFUSED
+        assert spooled.due_at_s(site.config.quiet_s) is None
+        await site.send(gateway, series)
+        assert await site.outcomes.get()
+
+
+@pytest.mark.parametrize("text", ["", "PACS", "PACS@host", "PACS@host:0", "@host:104", "PACS@:104", "P" * 17 + "@h:1"])
+def test_a_destination_that_is_none_is_refused(text):
+    """Before the gateway takes its first instance."""
+    with pytest.raises(InvalidRequest):
+        Destination.parse(text)
+
+
+def test_a_destination_is_title_host_and_port():
+    """As PACS administrators write it."""
+    assert Destination.parse("ORTHANC@pacs.local:4242") == Destination("ORTHANC", "pacs.local", 4242)
+
+
+def test_a_gateway_needs_a_quiet_time(config):
+    """Without one, every instance would be a series."""
+    with pytest.raises(InvalidRequest):
+        dataclasses.replace(config, quiet_s=0.0)

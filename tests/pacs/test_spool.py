@@ -1,0 +1,120 @@
+"""The spool loses nothing, and says nothing about a patient."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from medvl.pacs.spool import Phase, Spool, write_durably
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "spool")
+
+
+def only(spool):
+    [series] = spool.series()
+    return series
+
+
+def test_names_in_the_spool_are_hashes(spool, tmp_path):
+    """UIDs hold sites and times; names of files are made of neither."""
+    spool.receive("1.2.3.4711", "1.2.3.4711.1", b"x")
+    names = [p.name for p in tmp_path.rglob("*")]
+    assert not [n for n in names if "4711" in n]
+
+
+def test_only_its_owner_reads_the_spool(spool, tmp_path):
+    """It holds patient data."""
+    assert (tmp_path / "spool" / "series").stat().st_mode & 0o077 == 0
+
+
+def test_an_instance_that_comes_twice_is_one(spool):
+    """The first stays: DICOM forbids two instances under one UID."""
+    spool.receive("1.2", "1.2.1", b"first")
+    spool.receive("1.2", "1.2.1", b"second")
+    [path] = only(spool).instances.iterdir()
+    assert path.read_bytes() == b"first"
+
+
+def test_a_series_is_due_when_it_has_been_quiet(spool):
+    """Counted from the newest instance."""
+    spool.receive("1.2", "1.2.1", b"x")
+    spool.receive("1.2", "1.2.2", b"x")
+    for number, path in enumerate(sorted(only(spool).instances.iterdir())):
+        os.utime(path, (1000.0 + number, 1000.0 + number))
+    assert only(spool).due_at_s(15.0) == 1016.0
+
+
+def test_a_failure_waits_twice_as_long_each_time_and_survives_a_restart(spool, tmp_path):
+    """5, 10, 20 seconds, and never longer than a quarter of an hour."""
+    spool.receive("1.2", "1.2.1", b"x")
+    delays = []
+    for _ in range(12):
+        series = only(Spool(tmp_path / "spool"))
+        state = series.record(series.fingerprint(), Phase.FAILED)
+        delays.append(round(state.again_at_s - state.changed_at_s))
+        assert series.due_at_s(1.0) == state.again_at_s
+    assert delays[:3] == [5, 10, 20]
+    assert delays[-1] == 900
+
+
+def test_a_new_instance_makes_a_finished_series_due(spool):
+    """What became of other instances says nothing about these."""
+    spool.receive("1.2", "1.2.1", b"x")
+    series = only(spool)
+    series.record(series.fingerprint(), Phase.DELIVERED)
+    assert series.due_at_s(1.0) is None
+    spool.receive("1.2", "1.2.2", b"x")
+    assert series.due_at_s(1.0) is not None
+
+
+def test_results_are_there_whole_or_not_at_all(spool, monkeypatch):
+    """A crash between two files leaves none of them, and the next start sweeps what is left."""
+    spool.receive("1.2", "1.2.1", b"x")
+    series = only(spool)
+
+    def crash(path, data):
+        if path.name == "sr.dcm":
+            raise KeyboardInterrupt
+        write_durably(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medvl.pacs.spool.write_durably", crash)
+        with pytest.raises(KeyboardInterrupt):
+            series.keep_results("f", {"seg.dcm": b"1", "sr.dcm": b"2"})
+    assert series.results("f") == []
+    series.keep_results("f", {"seg.dcm": b"1", "sr.dcm": b"2"})
+    assert [p.name for p in series.results("f")] == ["seg.dcm", "sr.dcm"]
+
+
+@pytest.mark.usefixtures("spool")
+def test_what_a_crash_left_half_written_is_swept_at_the_start(tmp_path):
+    """It was never acknowledged."""
+    incoming = tmp_path / "spool" / "incoming"
+    (incoming / ".part-x").write_bytes(b"half")
+    Spool(tmp_path / "spool")
+    assert not list(incoming.iterdir())
+
+
+def test_delivered_series_are_deleted_after_their_time_and_no_others(spool):
+    """The spool does not grow for ever, and what is not delivered stays."""
+    for number, phase in enumerate([Phase.DELIVERED, Phase.FAILED, Phase.REFUSED]):
+        spool.receive(f"1.{number}", "1.9", b"x")
+        series = next(s for s in spool.series() if s.state() is None)
+        series.record(series.fingerprint(), phase)
+    spool.purge(keep_s=3600.0)
+    assert len(list(spool.series())) == 3
+    spool.purge(keep_s=0.0)
+    assert {s.state().phase for s in spool.series()} == {Phase.FAILED, Phase.REFUSED}
+
+
+def test_the_state_is_json_without_identifiers(spool):
+    """For people who look for the reason of a failure."""
+    spool.receive("1.2.3.4711", "1.2.3.4711.1", b"x")
+    series = only(spool)
+    series.record(series.fingerprint(), Phase.FAILED)
+    assert json.loads((series.folder / "state.json").read_text())["phase"] == "failed"
