@@ -20,6 +20,7 @@ from medvl.imaging.geometry import Geometry
 from medvl.imaging.masks import pack_mask
 from medvl.imaging.volume import Volume
 from medvl.wire.codec import ChunkDecoder, geometry_from_wire
+from medvl.wire.metadata import UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.status import to_status
 from medvl.wire.v1 import medvl_pb2 as pb
 from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
@@ -74,6 +75,7 @@ class FakeService(pb_grpc.MedVLServicer):
         self._begin("PutSeries", header, context)
         if header.digest in self.resident:
             return pb.PutSeriesResponse(digest=header.digest, already_resident=True)
+        context.send_initial_metadata(((UPLOAD_KEY, UPLOAD_SEND),))
         decoder = ChunkDecoder(geometry_from_wire(header.geometry).shape, header.compression)
         for message in request_iterator:
             decoder.feed(message.chunk)

@@ -7,8 +7,9 @@ answer has been handed on. Deadlines cover everything a call does, repetitions i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -34,6 +35,7 @@ from medvl.contracts.errors import (
     SeriesNotResident,
 )
 from medvl.imaging.volume import Volume
+from medvl.wire.metadata import UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.status import from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
 from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
@@ -198,7 +200,7 @@ class AsyncClient:
     async def _send(self, volume: Volume, on_progress: OnUpload | None, deadline: Deadline) -> Upload:
         sender = SeriesSender(volume, compress=self._compress, on_progress=on_progress)
         with _own_errors(lost=_LOST_ANSWER):
-            response = await self._stub.PutSeries(sender.messages(), timeout=deadline.remaining_s())
+            response = await _upload(self._stub.PutSeries(timeout=deadline.remaining_s()), sender)
         if response.digest != volume.digest:
             raise InternalError("The server acknowledged another series than the one that was sent: send it again.")
         return Upload(
@@ -244,6 +246,22 @@ class AsyncClient:
             else:
                 self._budget.succeeded()
                 return
+
+
+async def _upload(call: Any, sender: SeriesSender) -> pb.PutSeriesResponse:  # noqa: ANN401 - grpc.aio has no types here
+    """Send the header, and the voxels when the server asks for them; one that has them answers without."""
+    try:
+        # A call that is over refuses to be written to; what ended it is said by the answer.
+        with suppress(grpc.aio.UsageError, asyncio.InvalidStateError):
+            await call.write(sender.header)
+            if (UPLOAD_KEY, UPLOAD_SEND) in tuple(await call.initial_metadata()):
+                for message in sender.voxels():
+                    await call.write(message)
+            await call.done_writing()
+        response: pb.PutSeriesResponse = await call
+        return response
+    finally:
+        call.cancel()
 
 
 def _duration_s(deadline_s: float | None, default_s: float) -> float:

@@ -31,7 +31,7 @@ class SeriesSender:
     compress
         Send each chunk as a zstd frame: worth it below about 300 MB/s.
     on_progress
-        Called after the header and after each chunk, in the event loop's thread.
+        Called once the server wants the voxels and after each chunk, in the event loop's thread.
     """
 
     def __init__(self, volume: Volume, *, compress: bool, on_progress: OnUpload | None) -> None:
@@ -41,19 +41,23 @@ class SeriesSender:
         self.sent_bytes = 0
         self.total_bytes = int(volume.hu.nbytes)
 
-    def messages(self) -> Iterator[pb.PutSeriesRequest]:
-        """Yield the header, then the voxels in order."""
+    @property
+    def header(self) -> pb.PutSeriesRequest:
+        """The first message; admission, and whether the server wants the voxels, depend on it alone."""
         header = pb.SeriesHeader(
             geometry=geometry_to_wire(self._volume.geometry),
             digest=self._volume.digest,
             compression=self._compression,
         )
-        yield pb.PutSeriesRequest(header=header)
+        return pb.PutSeriesRequest(header=header)
+
+    def voxels(self) -> Iterator[pb.PutSeriesRequest]:
+        """Yield the messages behind the header, in order."""
+        self._report()
         for chunk in volume_chunks(self._volume.hu, compression=self._compression):
-            self._report()
             yield pb.PutSeriesRequest(chunk=chunk)
             self.sent_bytes = min(self.sent_bytes + CHUNK_BYTES, self.total_bytes)
-        self._report()
+            self._report()
 
     def _report(self) -> None:
         if self._on_progress is not None:

@@ -66,7 +66,8 @@ class MedVLServicer:
 
     def PutSeries(self, request_iterator, context):
         """Sends a series once. Header first: admission and the answer "already here" depend on it alone, so a stream may be
-        answered before it has been sent. Idempotent.
+        answered before it has been sent. Idempotent. Wait for the initial metadata after the header: the server wants the
+        voxels only if it holds medvl-upload: send.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
