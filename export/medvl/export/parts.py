@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from medvl.contracts.models import ModelSpec
+from medvl.contracts.checkpoint import load_checkpoint
+from medvl.contracts.models import MODELS, ModelSpec
 from medvl.contracts.tensors import TensorSpec
 from medvl.export.samples import BATCH, Arrays, Sizes
+from medvl.network.modules import Modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +86,15 @@ class Part:
         outputs = self.module(*(torch.from_numpy(inputs[s.name]) for s in self.model.inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return {s.name: o.numpy() for s, o in zip(self.model.outputs, outputs, strict=True)}
+
+
+def load_parts(folder: Path) -> list[Part]:
+    """Return the networks of a checkpoint folder, what one makes before what takes it.
+
+    Raises
+    ------
+    CheckpointError
+        When the folder breaks the contract.
+    """
+    modules = Modules.load(folder, load_checkpoint(folder))
+    return [Part(MODELS[name], module, modules.axes) for name, module in modules.networks.items()]

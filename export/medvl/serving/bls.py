@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -12,7 +11,7 @@ from medvl.contracts.models import MODELS
 from medvl.serving.stub import PbResponse
 from medvl.serving.tensors import response_arrays, to_tensor
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 """Tensors by name."""
 
 

@@ -1,0 +1,188 @@
+"""The ``phantom`` checkpoint: small enough for a CPU, with every part of the contract. Its weights are random so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint
+from medvl.contracts.manifest import files_of, sha256_of
+from medvl.embedded.vocabulary import EOS, IMAGE, SEG, train_tokenizer
+from medvl.network.modules import Modules
+
+HIDDEN, LAYERS, CONTEXT = 256, 6, 1024
+SIDE, CHANNELS, MEMORY = 256, 64, 16
+
+_SAM2 = {
+    "image_encoder.trunk.embed_dim": 32,
+    "image_encoder.trunk.num_heads": 1,
+    "image_encoder.trunk.stages": [1, 2, 3, 1],
+    "image_encoder.trunk.global_att_blocks": [5],
+    "image_encoder.neck.backbone_channel_list": [256, 128, 64, 32],
+    "image_encoder.neck.d_model": CHANNELS,
+    "image_encoder.neck.position_encoding.num_pos_feats": CHANNELS,
+    "memory_attention.d_model": CHANNELS,
+    "memory_attention.num_layers": 2,
+    "memory_attention.layer.d_model": CHANNELS,
+    "memory_attention.layer.dim_feedforward": 256,
+    "memory_attention.layer.self_attention.embedding_dim": CHANNELS,
+    "memory_attention.layer.cross_attention.embedding_dim": CHANNELS,
+    "memory_attention.layer.cross_attention.kv_in_dim": MEMORY,
+    "memory_encoder.out_dim": MEMORY,
+    "memory_encoder.position_encoding.num_pos_feats": MEMORY,
+    "memory_encoder.in_dim": CHANNELS,
+    "memory_encoder.mask_downsampler.embed_dim": CHANNELS,
+    "memory_encoder.fuser.layer.dim": CHANNELS,
+}
+
+_LABELS: tuple[tuple[str, str, str, str | None], ...] = (
+    ("lung_left", "44029006", "Left lung structure", "lung"),
+    ("lung_right", "3341006", "Right lung structure", "lung"),
+    ("heart", "80891009", "Heart structure", None),
+    ("aorta", "15825003", "Aortic structure", None),
+    ("trachea", "44567001", "Tracheal structure", "lung"),
+    ("liver", "10200004", "Liver structure", None),
+    ("spleen", "78961009", "Splenic structure", None),
+    ("kidney_left", "18639004", "Left kidney structure", None),
+    ("kidney_right", "9846003", "Right kidney structure", None),
+    ("gallbladder", "28231008", "Gallbladder structure", None),
+    ("stomach", "69695003", "Stomach structure", None),
+    ("urinary_bladder", "89837001", "Urinary bladder structure", None),
+    ("vertebral_column", "421060004", "Vertebral column structure", "bone"),
+    ("rib", "113197003", "Bone structure of rib", "bone"),
+)
+"""Name, SNOMED CT code and meaning, window."""
+
+
+def write_phantom_preset(folder: Path, seed: int) -> None:
+    """Write the checkpoint folder, byte for byte the same for the same seed and software.
+
+    Parameters
+    ----------
+    folder
+        An empty folder.
+    seed
+        Of the weights.
+    """
+    checkpoint = Checkpoint.model_validate(_fields({}))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        modules = Modules.build(checkpoint)
+        enliven(modules)
+        for name, module in modules.parts.items():
+            save_file({k: t.contiguous() for k, t in module.state_dict().items()}, folder / f"{name}.safetensors")
+        _write_language_model(folder / LANGUAGE_FOLDER)
+    hashes = {name: sha256_of(path) for name, path in sorted(files_of(folder).items())}
+    whole = Checkpoint.model_validate(_fields(hashes))
+    (folder / CHECKPOINT_FILE).write_text(whole.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+@torch.no_grad()
+def enliven(modules: Modules) -> None:
+    """Scale random weights so that answers depend on volume and prompt, and masks are neither empty nor full.
+
+    Vision tokens get the size of word embeddings, residual branches a share in their sum, objects a positive score,
+    and masks logits around zero that follow the prompt.
+    """
+    for name, parameter in modules.vision_encoder.named_parameters():
+        if name.endswith(".scale"):
+            parameter.fill_(0.5)
+    for mixer in (modules.projector.low_mixer, modules.projector.high_mixer):
+        _last_linear(mixer).weight.mul_(8.0)
+    decoder = modules.sam2.sam_mask_decoder
+    for head, bias in ((decoder.pred_obj_score_head, 2.0), (decoder.iou_prediction_head, 0.5)):
+        _last_linear(head).bias.fill_(bias)
+    for mlp in decoder.output_hypernetworks_mlps:
+        for layer in _linears(mlp):
+            layer.weight.mul_(3.0)
+    for layer in _linears(decoder.transformer):
+        layer.weight.mul_(1.5)
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [m for m in module.modules() if isinstance(m, nn.Linear)]
+
+
+def _last_linear(module: nn.Module) -> nn.Linear:
+    return _linears(module)[-1]
+
+
+def _write_language_model(folder: Path) -> None:
+    tokenizer = train_tokenizer()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS).save_pretrained(folder)
+    end = tokenizer.token_to_id(EOS)
+    config = Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=HIDDEN,
+        intermediate_size=4 * HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=end,
+        initializer_range=0.08,
+        tie_word_embeddings=True,
+    )
+    Qwen2ForCausalLM(config).float().save_pretrained(folder)
+
+
+def _fields(hashes: dict[str, str]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": "phantom",
+        "trained": False,
+        "licence": "Apache-2.0",
+        "provenance": "Random weights from a seed, made by medvl.embedded.preset; no data.",
+        "intended_use": "A demonstration and a test instrument. Not for diagnosis.",
+        "windows": {"soft_tissue": (-160.0, 240.0), "lung": (-1350.0, 150.0), "bone": (-500.0, 1300.0)},
+        "vision": {
+            "architecture": "dcformer",
+            "grid": (96, 160, 160),
+            "window": "soft_tissue",
+            "dims": (32, 64, 96, 160, 192),
+            "depths": (1, 1, 2, 2, 1),
+            "kernel_sizes": (7, 5, 5, 3),
+            "feature_stages": (2, 3),
+        },
+        "projector": {"architecture": "mixer", "low_tokens": (128, 96), "high_tokens": (64, 32), "mlp_depth": 2},
+        "language": {
+            "hidden_size": HIDDEN,
+            "max_context": CONTEXT,
+            "dtype": "float32",
+            "image_token": IMAGE,
+            "seg_token": SEG,
+            "splice": "prefix",
+            "seg_state": "at",
+            "max_report_tokens": 160,
+            "max_answer_tokens": 48,
+            "prompts": {
+                "report": "Write the radiology report of this CT.\n",
+                "ask": "Question: {question}\nAnswer:",
+                "segment_label": "Segment the {label}.\n",
+                "segment_text": "Segment {text}.\n",
+                "segment_answer": f"It is {SEG}.",
+            },
+        },
+        "segmentation": {
+            "architecture": "sam2.1_hiera_t",
+            "overrides": _SAM2,
+            "side": SIDE,
+            "fit": "pad",
+            "window": "soft_tissue",
+            "max_conditioning_slices": 4,
+            "stop_after_absent": 3,
+            "key_slices": {"max_slices": 2, "min_gap": 4, "min_score": 0.3},
+        },
+        "labels": [
+            {"name": name, "snomed": {"code": code, "meaning": meaning}, "window": window}
+            for name, code, meaning, window in _LABELS
+        ],
+        "files": hashes,
+    }

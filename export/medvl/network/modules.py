@@ -1,0 +1,124 @@
+"""The modules of a checkpoint: built for its sizes, loaded from its files, and seen as the networks that are served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from medvl.contracts.checkpoint import PARTS, Checkpoint
+from medvl.contracts.errors import CheckpointError
+from medvl.network.projector import Projector, TokenShape
+from medvl.network.sam2_build import STRIDE, build_sam, build_sam_shapes
+from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, MemoryEncoder, TrackStep
+from medvl.network.seg_projector import SegProjector
+from medvl.network.vision import STEM_STRIDE, VisionEncoder
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The four parts of a checkpoint besides its language model, in eval mode; their state dicts are its files."""
+
+    checkpoint: Checkpoint
+    vision_encoder: VisionEncoder
+    projector: Projector
+    seg_projector: SegProjector
+    sam2: nn.Module
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint) -> Self:
+        """Build the parts on the CPU, with the weights of their initialisation.
+
+        Raises
+        ------
+        CheckpointError
+            When the sizes of the checkpoint contradict one another.
+        """
+        return cls._assembled(checkpoint, build_sam(checkpoint.segmentation))
+
+    @classmethod
+    def shapes(cls, checkpoint: Checkpoint) -> Self:
+        """Build the parts on the meta device: names and shapes without memory; raises as :meth:`build`."""
+        sam = build_sam_shapes(checkpoint.segmentation)
+        with torch.device("meta"):
+            return cls._assembled(checkpoint, sam)
+
+    @classmethod
+    def load(cls, folder: Path, checkpoint: Checkpoint) -> Self:
+        """Build the parts and load the weights of a checkpoint folder as FP32.
+
+        Raises
+        ------
+        CheckpointError
+            When a file does not hold exactly the tensors of its part.
+        """
+        modules = cls.build(checkpoint)
+        for name, module in modules.parts.items():
+            tensors = {key: tensor.float() for key, tensor in load_file(folder / f"{name}.safetensors").items()}
+            try:
+                module.load_state_dict(tensors, strict=True)
+            except RuntimeError:
+                raise CheckpointError(
+                    f"{name}.safetensors: does not hold the tensors of its part: see medvl-export check."
+                ) from None
+        return modules
+
+    @classmethod
+    def _assembled(cls, checkpoint: Checkpoint, sam: nn.Module) -> Self:
+        low, high = feature_shapes(checkpoint)
+        width = checkpoint.language.hidden_size
+        own = (
+            VisionEncoder(checkpoint.vision),
+            Projector(checkpoint.projector, low, high, width),
+            SegProjector(width, sam.hidden_dim),
+        )
+        return cls(checkpoint, *(module.eval() for module in own), sam)
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Modules by the names of their files."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Networks by the names of their models; what one makes comes before what takes it."""
+        return {
+            "vision_encoder": self.vision_encoder,
+            "projector": self.projector,
+            "sam2_image_encoder": ImageEncoder(self.sam2).eval(),
+            "sam2_mask_decoder": MaskDecoder(self.sam2, self.seg_projector).eval(),
+            "sam2_memory_encoder": MemoryEncoder(self.sam2).eval(),
+            "sam2_track_step": TrackStep(self.sam2).eval(),
+        }
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """Lengths of the axes that the checkpoint fixes, by the names of the contract."""
+        low, high = feature_shapes(self.checkpoint)
+        side, channels = self.checkpoint.segmentation.side, self.sam2.hidden_dim
+        d, h, w = self.checkpoint.vision.grid
+        f = side // STRIDE
+        return {
+            **{"d": d, "h": h, "w": w, "S": side, "f": f, "f_2": 2 * f, "f_4": 4 * f, "HW": f * f},
+            **{"T_low": low.tokens, "C_low": low.channels, "T_high": high.tokens, "C_high": high.channels},
+            **{"T": self.checkpoint.projector.tokens, "H": self.checkpoint.language.hidden_size},
+            **{"C": channels, "C_4": channels // 4, "C_8": channels // 8, "Cm": self.sam2.mem_dim},
+        }
+
+
+def feature_shapes(checkpoint: Checkpoint) -> tuple[TokenShape, TokenShape]:
+    """Return the shapes of the low and the high level of the vision encoder's features."""
+    low, high = (_shape(checkpoint, stage) for stage in checkpoint.vision.feature_stages)
+    return low, high
+
+
+def _shape(checkpoint: Checkpoint, stage: int) -> TokenShape:
+    stride, tokens = STEM_STRIDE * 2**stage, 1
+    for length in checkpoint.vision.grid:
+        tokens *= -(-length // stride)
+    return TokenShape(tokens, checkpoint.vision.dims[stage])

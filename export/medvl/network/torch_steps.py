@@ -1,0 +1,83 @@
+"""SAM2's networks in this process: the executor of the torch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medvl.network.prompts import SlicePrompt, prompt_arrays
+from medvl.network.steps import Bank, Decoded, Remembered
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFeatures:
+    """Features f0, f1 and f2 of one slice, FP32 with a leading axis of length 1."""
+
+    maps: tuple[Tensor, Tensor, Tensor]
+
+
+class SliceSource:
+    """The slices of one volume, encoded when they are first asked for and kept.
+
+    Parameters
+    ----------
+    image_encoder
+        :class:`medvl.network.sam2_parts.ImageEncoder`.
+    slices
+        UINT8 [D, S, S].
+    """
+
+    def __init__(self, image_encoder: nn.Module, slices: np.ndarray) -> None:
+        self._image_encoder = image_encoder
+        self._slices = torch.from_numpy(slices)
+        self._features: dict[int, TorchFeatures] = {}
+
+    async def get(self, slices: Sequence[int]) -> Sequence[TorchFeatures]:
+        """Return the features of slices, in that order."""
+        return [self._of(number) for number in slices]
+
+    def _of(self, number: int) -> TorchFeatures:
+        if number not in self._features:
+            with torch.inference_mode():
+                self._features[number] = TorchFeatures(self._image_encoder(self._slices[number : number + 1]))
+        return self._features[number]
+
+
+@dataclass(frozen=True)
+class TorchSteps:
+    """The steps of propagation as torch modules of :mod:`medvl.network.sam2_parts`."""
+
+    mask_decoder: nn.Module
+    memory_encoder: nn.Module
+    track_step: nn.Module
+    side: int
+    hidden_size: int
+
+    async def decode(self, features: Sequence[TorchFeatures], prompts: Sequence[SlicePrompt]) -> Decoded[Tensor]:
+        """Decode prompts without memory, each on its own slice."""
+        maps = [torch.cat(level) for level in zip(*(f.maps for f in features), strict=True)]
+        arrays = prompt_arrays(prompts, side=self.side, hidden_size=self.hidden_size)
+        with torch.inference_mode():
+            return Decoded(*self.mask_decoder(*maps, *map(torch.from_numpy, arrays.values())))
+
+    async def remember(self, features: TorchFeatures, mask_logits: Tensor, object_score: Tensor) -> Tensor:
+        """Return the memory [N, HW, Cm] of N objects on one slice."""
+        with torch.inference_mode():
+            memory: Tensor = self.memory_encoder(features.maps[2], mask_logits, object_score)
+        return memory
+
+    async def track(self, features: TorchFeatures, bank: Bank[Tensor]) -> Remembered[Tensor]:
+        """Track N objects onto one slice."""
+        with torch.inference_mode():
+            *decoded, memory = self.track_step(
+                *features.maps,
+                torch.stack(list(bank.memories)),
+                torch.tensor(bank.rows),
+                torch.stack(list(bank.pointers)),
+                torch.tensor(bank.distances, dtype=torch.float32),
+            )
+        return Remembered(Decoded(*decoded), memory)

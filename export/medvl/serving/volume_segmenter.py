@@ -1,0 +1,124 @@
+"""The Triton model ``volume_segmenter``: prompts to 3D masks, over the SAM2 models of the same server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from pydantic import ValidationError
+
+from medvl.contracts.errors import InvalidRequest
+from medvl.contracts.messages import Message, NotResident, SegmenterDone, SegmenterRequest
+from medvl.contracts.models import MODELS
+from medvl.imaging.resample import FitTransform
+from medvl.network.propagation import Propagation
+from medvl.serving.bls import infer, infer_batch
+from medvl.serving.feature_store import FeatureStore, SeriesKey
+from medvl.serving.findings import Findings
+from medvl.serving.metrics import Counter
+from medvl.serving.model_prompts import to_model_prompt
+from medvl.serving.replies import Reply, answering
+from medvl.serving.segmenter_checks import check_request
+from medvl.serving.settings import Settings
+from medvl.serving.stub import PbRequest
+from medvl.serving.tensors import checked_arrays, from_bytes
+from medvl.serving.triton_steps import Arrays, Spent, StoredFeatures, TritonSteps, encode
+
+SPEC = MODELS["volume_segmenter"]
+VARIABLE_PREFIX = "MEDVL_SEGMENTER_"
+"""Of the environment variables that set the segmenter up."""
+CANCEL_POLL_S = 0.02
+
+
+class TritonPythonModel:
+    """The segmenter of one device; it owns the store of slice features, so there is one instance."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Read the settings ``store_bytes`` and ``encode_batch``; the store begins empty."""
+        settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
+        self._checkpoint = settings.checkpoint
+        self._store = FeatureStore(
+            partial(encode, infer_batch),
+            budget_bytes=settings.integer("store_bytes", 2 * 2**30),
+            batch=settings.integer("encode_batch", 4),
+        )
+        self._cancelled = Counter(
+            "medvl_segmenter_cancelled_total", "Requests whose caller went away", args["model_name"]
+        )
+
+    async def execute(self, requests: Sequence[PbRequest]) -> None:
+        """Answer the requests of one batch side by side."""
+        await asyncio.gather(*(self._answer(request) for request in requests))
+
+    def finalize(self) -> None:
+        """Free what the server lent."""
+        self._cancelled.close()
+
+    async def _answer(self, request: PbRequest) -> None:
+        async with answering(request.get_response_sender()) as reply:
+            working = asyncio.create_task(self._segment(checked_arrays(request, SPEC), reply))
+            watch = asyncio.create_task(self._cancel_with(reply, working))
+            try:
+                await working
+            finally:
+                watch.cancel()
+
+    async def _cancel_with(self, reply: Reply, working: asyncio.Task[None]) -> None:
+        # Triton tells nobody that a caller went away: it has to be asked.
+        while not reply.cancelled:  # noqa: ASYNC110
+            await asyncio.sleep(CANCEL_POLL_S)
+        self._cancelled.increment()
+        working.cancel()
+
+    async def _segment(self, arrays: Arrays, reply: Reply) -> None:
+        start_s = time.perf_counter()
+        request, slices, states = _read(arrays["request"]), arrays.get("slices"), arrays.get("seg_hidden")
+        check_request(request, self._checkpoint, slices, states)
+        key = SeriesKey(request.series, request.window_hu, self._checkpoint.digest)
+        if slices is not None:
+            self._store.put(key, slices)
+        if key not in self._store:
+            _send(reply, NotResident(), b"", final=True)
+            return
+        spent = Spent()
+        with self._store.using(key):
+            await self._propagate(request, states, key, spent, reply)
+        _send(reply, _done(spent, time.perf_counter() - start_s), b"", final=True)
+
+    async def _propagate(
+        self, request: SegmenterRequest, states: np.ndarray | None, key: SeriesKey, spent: Spent, reply: Reply
+    ) -> None:
+        spec = self._checkpoint.segmentation
+        depth, rows, cols = request.shape
+        transform = FitTransform(rows, cols, spec.side, spec.fit)
+        findings = Findings(partial(_send, reply), (o.object_id for o in request.objects), depth, transform)
+        steps = TritonSteps(infer, self._checkpoint, spent)
+        source = StoredFeatures(self._store, key, spent)
+        prompts = [to_model_prompt(o, transform, states) for o in request.objects]
+        await Propagation(steps, source, depth, spec, findings).run(prompts)
+
+
+def _read(data: np.ndarray) -> SegmenterRequest:
+    try:
+        return SegmenterRequest.model_validate_json(data.tobytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "JSON"
+        raise InvalidRequest(f"The segmenter's request is wrong: {field}: {first['msg']}.") from None
+
+
+def _done(spent: Spent, total_s: float) -> SegmenterDone:
+    return SegmenterDone(
+        slices_encoded=spent.slices_encoded,
+        encode_ms=spent.encode_s * 1000,
+        decode_ms=spent.decode_s * 1000,
+        track_ms=spent.track_s * 1000,
+        total_ms=total_s * 1000,
+    )
+
+
+def _send(reply: Reply, event: Message, packed: bytes, *, final: bool = False) -> None:
+    reply.send((from_bytes("event", event.to_bytes()), from_bytes("mask", packed)), final=final)
