@@ -65,8 +65,12 @@ class Reply:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller went away; asks the server, so it costs a message."""
-        return bool(self._sender.is_cancelled())
+        """Whether the caller went away; asks the server, so it costs a message.
+
+        An answered request has no caller: asking after its last response ends the server (2.51) with a segmentation
+        fault.
+        """
+        return not self._closed and bool(self._sender.is_cancelled())
 
     @property
     def closed(self) -> bool:
