@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from medvl.contracts.errors import CheckpointError, MedvlError
+from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, SetupError
 from medvl.contracts.manifest import Target, verify_repository
 from medvl.export.presets import PRESETS, resolve_checkpoint
 
@@ -92,6 +92,27 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _verify(options: argparse.Namespace) -> None:
     manifest = verify_repository(options.repository)
     sys.stdout.write(f"{options.repository} holds its manifest: {manifest.checkpoint}, {len(manifest.files)} files\n")
+
+
+def _add_phantom(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_phantom)
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the files go")
+    parser.add_argument("--seed", type=int, default=0, help="varies the anatomy (0)")
+    parser.add_argument("--slices", type=int, default=64, help="slices (64)")
+    parser.add_argument("--side", type=int, default=256, help="rows and columns (256)")
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    from medvl.embedded.phantom import write_phantom_series
+
+    if options.slices < 1 or options.side < 1:
+        raise InvalidRequest("A phantom has at least one slice and one pixel: give positive --slices and --side.")
+    if options.out.is_dir() and any(p.suffix != ".dcm" for p in options.out.iterdir()):
+        raise SetupError(f"The folder {options.out} holds something else than a series: name another with --out.")
+    for stale in options.out.glob("*.dcm"):
+        stale.unlink()
+    write_phantom_series(options.out, seed=options.seed, slices=options.slices, side=options.side)
+    sys.stdout.write(f"{options.out} holds {options.slices} slices\n")
 
 
 def _progress(line: str) -> None:
