@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from medvl.imaging.series import LoadedSeries, read_series
 
-from medvl.client import Answer, AsyncClient, Box, Event, Mask, ObjectPrompt, Point, ServiceDescription, TextDelta
+from medvl.client import Answer, AsyncClient, Box, Event, ObjectPrompt, Point, ServiceDescription, TextDelta
 from medvl.client.documents import series_document
 from medvl.client.exits import Exit, exit_of
 from medvl.client.maskfiles import MaskFormat, MaskTarget, write_masks
@@ -32,6 +31,7 @@ from medvl.client.stream import EventStream, collected
 from medvl.client.terminal import mask_line, printable
 from medvl.contracts.errors import MedvlError, SetupError
 from medvl.imaging.policy import GeometryPolicy
+from medvl.imaging.series import LoadedSeries, read_series
 from medvl.imaging.volume import Volume
 from medvl.runtime.system import EmbeddedSystem
 
@@ -59,14 +59,14 @@ class Account:
         yield
         self.stages_ms[name] = round((time.perf_counter() - begun_s) * 1000, 3)
 
-    def keep(self, name: str, masks: Sequence[Mask], loaded: LoadedSeries, out: Path) -> None:
-        """Write masks and their pictures under ``out``; ``name`` begins the names of the files."""
-        for mask in masks:
+    def keep(self, name: str, answer: Answer, loaded: LoadedSeries, out: Path) -> None:
+        """Write the masks of an answer and their pictures under ``out``; ``name`` begins the names of the files."""
+        for mask in answer.masks:
             print(mask_line(mask))
-            stem = name if len(masks) == 1 else f"{name}-{mask.object_index}"
+            stem = name if len(answer.masks) == 1 else f"{name}-{mask.object_index}"
             path = out / "masks" / f"{stem}.nii.gz"
             if mask.found:
-                write_masks(MaskTarget(path, MaskFormat.NIFTI), loaded, [mask])
+                write_masks(MaskTarget(path, MaskFormat.NIFTI), loaded, [mask], answer.done.provenance)
                 write_overlay(out / "overlays" / f"{stem}.png", loaded.volume, mask)
             measured = mask.measurement
             self.masks.append(
@@ -166,12 +166,12 @@ async def use_system(client: AsyncClient, loaded: LoadedSeries, out: Path, accou
         answer = await read_aloud(client.ask(loaded.volume, QUESTION))
     for name, said in (("report", report), ("ask", answer)):
         account.stages_of(name, said)
-        account.keep(name, said.masks, loaded, out)
+        account.keep(name, said, loaded, out)
     for name, prompt in prompts(loaded.volume, service).items():
         with account.stage(name):
             segmented = await client.segment(loaded.volume, [prompt]).collect()
         account.stages_of(name, segmented)
-        account.keep(name, segmented.masks, loaded, out)
+        account.keep(name, segmented, loaded, out)
     return summary_of(loaded, service, account, report.text, answer.text)
 
 

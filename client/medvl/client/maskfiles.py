@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Self
 
+import nibabel
+import numpy as np
+
+from medvl.client.events import Mask, Provenance
+from medvl.client.results import Label
 from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.nifti import RAS_TO_LPS
+from medvl.imaging.seg import Maker, Segment, build_seg
+from medvl.imaging.series import LoadedSeries
 
 
 class MaskFormat(Enum):
@@ -44,3 +53,88 @@ class MaskTarget:
         if path.is_dir() or not path.suffix:
             return cls(path, MaskFormat.FOLDER)
         raise InvalidRequest("The output must end in .nii.gz, .nii or .dcm, or be a folder.")
+
+    def check_source(self, loaded: LoadedSeries) -> None:
+        """Refuse a target that this source cannot have, before any work is done.
+
+        Raises
+        ------
+        InvalidRequest
+            When a DICOM SEG is wanted of a source that is not DICOM.
+        """
+        if self.format is MaskFormat.SEG and loaded.source.kind != "dicom":
+            raise InvalidRequest("A DICOM SEG needs a DICOM source: name a .nii.gz file or a folder for the masks.")
+
+
+def write_masks(
+    target: MaskTarget,
+    loaded: LoadedSeries,
+    masks: Sequence[Mask],
+    provenance: Provenance,
+    labels: Sequence[Label] = (),
+) -> Mapping[int, Path]:
+    """Write the masks that were found, on the source's own grid.
+
+    Parameters
+    ----------
+    target
+        Where to.
+    loaded
+        The series that was asked about.
+    masks
+        What came back; those that were not found are left out.
+    provenance
+        Named as the maker in a DICOM SEG.
+    labels
+        What the service knows of its classes: their SNOMED CT codes go into a DICOM SEG.
+
+    Returns
+    -------
+    Mapping[int, Path]
+        The file of each mask by its ``object_index``; empty when nothing was found.
+    """
+    found = [mask for mask in masks if mask.found]
+    if not found:
+        return {}
+    if target.format is MaskFormat.SEG:
+        target.path.parent.mkdir(parents=True, exist_ok=True)
+        dataset = build_seg(loaded, segments(found, labels), maker(provenance))
+        dataset.save_as(target.path, enforce_file_format=True)
+        return {mask.object_index: target.path for mask in found}
+    paths = {mask.object_index: _path(target, mask) for mask in found}
+    for mask in found:
+        write_nifti(paths[mask.object_index], loaded, mask.array)
+    return paths
+
+
+def segments(masks: Sequence[Mask], labels: Sequence[Label]) -> list[Segment]:
+    """Return masks as segments of a DICOM SEG."""
+    codes = {la.name: (la.snomed_code, la.snomed_meaning) for la in labels if la.snomed_code}
+    return [Segment(mask.array, mask.label or mask.prompt, codes.get(mask.label)) for mask in masks]
+
+
+def maker(provenance: Provenance) -> Maker:
+    """Return what a DICOM SEG says about who made it."""
+    return Maker(provenance.software, provenance.checkpoint, provenance.checkpoint_digest)
+
+
+def write_nifti(path: Path, loaded: LoadedSeries, mask: np.ndarray) -> None:
+    """Write a canonical mask bool [D, R, C] as uint8 with the source's own grid and affine."""
+    source = loaded.source
+    stored = source.axis_map.invert(mask).astype(np.uint8)
+    index = np.eye(4)[[2, 1, 0, 3]]
+    if source.slices_reversed:
+        stored = stored[::-1]
+        index[0, 2], index[0, 3] = -1.0, stored.shape[0] - 1
+    # NIfTI counts columns, rows, slices; the geometry counts slices, rows, columns.
+    affine = RAS_TO_LPS @ source.geometry.affine @ index
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(stored.transpose(2, 1, 0)), affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+
+
+def _path(target: MaskTarget, mask: Mask) -> Path:
+    if target.format is MaskFormat.NIFTI:
+        return target.path
+    return target.path / f"{mask.object_index}-{mask.label or 'object'}.nii.gz"

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from medvl.imaging.series import LoadedSeries, read_series
 from pydicom import Dataset, dcmread
 
 from medvl.client.aio import AsyncClient
 from medvl.client.events import Mask, Provenance
+from medvl.client.maskfiles import maker, segments
 from medvl.client.prompts import ObjectPrompt
-from medvl.client.results import Answer
+from medvl.client.results import Answer, Label
+from medvl.imaging.seg import Segment, SegUids, build_seg
+from medvl.imaging.series import LoadedSeries, read_series
 from medvl.pacs.config import GatewayConfig
 from medvl.pacs.structured_report import ReportText, Uids, build_sr
 
@@ -50,14 +52,22 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     loaded = await asyncio.to_thread(read_series, instances, config.geometry_policy)
     report = await client.report(loaded.volume).collect()
     masks: Sequence[Mask] = ()
+    classes: Sequence[Label] = ()
     if config.labels:
+        classes = (await client.describe()).labels
         masks = (await client.segment(loaded.volume, [ObjectPrompt(label=la) for la in config.labels]).collect()).masks
     identity = "\n".join([fingerprint, report.done.provenance.checkpoint_digest, *config.labels])
-    return await asyncio.to_thread(_documents, loaded, instances, report, masks, identity)
+    found = segments([mask for mask in masks if mask.found], classes)
+    return await asyncio.to_thread(_documents, loaded, instances, report, masks, found, identity)
 
 
-def _documents(
-    loaded: LoadedSeries, instances: Path, report: Answer, masks: Sequence[Mask], identity: str
+def _documents(  # noqa: PLR0917 - what a series and its answers come to
+    loaded: LoadedSeries,
+    instances: Path,
+    report: Answer,
+    masks: Sequence[Mask],
+    found: Sequence[Segment],
+    identity: str,
 ) -> dict[str, bytes]:
     headers = [dcmread(path, stop_before_pixels=True) for path in sorted(instances.iterdir())]
     provenance = report.done.provenance
@@ -68,9 +78,9 @@ def _documents(
         device=derived_uid(provenance.software, provenance.checkpoint_digest),
     )
     files = {"sr.dcm": _encoded(build_sr(text, uids, headers))}
-    found = [mask for mask in masks if mask.found]
     if found:
-        files["seg.dcm"] = _encoded(_segmentation(loaded, found, provenance, identity))
+        seg_uids = SegUids(derived_uid(identity, "SEG series"), derived_uid(identity, "SEG"))
+        files["seg.dcm"] = _encoded(build_seg(loaded, found, maker(provenance), seg_uids))
     return files
 
 

@@ -19,7 +19,8 @@ END = "<!-- /tensors -->"
 def _tensors(specs: Iterable[TensorSpec], model: ModelSpec) -> str:
     batch = ("B",) if model.max_batch_size else ()
     return "<br>".join(
-        f"`{s.name}` {s.dtype} [{', '.join(map(str, (*batch, *s.shape)))}]{' (optional)' if s.optional else ''}: {s.doc}"
+        f"`{s.name}` {s.dtype} [{', '.join(map(str, (*batch, *s.shape)))}]"
+        f"{' (optional)' if s.optional else ''}: {s.doc}"
         for s in specs
     )
 

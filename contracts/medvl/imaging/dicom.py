@@ -50,12 +50,15 @@ class DicomSeries:
         The slices.
     files
         The file of each slice; one file over and over for an enhanced multi-frame series.
+    frames
+        The frame of each slice in its file, counted from 0.
     findings
         What was unusual about the files and their pixels.
     """
 
     stack: SliceStack
     files: tuple[Path, ...]
+    frames: tuple[int, ...]
     findings: tuple[GeometryFinding, ...]
 
 
@@ -104,7 +107,7 @@ def read_dicom(paths: Sequence[Path]) -> DicomSeries:
         spacing_mm=first.spacing_mm,
     )
     findings = tuple(_findings(ignored, padded, first.dataset))
-    return DicomSeries(stack, tuple(f.path for f in frames), findings)
+    return DicomSeries(stack, tuple(f.path for f in frames), tuple(f.index for f in frames), findings)
 
 
 def _datasets(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
@@ -123,7 +126,7 @@ def _dataset(path: Path) -> Dataset | None:
     try:
         meta = read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise CorruptFile("A file is deflated, which can inflate to any size: convert it to another transfer syntax.")
+            raise CorruptFile("A file is deflated, which can inflate to any size: convert it to another syntax.")
         dataset = dcmread(path)
         dataset.get("SeriesInstanceUID")
     except InvalidDicomError:
@@ -262,7 +265,7 @@ def _decode(frame: _Frame, plane: NDArray[np.int16]) -> int:
         raise CorruptFile(
             "The pixels of a DICOM file are missing, cut off or in an encoding that cannot be read: fetch it again."
         ) from error
-    stored = array[frame.index] if array.ndim == 3 else array  # noqa: PLR2004 - frames, rows, columns
+    stored = array[frame.index] if array.ndim == 3 else array
     if stored.shape != plane.shape:
         raise CorruptFile("The pixels of a DICOM file are not one grey value per voxel: it is not a CT slice.")
     padding = _padding(dataset, stored)
@@ -313,4 +316,3 @@ def _findings(ignored: int, padded: int, dataset: Dataset) -> Iterator[GeometryF
             FindingAction.IGNORED,
             "The series asks to be shown inverted (MONOCHROME1); that changes no HU and was ignored.",
         )
-

@@ -55,7 +55,7 @@ def read_nifti(path: Path) -> SliceStack:
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
-    if len(shape) < 3 or any(n != 1 for n in shape[3:]):  # noqa: PLR2004 - three axes of space
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         raise NotCt(f"The NIfTI file has the shape {list(shape)}: it must hold one 3D volume.")
     if shape[2] < MIN_SLICES:
         raise TooFewSlices(f"The series has {shape[2]} slices: a volume needs at least {MIN_SLICES}.")
@@ -94,7 +94,7 @@ def _hu(values: NDArray[Any]) -> NDArray[np.int16]:
 def _stack(hu: NDArray[np.int16], affine: NDArray[np.float64]) -> SliceStack:
     axes = affine[:3, :3]
     lengths_mm = np.linalg.norm(axes, axis=0)
-    if not np.isfinite(affine).all() or lengths_mm.min() <= 0 or abs(np.linalg.det(axes)) < 1e-9:  # noqa: PLR2004
+    if not np.isfinite(affine).all() or lengths_mm.min() <= 0 or abs(np.linalg.det(axes)) < 1e-9:
         raise GeometryRefused("The NIfTI file has an affine matrix that spans no volume: it cannot be loaded.")
     column_axis, row_axis, _ = (axes / lengths_mm).T
     positions_mm = affine[:3, 3] + np.outer(np.arange(len(hu)), axes[:, 2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class Source:
         Turns arrays on that grid to canonical axes.
     files
         The file of each slice; for NIfTI the one file.
+    frames
+        DICOM: the frame of each slice in its file, counted from 0.
     resampled
         Whether the geometry policy interpolated: the grid is then not that of the stored pixels.
     slices_reversed
@@ -42,6 +44,7 @@ class Source:
     geometry: Geometry
     axis_map: AxisMap
     files: tuple[Path, ...]
+    frames: tuple[int, ...]
     resampled: bool
     slices_reversed: bool = False
 
@@ -78,27 +81,21 @@ def read_series(path: Path, policy: GeometryPolicy | str = GeometryPolicy.REJECT
     if path.name.lower().endswith((".nii", ".nii.gz")):
         stack = read_nifti(path)
         made = regular(stack, policy)
-        turned = bool(stack.hu.strides[0] < 0)
-        return _loaded("nifti", made, (path,), (), slices_reversed=turned)
+        reversed_ = bool(stack.hu.strides[0] < 0)
+        return _loaded(made, (), kind="nifti", files=(path,), frames=(), slices_reversed=reversed_)
     paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     if not paths:
         raise EmptySeries("The folder is empty: name a folder with the files of one CT series.")
     series = read_dicom(paths)
-    return _loaded("dicom", regular(series.stack, policy), series.files, series.findings, slices_reversed=False)
+    made = regular(series.stack, policy)
+    return _loaded(made, series.findings, kind="dicom", files=series.files, frames=series.frames)
 
 
-def _loaded(
-    kind: Literal["dicom", "nifti"],
-    made: RegularStack,
-    files: tuple[Path, ...],
-    findings: tuple[GeometryFinding, ...],
-    *,
-    slices_reversed: bool,
-) -> LoadedSeries:
+def _loaded(made: RegularStack, findings: tuple[GeometryFinding, ...], **source: Any) -> LoadedSeries:  # noqa: ANN401
     geometry, axis_map = made.geometry.canonical()
     volume = Volume(np.ascontiguousarray(axis_map.apply(made.hu)), geometry)
-    source = Source(kind, made.geometry, axis_map, files, made.resampled, slices_reversed)
-    return LoadedSeries(volume, (*findings, *made.findings), source)
+    origin = Source(geometry=made.geometry, axis_map=axis_map, resampled=made.resampled, **source)
+    return LoadedSeries(volume, (*findings, *made.findings), origin)
 
 
 def source_to_lps(loaded: LoadedSeries, xyz: tuple[float, float, float]) -> tuple[float, float, float]:

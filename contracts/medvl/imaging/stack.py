@@ -52,8 +52,7 @@ class SliceStack:
     @property
     def normal(self) -> NDArray[np.float64]:
         """Unit vector at right angles to the slices; with column and row axis it is right-handed."""
-        normal: NDArray[np.float64] = np.cross(self.column_axis, self.row_axis)
-        return normal
+        return np.cross(self.column_axis, self.row_axis).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +131,7 @@ def _words(kind: FindingKind, value: float, unit: str) -> str:
         case FindingKind.GANTRY_TILT:
             return f"The gantry was tilted by {value:.1f} {unit}"
         case FindingKind.MISSING_SLICES:
-            return f"Between the first and the last slice {value:.0f} {unit if value > 1 else 'slice'} {'are' if value > 1 else 'is'} missing"
+            return f"Slices are missing between the first and the last: {value:.0f}"
         case _:
             return f"The slices are unevenly spaced, with gaps of up to {value:.2f} {unit}"
 

@@ -6,8 +6,10 @@ follows from the seed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +90,8 @@ class PhantomTruth:
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Return the voxels of an organ or lesion, bool [D, R, C]."""
         value = next(v for v, n in self.names.items() if n == name)
-        return self.labels == value
+        voxels: NDArray[np.bool_] = self.labels == value
+        return voxels
 
 
 def make_phantom(seed: int, *, slices: int = 64, side: int = 256) -> PhantomTruth:
@@ -147,11 +150,11 @@ def write_phantom_series(
     return truth
 
 
-def _inside(
-    organ: _Organ, grid: list[NDArray[np.float64]], shift: NDArray[np.float64], scale: float
-) -> NDArray[np.bool_]:
+def _inside(organ: _Organ, grid: Sequence[NDArray[Any]], shift: NDArray[np.float64], scale: float) -> NDArray[np.bool_]:
     terms = zip(grid, organ.centre, shift, organ.radii, strict=True)
-    return np.asarray(sum(((axis - centre - moved) / (radius * scale)) ** 2 for axis, centre, moved, radius in terms)) < 1
+    squares = [((axis - centre - moved) / (radius * scale)) ** 2 for axis, centre, moved, radius in terms]
+    within: NDArray[np.bool_] = squares[0] + squares[1] + squares[2] < 1.0
+    return within
 
 
 def _stored(
@@ -170,9 +173,8 @@ def _stored(
 
 
 def _dataset(seed: int, number: int, identity: str) -> FileDataset:
-    study, series, frame, instance = (
-        generate_uid(entropy_srcs=["medvl phantom", identity, kind]) for kind in ("study", "series", "frame", str(number))
-    )
+    kinds = ("study", "series", "frame", str(number))
+    study, series, frame, instance = (generate_uid(entropy_srcs=["medvl phantom", identity, k]) for k in kinds)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, instance
     meta.TransferSyntaxUID = ExplicitVRLittleEndian

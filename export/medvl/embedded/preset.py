@@ -1,4 +1,4 @@
-"""The ``phantom`` checkpoint: small enough for a CPU, with every part of the contract. Its weights are random so far."""
+"""The ``phantom`` checkpoint: small enough for a CPU, with every part of the contract; random weights so far."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Self
 
 import torch
 from safetensors.torch import load_file
+from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
 from medvl.contracts.checkpoint import PARTS, Checkpoint
@@ -28,7 +29,7 @@ class Modules:
     vision_encoder: VisionEncoder
     projector: Projector
     seg_projector: SegProjector
-    sam2: nn.Module
+    sam2: SAM2Base
 
     @classmethod
     def build(cls, checkpoint: Checkpoint) -> Self:
@@ -69,15 +70,16 @@ class Modules:
         return modules
 
     @classmethod
-    def _assembled(cls, checkpoint: Checkpoint, sam: nn.Module) -> Self:
+    def _assembled(cls, checkpoint: Checkpoint, sam: SAM2Base) -> Self:
         low, high = feature_shapes(checkpoint)
         width = checkpoint.language.hidden_size
-        own = (
-            VisionEncoder(checkpoint.vision),
-            Projector(checkpoint.projector, low, high, width),
-            SegProjector(width, sam.hidden_dim),
+        return cls(
+            checkpoint=checkpoint,
+            vision_encoder=VisionEncoder(checkpoint.vision).eval(),
+            projector=Projector(checkpoint.projector, low, high, width).eval(),
+            seg_projector=SegProjector(width, sam.hidden_dim).eval(),
+            sam2=sam,
         )
-        return cls(checkpoint, *(module.eval() for module in own), sam)
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -104,10 +106,24 @@ class Modules:
         d, h, w = self.checkpoint.vision.grid
         f = side // STRIDE
         return {
-            **{"d": d, "h": h, "w": w, "S": side, "f": f, "f_2": 2 * f, "f_4": 4 * f, "HW": f * f},
-            **{"T_low": low.tokens, "C_low": low.channels, "T_high": high.tokens, "C_high": high.channels},
-            **{"T": self.checkpoint.projector.tokens, "H": self.checkpoint.language.hidden_size},
-            **{"C": channels, "C_4": channels // 4, "C_8": channels // 8, "Cm": self.sam2.mem_dim},
+            "d": d,
+            "h": h,
+            "w": w,
+            "S": side,
+            "f": f,
+            "f_2": 2 * f,
+            "f_4": 4 * f,
+            "HW": f * f,
+            "T_low": low.tokens,
+            "C_low": low.channels,
+            "T_high": high.tokens,
+            "C_high": high.channels,
+            "T": self.checkpoint.projector.tokens,
+            "H": self.checkpoint.language.hidden_size,
+            "C": channels,
+            "C_4": channels // 4,
+            "C_8": channels // 8,
+            "Cm": self.sam2.mem_dim,
         }
 
 

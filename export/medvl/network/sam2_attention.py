@@ -83,7 +83,7 @@ def two_way(
     return transformer.norm_final_attn(queries + attended), keys
 
 
-def _two_way_block(
+def _two_way_block(  # noqa: PLR0917 - as in the package
     block: TwoWayAttentionBlock, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     if block.skip_first_layer_pe:

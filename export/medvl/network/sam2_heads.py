@@ -43,7 +43,7 @@ class Decoded:
         return self.mask_logits, self.iou, self.object_pointer, self.object_score
 
 
-def decode(
+def decode(  # noqa: PLR0917 - the inputs of one graph
     sam: SAM2Base, image: Tensor, fine: tuple[Tensor, Tensor], tokens: Tokens, dense: Tensor, multimask: Tensor
 ) -> Decoded:
     """Run SAM2's mask decoder and choose one of its four masks.
@@ -85,9 +85,7 @@ def decode(
     )
 
 
-def _mask_logits(
-    sam: SAM2Base, masks: Tensor, image: Tensor, fine: tuple[Tensor, Tensor], chosen: Tensor
-) -> Tensor:
+def _mask_logits(sam: SAM2Base, masks: Tensor, image: Tensor, fine: tuple[Tensor, Tensor], chosen: Tensor) -> Tensor:
     """Return the logits [N, 1, f_4, f_4] of the chosen mask token of [N, 4, C]."""
     decoder = sam.sam_mask_decoder
     up1, norm, act1, up2, act2 = decoder.output_upscaling
@@ -95,7 +93,8 @@ def _mask_logits(
     upscaled = act2(up2(act1(norm(up1(image) + f1))) + f0)
     weights = torch.stack([mlp(masks[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
     logits = _pick(weights, chosen) @ upscaled.flatten(2)
-    return logits.reshape(logits.shape[0], 1, upscaled.shape[2], upscaled.shape[3])
+    low_resolution: Tensor = logits.reshape(logits.shape[0], 1, upscaled.shape[2], upscaled.shape[3])
+    return low_resolution
 
 
 def _pick(rows: Tensor, chosen: Tensor) -> Tensor:

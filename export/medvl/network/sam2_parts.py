@@ -47,7 +47,7 @@ class MaskDecoder(nn.Module):
         self.sam = sam
         self.seg_projector = seg_projector
 
-    def forward(
+    def forward(  # noqa: PLR0917 - the tensors of the contract
         self,
         f0: Tensor,
         f1: Tensor,
@@ -94,7 +94,7 @@ class MaskDecoder(nn.Module):
         """Return the tokens [B, P + 1, C] of the points and of "not a point", and which of them count."""
         encoder = self.sam.sam_prompt_encoder
         # The encoder's own ``forward_with_coords`` writes in place, which no parser of ONNX at the GPU takes.
-        places = encoder.pe_layer._pe_encoding(points / self.sam.image_size)  # noqa: SLF001
+        places = encoder.pe_layer._pe_encoding(points / self.sam.image_size)
         kinds = torch.cat([e.weight for e in encoder.point_embeddings])
         label = labels.clamp(min=0).long()
         embedded = torch.where((labels >= 0)[..., None], places + kinds[label], encoder.not_a_point_embed.weight)
@@ -136,7 +136,7 @@ class TrackStep(nn.Module):
         self.register_buffer("image_position", _positions(sam, image), persistent=False)
         self.register_buffer("memory_position", _positions(sam, memory), persistent=False)
 
-    def forward(
+    def forward(  # noqa: PLR0917 - the tensors of the contract
         self,
         f0: Tensor,
         f1: Tensor,
@@ -163,7 +163,9 @@ class TrackStep(nn.Module):
         tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
             As :class:`MaskDecoder`, with N objects, and the memory [N, HW, Cm].
         """
-        image = self._conditioned(f2, self._memories(bank_memory, bank_row), self._pointers(bank_pointer, bank_distance))
+        image = self._conditioned(
+            f2, self._memories(bank_memory, bank_row), self._pointers(bank_pointer, bank_distance)
+        )
         encoder = self.sam.sam_prompt_encoder
         objects = bank_memory.shape[1]
         # SAM2 decodes "no prompt" as two tokens: an empty point and the padding behind every list of points.
@@ -190,9 +192,7 @@ class TrackStep(nn.Module):
         keys = values + position[:, None].expand(-1, split, -1).flatten(0, 1)
         return keys, values
 
-    def _conditioned(
-        self, f2: Tensor, memories: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def _conditioned(self, f2: Tensor, memories: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]) -> Tensor:
         """Run the memory attention: [1, C, f, f] to [N, C, f, f]."""
         x = f2.flatten(2).transpose(1, 2) + 0.1 * self.image_position
         attention = self.sam.memory_attention
@@ -204,7 +204,8 @@ class TrackStep(nn.Module):
             x = x.expand(keys.shape[0], -1, -1)
             x = x + cross(layer.norm2(x), keys, values, *pointers)
             x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
-        return attention.norm(x).transpose(1, 2).reshape(-1, *f2.shape[1:])
+        conditioned: Tensor = attention.norm(x).transpose(1, 2).reshape(-1, *f2.shape[1:])
+        return conditioned
 
 
 def _positions(sam: SAM2Base, encoding: nn.Module) -> Tensor:

@@ -30,6 +30,8 @@ class ArrayLike(Protocol):
 
 A = TypeVar("A", bound=ArrayLike)
 F = TypeVar("F")
+F_contra = TypeVar("F_contra", contravariant=True)
+F_co = TypeVar("F_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +79,21 @@ class Bank(Generic[A]):
     """Q signed slice distances / (min(slices, 16) - 1)."""
 
 
-class Steps(Protocol[F, A]):
+class Steps(Protocol[F_contra, A]):
     """The networks of SAM2, wherever they run."""
 
-    async def decode(self, features: Sequence[F], prompts: Sequence[SlicePrompt]) -> Decoded[A]:
+    async def decode(self, features: Sequence[F_contra], prompts: Sequence[SlicePrompt]) -> Decoded[A]:
         """Decode prompts without memory, each on the slice whose features stand at its place; N prompts."""
 
-    async def remember(self, features: F, mask_logits: A, object_score: A) -> A:
+    async def remember(self, features: F_contra, mask_logits: A, object_score: A) -> A:
         """Return the memory [N, HW, Cm] of N objects on one slice."""
 
-    async def track(self, features: F, bank: Bank[A]) -> Remembered[A]:
+    async def track(self, features: F_contra, bank: Bank[A]) -> Remembered[A]:
         """Track N objects onto one slice."""
 
 
-class FeatureSource(Protocol[F]):
+class FeatureSource(Protocol[F_co]):
     """The slices of one volume as SAM2 sees them; computes features when they are first asked for."""
 
-    async def get(self, slices: Sequence[int]) -> Sequence[F]:
+    async def get(self, slices: Sequence[int]) -> Sequence[F_co]:
         """Return the features of slices, in that order."""

@@ -90,7 +90,8 @@ class ConvBlock(nn.Module):
         if self.downsample:
             x = self.proj(self.pool(x))
         branch = self.scale * self.mlp(self.dwconv(x).permute(0, 2, 3, 4, 1))
-        return x + branch.permute(0, 4, 1, 2, 3)
+        summed: Tensor = x + branch.permute(0, 4, 1, 2, 3)
+        return summed
 
 
 class DCFormer(nn.Module):

@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from medvl.imaging.series import LoadedSeries
-
 from medvl.client.commands.session import Session, in_session, read
 from medvl.client.coordinates import TypedBox, TypedPoint
 from medvl.client.documents import answer_document
@@ -17,6 +15,7 @@ from medvl.client.prompts import Box, ObjectPrompt, Point
 from medvl.client.results import Answer
 from medvl.client.terminal import mask_line
 from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.series import LoadedSeries, source_to_lps
 
 
 def run_segment(arguments: argparse.Namespace) -> int:
@@ -35,7 +34,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
     async def segment(session: Session) -> Exit:
         stream = session.client.segment(loaded.volume, objects, deadline_s=session.deadline_s)
         answer = await session.follow(stream)
-        paths = write_masks(target, loaded, answer.masks)
+        labels = (await session.client.describe()).labels
+        paths = write_masks(target, loaded, answer.masks, answer.done.provenance, labels)
         _show(session, answer, paths)
         return Exit.OK if paths else Exit.NOT_FOUND
 

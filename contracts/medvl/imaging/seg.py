@@ -1,0 +1,158 @@
+"""Masks as a DICOM Segmentation that refers to the slices it was made of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import highdicom
+import numpy as np
+from highdicom.sr.coding import CodedConcept
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.uid import CTImageStorage, generate_uid
+
+from medvl.contracts.disclaimer import DISCLAIMER
+from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.series import LoadedSeries
+
+_ANATOMY = CodedConcept("123037004", "SCT", "Anatomical Structure")
+_TISSUE = CodedConcept("85756007", "SCT", "Tissue")
+"""Category and type of what no class names."""
+_FAMILY = CodedConcept("123110", "DCM", "Artificial Intelligence")
+_LONGEST_LABEL = 64
+"""Characters of the value representation LO."""
+_DEFAULTS = ("AccessionNumber", "PatientBirthDate", "PatientID", "PatientName", "PatientSex", "ReferringPhysicianName")
+_STUDY_DEFAULTS = ("StudyDate", "StudyID", "StudyTime")
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One mask bool [D, R, C] on the canonical grid, its name, and its SNOMED CT code and meaning where known."""
+
+    mask: NDArray[np.bool_]
+    label: str
+    snomed: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What made the masks."""
+
+    software: str
+    checkpoint: str
+    checkpoint_digest: str
+
+
+@dataclass(frozen=True)
+class SegUids:
+    """Identity of the new object; fresh unless the caller derives it."""
+
+    series: str = field(default_factory=generate_uid)
+    instance: str = field(default_factory=generate_uid)
+
+
+def build_seg(
+    loaded: LoadedSeries, segments: Sequence[Segment], maker: Maker, uids: SegUids | None = None
+) -> highdicom.seg.Segmentation:
+    """Return masks as a binary DICOM SEG on the pixels of the source's own slices.
+
+    Where the geometry policy resampled the series, every stored pixel takes the mask's value nearest to its place.
+
+    Raises
+    ------
+    InvalidRequest
+        When the source is not DICOM, or is a resampled multi-frame object.
+    """
+    if loaded.source.kind != "dicom":
+        raise InvalidRequest("A DICOM SEG needs a DICOM source: write the masks as NIfTI.")
+    uids = uids or SegUids()
+    with warnings.catch_warnings():
+        # highdicom remarks on values of the source that are no part of the result.
+        warnings.simplefilter("ignore")
+        images, order = _source_images(loaded)
+        planes = np.stack([_on_source(loaded, segment.mask, images)[order] for segment in segments], axis=-1)
+        return highdicom.seg.Segmentation(
+            source_images=images,
+            pixel_array=planes.astype(np.uint8),
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[_description(n, s, maker) for n, s in enumerate(segments, 1)],
+            series_instance_uid=uids.series,
+            series_number=9000,
+            sop_instance_uid=uids.instance,
+            instance_number=1,
+            manufacturer="medvl-sam2",
+            manufacturer_model_name=maker.checkpoint,
+            software_versions=maker.software,
+            device_serial_number=maker.checkpoint_digest[:16],
+            content_description=DISCLAIMER[:_LONGEST_LABEL],
+            series_description="MedVL-SAM2 segmentation, not for diagnosis",
+        )
+
+
+def _source_images(loaded: LoadedSeries) -> tuple[list[Dataset], NDArray[np.intp]]:
+    """Return the headers that the SEG refers to, and the slice of the source grid that each plane of it is."""
+    source = loaded.source
+    slice_mm = round(source.geometry.spacing_mm[0], 6)
+    if len(set(source.files)) == 1:
+        return [_header(source.files[0], slice_mm)], np.argsort(source.frames)
+    return [_header(path, slice_mm) for path in source.files], np.arange(len(source.files))
+
+
+def _header(path: Path, slice_mm: float) -> Dataset:
+    dataset = dcmread(path, stop_before_pixels=True)
+    # highdicom needs them; real series lack one or the other.
+    if not dataset.get("SOPClassUID"):
+        dataset.SOPClassUID = dataset.file_meta.get("MediaStorageSOPClassUID", CTImageStorage)
+    if not dataset.get("FrameOfReferenceUID"):
+        dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(dataset.SeriesInstanceUID)])
+    if dataset.get("SliceThickness") is None:
+        dataset.SliceThickness = slice_mm
+    for keyword in (*_DEFAULTS, *_STUDY_DEFAULTS):
+        if keyword not in dataset:
+            setattr(dataset, keyword, None)
+    return dataset
+
+
+def _on_source(loaded: LoadedSeries, mask: NDArray[np.bool_], images: Sequence[Dataset]) -> NDArray[np.bool_]:
+    """Return a canonical mask on the stored pixels, bool [slice, row, column]."""
+    source = loaded.source
+    if not source.resampled:
+        return np.ascontiguousarray(source.axis_map.invert(mask))
+    if len(images) != len(source.files):
+        raise InvalidRequest("The resampled series is one multi-frame object: write the masks as NIfTI.")
+    return np.stack([_sampled(loaded, mask, image) for image in images])
+
+
+def _sampled(loaded: LoadedSeries, mask: NDArray[np.bool_], image: Dataset) -> NDArray[np.bool_]:
+    """Return the mask's values nearest to the pixels of one slice, False where it does not reach."""
+    along_row, down_column = np.array(image.ImageOrientationPatient, float).reshape(2, 3)
+    row_mm, column_mm = (float(v) for v in image.PixelSpacing)
+    rows, columns = np.meshgrid(np.arange(int(image.Rows)), np.arange(int(image.Columns)), indexing="ij")
+    places = np.array(image.ImagePositionPatient, float) + (
+        rows[..., None] * row_mm * down_column + columns[..., None] * column_mm * along_row
+    )
+    index = np.rint(loaded.volume.geometry.lps_to_index(places)).astype(np.intp)
+    inside = ((index >= 0) & (index < mask.shape)).all(axis=-1)
+    values = np.zeros(inside.shape, np.bool_)
+    values[inside] = mask[tuple(index[inside].T)]
+    return values
+
+
+def _description(number: int, segment: Segment, maker: Maker) -> highdicom.seg.SegmentDescription:
+    kind = CodedConcept(segment.snomed[0], "SCT", segment.snomed[1]) if segment.snomed else _TISSUE
+    return highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=segment.label[:_LONGEST_LABEL],
+        segmented_property_category=_ANATOMY,
+        segmented_property_type=kind,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name=f"MedVL-SAM2 {maker.checkpoint}"[:_LONGEST_LABEL],
+            version=maker.checkpoint_digest,
+            family=_FAMILY,
+        ),
+        tracking_uid=None,
+    )

@@ -1,0 +1,153 @@
+"""The torch reference of MedVL-SAM2: what the served system must answer, in one process without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medvl.contracts.checkpoint import Checkpoint, load_checkpoint
+from medvl.imaging.resample import FitTransform, fit_slices, to_grid
+from medvl.imaging.volume import Volume
+from medvl.imaging.windows import Window, to_uint8
+from medvl.network.language import LanguageModel, ReferenceText
+from medvl.network.modules import Modules
+from medvl.network.prompts import ObjectPrompt, PromptPoint
+from medvl.network.propagation import Propagation
+from medvl.network.torch_steps import SliceSource, TorchSteps
+
+
+@dataclass
+class ReferenceMask:
+    """One object.
+
+    Attributes
+    ----------
+    mask
+        bool [D, R, C] on the canonical grid.
+    first_logits
+        FP32 [f_4, f_4] of the prompted slices, by number.
+    """
+
+    mask: NDArray[np.bool_]
+    transform: FitTransform
+    found: bool = False
+    score: float = 0.0
+    key_slices: tuple[int, ...] = ()
+    first_logits: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+
+    def prompted(self, object_id: int, number: int, mask_logits: Tensor, score: float) -> None:
+        """Keep the logits of a prompted slice."""
+        self.first_logits[number] = mask_logits.numpy()
+
+    def worked_on(self, object_id: int, number: int, mask_logits: Tensor, presence: float) -> None:
+        """Keep the mask of a slice."""
+        self.mask[number] = self.transform.to_source(mask_logits.numpy()) > 0
+
+    def progress(self, done: int, total: int) -> None:
+        """Nobody waits here."""
+
+    def ended(self, object_id: int, score: float, key_slices: Sequence[int], *, found: bool) -> None:
+        """Keep what is said of the whole object."""
+        self.score, self.key_slices, self.found = score, tuple(key_slices), found and bool(self.mask.any())
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceModel:
+    """A checkpoint in FP32 (its language model in its own dtype) on the CPU."""
+
+    checkpoint: Checkpoint
+    modules: Modules
+    language: LanguageModel
+
+    @classmethod
+    def load(cls, folder: Path) -> ReferenceModel:
+        """Load a checkpoint folder.
+
+        Raises
+        ------
+        CheckpointError
+            When the folder breaks the contract.
+        """
+        checkpoint = load_checkpoint(folder)
+        return cls(checkpoint, Modules.load(folder, checkpoint), LanguageModel(folder, checkpoint.language))
+
+    @torch.inference_mode()
+    def vision_tokens(self, volume: Volume) -> Tensor:
+        """Return the vision tokens FP32 [T, H] of a canonical volume."""
+        vision = self.checkpoint.vision
+        grid = torch.from_numpy(to_grid(volume.hu, vision.grid))[None]
+        window = torch.tensor([self.checkpoint.windows[vision.window]], dtype=torch.float32)
+        tokens: Tensor = self.modules.projector(*self.modules.vision_encoder(grid, window))
+        return tokens[0]
+
+    def report(self, volume: Volume) -> ReferenceText:
+        """Write the report of a canonical volume, greedily."""
+        language = self.checkpoint.language
+        return self.language.answer(self.vision_tokens(volume), language.prompts.report, language.max_report_tokens)
+
+    def ask(self, volume: Volume, question: str) -> ReferenceText:
+        """Answer a question about a canonical volume, greedily."""
+        language = self.checkpoint.language
+        prompt = language.prompts.ask.replace("{question}", question)
+        return self.language.answer(self.vision_tokens(volume), prompt, language.max_answer_tokens)
+
+    def segment_label(self, volume: Volume, name: str) -> ReferenceMask:
+        """Segment a class by name."""
+        label = self.checkpoint.label(name)
+        prompt = self.checkpoint.language.prompts.segment_label.replace("{label}", name)
+        return self._segment_words(volume, prompt, label.window or self.checkpoint.segmentation.window)
+
+    def segment_text(self, volume: Volume, text: str) -> ReferenceMask:
+        """Segment what a text describes."""
+        prompt = self.checkpoint.language.prompts.segment_text.replace("{text}", text)
+        return self._segment_words(volume, prompt, self.checkpoint.segmentation.window)
+
+    def segment(self, volume: Volume, prompt: ObjectPrompt, window: str | None = None) -> ReferenceMask:
+        """Segment one object.
+
+        Parameters
+        ----------
+        volume
+            On canonical axes.
+        prompt
+            Points in pixels of SAM2's slices, see :meth:`point`.
+        window
+            Name of the window; that of the checkpoint's segmentation by default.
+        """
+        spec = self.checkpoint.segmentation
+        window_hu = self.checkpoint.windows[window or spec.window]
+        slices = fit_slices(to_uint8(volume.hu, Window(*window_hu)), spec.side, spec.fit)
+        networks = self.modules.networks
+        source = SliceSource(networks["sam2_image_encoder"], slices)
+        steps = TorchSteps(
+            mask_decoder=networks["sam2_mask_decoder"],
+            memory_encoder=networks["sam2_memory_encoder"],
+            track_step=networks["sam2_track_step"],
+            side=spec.side,
+            hidden_size=self.checkpoint.language.hidden_size,
+        )
+        found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), self._transform(volume))
+        asyncio.run(Propagation(steps, source, len(slices), spec, found).run([prompt]))
+        return found
+
+    def point(self, volume: Volume, row: float, column: float, label: int) -> PromptPoint:
+        """Return a prompt at voxel indices of a slice as SAM2 takes it; ``label`` as in medvl.network.prompts."""
+        x, y = self._transform(volume).to_model_xy(np.array([column, row])).tolist()
+        return PromptPoint(x, y, label)
+
+    def _segment_words(self, volume: Volume, prompt: str, window: str) -> ReferenceMask:
+        answer = self.checkpoint.language.prompts.segment_answer
+        state = self.language.seg_state(self.vision_tokens(volume), prompt, answer)
+        return self.segment(volume, ObjectPrompt(0, {}, state), window)
+
+    def _transform(self, volume: Volume) -> FitTransform:
+        spec = self.checkpoint.segmentation
+        _, rows, columns = volume.hu.shape
+        return FitTransform(rows, columns, spec.side, spec.fit)

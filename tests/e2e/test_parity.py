@@ -1,0 +1,112 @@
+"""What is served equals the torch reference, on masks that mean something and change with their inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medvl.client import Box, Client, ObjectPrompt, Point
+from medvl.imaging.series import LoadedSeries
+from medvl.network.model import ReferenceModel
+from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE
+from medvl.network.prompts import ObjectPrompt as Prompted
+
+QUESTION = "Is there a lesion in the liver?"
+
+
+@pytest.fixture(scope="session")
+def reference(phantom_checkpoint: Path) -> ReferenceModel:
+    """The torch reference of the served checkpoint."""
+    return ReferenceModel.load(phantom_checkpoint)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2.0 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def at(series: LoadedSeries, number: int, row: float, column: float) -> tuple[float, float, float]:
+    """Return the LPS place of a fraction of the plane on a slice."""
+    _, rows, columns = series.volume.geometry.shape
+    x, y, z = series.volume.geometry.index_to_lps(np.array([number, round(row * rows), round(column * columns)]))
+    return float(x), float(y), float(z)
+
+
+def prompts(series: LoadedSeries) -> dict[str, ObjectPrompt]:
+    clicks = (Point(at(series, 12, 0.45, 0.3)), Point(at(series, 12, 0.8, 0.8), negative=True))
+    box = Box(at(series, 8, 0.3, 0.2), at(series, 16, 0.6, 0.5))
+    return {
+        "point": ObjectPrompt(points=clicks[:1]),
+        "two points": ObjectPrompt(points=clicks),
+        "box": ObjectPrompt(boxes=(box,)),
+        "label": ObjectPrompt(label="liver"),
+        "text": ObjectPrompt(text="the cyst in the liver"),
+    }
+
+
+def expected_mask(reference: ReferenceModel, series: LoadedSeries, prompt: ObjectPrompt) -> np.ndarray:
+    volume = series.volume
+    if prompt.label:
+        return reference.segment_label(volume, prompt.label).mask
+    if prompt.text:
+        return reference.segment_text(volume, prompt.text).mask
+    if prompt.boxes:
+        corners = [prompt.boxes[0].corner_lps_mm, prompt.boxes[0].opposite_lps_mm]
+        low, high = np.sort(volume.geometry.lps_to_index(np.array(corners)), axis=0)
+        first, last = round(low[0]), round(high[0])
+        ends = zip((low, high), (BOX_FIRST, BOX_SECOND), strict=True)
+        points = tuple(reference.point(volume, end[1], end[2], label) for end, label in ends)
+        spatial = Prompted(0, {(first + last) // 2: points}, None, first, last)
+        return reference.segment(volume, spatial).mask
+    points = {}
+    for point in prompt.points:
+        number, row, column = volume.geometry.lps_to_index(np.array(point.lps_mm))
+        label = NEGATIVE if point.negative else POSITIVE
+        points[round(number)] = (*points.get(round(number), ()), reference.point(volume, row, column, label))
+    return reference.segment(volume, Prompted(0, points)).mask
+
+
+def served_mask(client: Client, series: LoadedSeries, prompt: ObjectPrompt) -> np.ndarray:
+    (mask,) = client.segment(series.volume, [prompt]).collect().masks
+    return mask.array
+
+
+def test_the_report_is_the_references(client: Client, series: LoadedSeries, reference: ReferenceModel):
+    """Token for token under greedy decoding."""
+    served = client.report(series.volume).collect()
+    expected = reference.report(series.volume)
+    assert served.text == expected.text
+    assert served.done.completion_tokens == len(expected.token_ids)
+    assert served.text.strip()
+
+
+def test_answers_are_the_references(
+    client: Client, series: LoadedSeries, other_series: LoadedSeries, reference: ReferenceModel
+):
+    """Also for another patient, whose answer or report differs."""
+    for loaded in (series, other_series):
+        assert client.ask(loaded.volume, QUESTION).collect().text == reference.ask(loaded.volume, QUESTION).text
+    texts = {client.report(loaded.volume).collect().text for loaded in (series, other_series)}
+    assert len(texts) == 2
+
+
+@pytest.mark.parametrize("kind", ["point", "two points", "box", "label", "text"])
+def test_masks_are_the_references(kind: str, client: Client, series: LoadedSeries, reference: ReferenceModel):
+    """Dice of at least 0.99, on a mask that is neither empty nor full nor the mirror image of itself."""
+    prompt = prompts(series)[kind]
+    served = served_mask(client, series, prompt)
+    assert 0.0 < served.mean() < 0.9
+    assert not any(np.array_equal(served, np.flip(served, axis)) for axis in range(3))
+    assert dice(served, expected_mask(reference, series, prompt)) >= 0.99
+
+
+def test_masks_follow_prompt_and_volume(client: Client, series: LoadedSeries, other_series: LoadedSeries):
+    """Another prompt or another patient gives another mask, so that agreement is no coincidence."""
+    own = {kind: served_mask(client, series, prompt) for kind, prompt in prompts(series).items()}
+    kinds = list(own)
+    for i, kind in enumerate(kinds):
+        for other in kinds[i + 1 :]:
+            assert not np.array_equal(own[kind], own[other]), (kind, other)
+    elsewhere = served_mask(client, other_series, prompts(other_series)["point"])
+    assert not np.array_equal(own["point"], elsewhere)
