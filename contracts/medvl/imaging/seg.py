@@ -110,6 +110,8 @@ def _header(path: Path, slice_mm: float) -> Dataset:
         dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(dataset.SeriesInstanceUID)])
     if dataset.get("SliceThickness") is None:
         dataset.SliceThickness = slice_mm
+    if not dataset.get("SpecificCharacterSet", "unset"):
+        del dataset.SpecificCharacterSet
     for keyword in (*_DEFAULTS, *_STUDY_DEFAULTS):
         if keyword not in dataset:
             setattr(dataset, keyword, None)

@@ -49,15 +49,15 @@ class LanguageModel:
 
     def __init__(self, folder: Path, spec: LanguageSpec) -> None:
         text = (folder / LANGUAGE_FOLDER / "tokenizer.json").read_text("utf-8")
-        self._full = Tokenizer.from_str(text)
+        self._full: Any = Tokenizer.from_str(text)
         # Text of users never becomes a special token.
-        self._plain = Tokenizer.from_str(json.dumps(json.loads(text) | {"added_tokens": []}))
+        self._plain: Any = Tokenizer.from_str(json.dumps(json.loads(text) | {"added_tokens": []}))
         self._spec = spec
         dtype = getattr(torch, spec.dtype)
         self._model: Any = Qwen2ForCausalLM.from_pretrained(folder / LANGUAGE_FOLDER, dtype=dtype).eval()
         ends = self._model.generation_config.eos_token_id
         self._ends = set(ends) if isinstance(ends, list) else {ends}
-        self._seg = self._full.token_to_id(spec.seg_token)
+        self._seg: int = self._full.token_to_id(spec.seg_token)
 
     @torch.inference_mode()
     def answer(self, vision_tokens: Tensor, prompt: str, max_tokens: int) -> ReferenceText:
@@ -95,8 +95,7 @@ class LanguageModel:
         if end:
             embeddings = torch.cat([embeddings, self._words(tokens[:end])], dim=1)
         state = self._model.model(inputs_embeds=embeddings).last_hidden_state[0, -1]
-        (row,) = self._rows([state])
-        return row
+        return np.asarray(state.float().numpy())
 
     def _embedded(self, vision_tokens: Tensor, prompt: str) -> Tensor:
         """Return the prompt's embeddings [1, L, H] with the vision tokens in their place."""
