@@ -7,10 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medvl.imaging.series import LoadedSeries
-
 from medvl.client.events import Mask
 from medvl.client.results import Answer, ServiceDescription
+from medvl.imaging.series import LoadedSeries
 
 
 def series_document(loaded: LoadedSeries) -> dict[str, Any]:

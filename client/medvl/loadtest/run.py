@@ -9,13 +9,12 @@ import json
 import sys
 from typing import Any
 
-from medvl.imaging.series import read_series
-
 from medvl.client.aio import AsyncClient
 from medvl.client.policies import RetryPolicy
 from medvl.client.results import ServiceDescription
 from medvl.client.terminal import warn
 from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.series import read_series
 from medvl.imaging.volume import Volume
 from medvl.loadtest.figures import SATURATED_LAG_MS, Distribution, Figures, Goodput, figures
 from medvl.loadtest.generate import Generator, Sample

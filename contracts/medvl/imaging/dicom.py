@@ -1,186 +1,318 @@
-"""CT series from DICOM files: a folder of slices, or one enhanced multi-frame object."""
+"""One CT series from DICOM files: which files belong to it, where each slice lies, and its voxels in HU.
+
+Positions come from ImagePositionPatient projected on the slices' normal, never from instance numbers or thickness.
+"""
 
 from __future__ import annotations
 
-import zlib
-from collections import Counter
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
-from pydicom import dcmread
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from medvl.contracts.errors import CorruptFile, EmptySeries, MixedSeries, NotCt, SeriesTooLarge
-from medvl.imaging.dicom_frames import ENHANCED_CT, FRAME_TAGS, Instance, frames_of
-from medvl.imaging.dicom_pixels import read_pixels
-from medvl.imaging.geometry import Triple
+from medvl.contracts.errors import (
+    CorruptFile,
+    EmptySeries,
+    GeometryRefused,
+    MixedSeries,
+    NotCt,
+    SeriesTooLarge,
+    TooFewSlices,
+)
 from medvl.imaging.policy import FindingAction, FindingKind, GeometryFinding
-from medvl.imaging.slices import Slices, check_size
+from medvl.imaging.stack import AIR_HU, SliceStack, along_normal
 
-CT_CLASSES = ENHANCED_CT | {"1.2.840.10008.5.1.4.1.1.2"}
-"""SOP classes of CT images (PS3.4 B.5)."""
-MAX_INFLATED_BYTES = 2**29
-"""Most bytes that a file in the deflated transfer syntax may become; a megabyte of it can hide gigabytes."""
-_SERIES_TAGS = ("SOPClassUID", "Modality", "SeriesInstanceUID", "ImageType", "PhotometricInterpretation", *FRAME_TAGS)
-_LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
-_DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
-_PREAMBLE_BYTES = 132
-_CHUNK_BYTES = 2**16
+MIN_SLICES = 3
+"""Fewer are no volume: spacing could not be checked against itself."""
+MAX_VOXELS = 2**30
+"""Of one series: 2 GiB as int16."""
+_INT16 = np.iinfo(np.int16)
+_ORIENTATION_TOLERANCE = 1e-3
+_THREADS = 4
 
 
-def read_dicom(path: Path) -> Slices:
-    """Read the one CT series of a folder (searched recursively) or of a file.
+@dataclass(frozen=True, eq=False)
+class DicomSeries:
+    """A series with its slices in ascending order along their normal.
 
-    Slices are sorted by ImagePositionPatient along the normal of ImageOrientationPatient; InstanceNumber and
-    SliceThickness say nothing here. MONOCHROME1 turns only the display round, so HU stay as they are.
+    Attributes
+    ----------
+    stack
+        The slices.
+    files
+        The file of each slice; one file over and over for an enhanced multi-frame series.
+    frames
+        The frame of each slice in its file, counted from 0.
+    findings
+        What was unusual about the files and their pixels.
+    """
+
+    stack: SliceStack
+    files: tuple[Path, ...]
+    frames: tuple[int, ...]
+    findings: tuple[GeometryFinding, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """One slice before its pixels are decoded."""
+
+    path: Path
+    dataset: Dataset
+    index: int
+    position_mm: NDArray[np.float64]
+    orientation: NDArray[np.float64]
+    """float64 [2, 3]: directions along a row (the column index grows) and down a column."""
+    spacing_mm: tuple[float, float]
+    slope: float
+    intercept: float
+
+
+def read_dicom(paths: Sequence[Path]) -> DicomSeries:
+    """Read one CT series.
 
     Parameters
     ----------
-    path
-        An existing folder or file. Files that are not DICOM are passed over; localizers and objects that are not CT
-        are too when a CT series lies beside them, with a finding.
+    paths
+        Files in any order; those that are not DICOM are left out.
 
     Raises
     ------
     SeriesError
-        When there is no readable CT series, or more than one.
+        When the files are not exactly one whole CT series of at least :data:`MIN_SLICES` slices.
     GeometryRefused
-        When a slice does not say where it lies.
+        When a slice does not say where it lies, or slices differ in size, spacing or orientation.
     """
-    instances = _instances(path)
-    series, findings = _one_series(instances)
+    with warnings.catch_warnings():
+        # Values that break their type are common in real series; those that matter are checked here.
+        warnings.simplefilter("ignore")
+        images, ignored = _series_of(_datasets(paths))
+        frames = _ordered([frame for path, dataset in images for frame in _frames(path, dataset)])
+        hu, padded = _pixels(frames)
+    first = frames[0]
+    stack = SliceStack(
+        hu=hu,
+        positions_mm=np.stack([f.position_mm for f in frames]),
+        row_axis=first.orientation[1],
+        column_axis=first.orientation[0],
+        spacing_mm=first.spacing_mm,
+    )
+    findings = tuple(_findings(ignored, padded, first.dataset))
+    return DicomSeries(stack, tuple(f.path for f in frames), tuple(f.index for f in frames), findings)
+
+
+def _datasets(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
+    found = []
+    for path in paths:
+        dataset = _dataset(path)
+        if dataset is not None and _sop_class(dataset) != MediaStorageDirectoryStorage:
+            found.append((path, dataset))
+    if not found:
+        raise EmptySeries("There is no DICOM file: name a folder with the files of one CT series, or a NIfTI file.")
+    return found
+
+
+def _dataset(path: Path) -> Dataset | None:
+    """Return the data set of a file, or None when it is not DICOM."""
     try:
-        frames = frames_of(series)
-    except (ValueError, TypeError, AttributeError, NotImplementedError):
-        raise CorruptFile("The header of a DICOM file is damaged: copy the series again.") from None
-    header = series[0].header
-    check_size(len(frames), int(header.Rows), int(header.Columns))
-    pixels = read_pixels(frames)
-    orientation = frames[0].orientation
-    return Slices(
-        hu=pixels.hu,
-        positions_mm=np.array([frame.position_mm for frame in frames]),
-        row_axis=cast("Triple", tuple(orientation[3:])),
-        column_axis=cast("Triple", tuple(orientation[:3])),
-        spacing_mm=(float(frames[0].spacing_mm[0]), float(frames[0].spacing_mm[1])),
-        files=tuple(dict.fromkeys(frame.instance.path for frame in frames)),
-        findings=(*findings, *_pixel_findings(series, pixels.padded)),
+        meta = read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise CorruptFile("A file is deflated, which can inflate to any size: convert it to another syntax.")
+        dataset = dcmread(path)
+        dataset.get("SeriesInstanceUID")
+    except InvalidDicomError:
+        return None
+    except CorruptFile:
+        raise
+    except Exception as error:  # a damaged file breaks the parser anywhere
+        raise CorruptFile("A DICOM file is damaged or cut off: fetch the series again.") from error
+    return dataset
+
+
+def _sop_class(dataset: Dataset) -> str:
+    # Some real series lack it in the data set, though the file's own header has it.
+    return str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+
+
+def _is_image(dataset: Dataset) -> bool:
+    return "Rows" in dataset and "Modality" in dataset and dataset.Modality not in {"SEG", "RTDOSE", "PR", "KO"}
+
+
+def _is_localizer(dataset: Dataset) -> bool:
+    return "LOCALIZER" in [str(value).upper() for value in dataset.get("ImageType", None) or ()]
+
+
+def _series_of(found: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Dataset]], int]:
+    """Return the images of the one CT series, and how many other objects lie beside them."""
+    images = [(path, d) for path, d in found if _is_image(d)]
+    ct = [(path, d) for path, d in images if d.Modality == "CT" and not _is_localizer(d)]
+    if not ct:
+        if any(d.Modality == "CT" for _, d in images):
+            raise NotCt("The files hold only localizers: name the folder of a CT series with slices.")
+        modalities = ", ".join(sorted({str(d.get("Modality", "unknown")) for _, d in found}))
+        raise NotCt(f"The files are {modalities}, not CT: name the folder of a CT series.")
+    if any(d.Modality != "CT" for _, d in images):
+        raise MixedSeries("The files hold images of several modalities: keep one CT series in the folder.")
+    series = len({d.get("SeriesInstanceUID") for _, d in ct})
+    if series > 1:
+        raise MixedSeries(f"The files belong to {series} CT series: keep one of them in the folder.")
+    return ct, len(found) - len(ct)
+
+
+def _frames(path: Path, dataset: Dataset) -> Iterator[_Frame]:
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+    if per_frame is None:
+        if int(dataset.get("NumberOfFrames") or 1) > 1:
+            raise GeometryRefused("A multi-frame file does not say where its frames lie: the series cannot be loaded.")
+        yield _frame(path, dataset, 0, [dataset])
+        return
+    (shared,) = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    for index, own in enumerate(per_frame):
+        yield _frame(path, dataset, index, [*_macros(own), *_macros(shared), dataset])
+
+
+def _macros(groups: Dataset) -> Iterator[Dataset]:
+    for element in groups:
+        if element.VR == "SQ" and len(element.value) == 1:
+            yield element.value[0]
+
+
+def _frame(path: Path, dataset: Dataset, index: int, sources: Sequence[Dataset]) -> _Frame:
+    position = _numbers(sources, "ImagePositionPatient", 3)
+    orientation = _numbers(sources, "ImageOrientationPatient", 6).reshape(2, 3)
+    spacing = _numbers(sources, "PixelSpacing", 2)
+    if not (spacing > 0).all():
+        raise GeometryRefused("A slice has a PixelSpacing that is not positive: the series cannot be loaded.")
+    lengths = np.linalg.norm(orientation, axis=1, keepdims=True)
+    if np.abs(lengths - 1).max() > _ORIENTATION_TOLERANCE * 10:
+        raise GeometryRefused("A slice has an ImageOrientationPatient without unit vectors: it cannot be loaded.")
+    return _Frame(
+        path=path,
+        dataset=dataset,
+        index=index,
+        position_mm=position,
+        orientation=orientation / lengths,
+        spacing_mm=(float(spacing[0]), float(spacing[1])),
+        slope=float(_first(sources, "RescaleSlope", 1.0)),
+        intercept=float(_first(sources, "RescaleIntercept", 0.0)),
     )
 
 
-def _instances(path: Path) -> list[Instance]:
-    """Read the headers of every DICOM file, in the order of their names."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    read = (_instance(file, f"file {n} of {len(files)} (in order of name)") for n, file in enumerate(files, 1))
-    instances = [instance for instance in read if instance is not None]
-    if not files:
-        raise EmptySeries("The folder is empty: pass a folder with the DICOM files of one CT series.")
-    if not instances:
-        what = "The folder holds no DICOM file" if path.is_dir() else "The file is neither DICOM nor NIfTI"
-        raise EmptySeries(f"{what}: pass a folder of DICOM files, or one .nii or .nii.gz file.")
-    return instances
+def _first(sources: Sequence[Dataset], keyword: str, default: Any = None) -> Any:  # noqa: ANN401 - any DICOM value
+    values = (source.get(keyword) for source in sources)
+    return next((value for value in values if value is not None and value != ""), default)
 
 
-def _instance(path: Path, label: str) -> Instance | None:
-    """Read a header; None for a file that is no DICOM."""
-    damaged = CorruptFile(f"DICOM {label} is truncated or damaged: its header cannot be read; copy the series again.")
+def _numbers(sources: Sequence[Dataset], keyword: str, count: int) -> NDArray[np.float64]:
+    value = _first(sources, keyword, ())
     try:
-        _check_inflated_size(path, label)
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_SERIES_TAGS))
-        meta = header.file_meta
-        sop_class = str(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
-        if not (sop_class or header.get("Modality")):
-            raise damaged
-    except InvalidDicomError:
-        if path.suffix.lower() in _DICOM_SUFFIXES:
-            raise damaged from None
-        return None
-    except (EOFError, OSError, ValueError, TypeError, AttributeError, NotImplementedError, zlib.error):
-        raise damaged from None
-    return Instance(path, label, header, sop_class, str(meta.get("TransferSyntaxUID") or ""))
+        numbers = np.array([float(v) for v in value], np.float64)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise GeometryRefused(f"A slice lacks a whole {keyword}, so its place is not known: it cannot be loaded.")
+    return numbers
 
 
-def _check_inflated_size(path: Path, label: str) -> None:
-    """Refuse a deflated data set that inflates beyond the limit, before pydicom inflates it whole.
-
-    The data set begins somewhere after the file meta information, whose length its first element gives.
-    """
-    with path.open("rb") as file:
-        head = file.read(_PREAMBLE_BYTES + 1024)
-        if DeflatedExplicitVRLittleEndian.encode() + b"\0" not in head or head[128:132] != b"DICM":
-            return
-        meta_bytes = int.from_bytes(head[140:144], "little")
-        file.seek(_PREAMBLE_BYTES + 12 + meta_bytes)
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated_bytes = 0
-        while chunk := inflater.unconsumed_tail or file.read(_CHUNK_BYTES):
-            inflated_bytes += len(inflater.decompress(chunk, MAX_INFLATED_BYTES // 64))
-            if inflated_bytes > MAX_INFLATED_BYTES:
-                raise SeriesTooLarge(f"DICOM {label} inflates beyond {MAX_INFLATED_BYTES} bytes: send it uncompressed.")
-
-
-def _one_series(instances: Sequence[Instance]) -> tuple[list[Instance], list[GeometryFinding]]:
-    """Pick the CT series, and say what was passed over."""
-    ct = [instance for instance in instances if _is_ct(instance)]
-    if not ct:
-        raise NotCt(f"The files hold {_modalities(instances)}, not CT images: pass a CT series.")
-    slices = [instance for instance in ct if not _is_localizer(instance)]
-    if not slices:
-        raise NotCt("The files hold only a localizer (scout view), not CT slices: pass the CT series itself.")
-    if any(not instance.header.get("SeriesInstanceUID") for instance in slices):
-        raise CorruptFile("A DICOM file does not say to which series it belongs: copy the series again.")
-    series = {str(instance.header.SeriesInstanceUID) for instance in slices}
-    if len(series) > 1:
-        raise MixedSeries(f"The folder holds {len(series)} CT series: pass a folder with one of them.")
-    if len(slices) > 1 and any(instance.sop_class in ENHANCED_CT for instance in slices):
-        raise MixedSeries("The series has several objects, some of them multi-frame: pass one multi-frame file.")
-    return slices, _other_objects(instances, slices, len(ct) - len(slices))
-
-
-def _is_ct(instance: Instance) -> bool:
-    modality = instance.header.get("Modality") or "CT"
-    return bool(modality == "CT") and (not instance.sop_class or instance.sop_class in CT_CLASSES)
-
-
-def _is_localizer(instance: Instance) -> bool:
-    image_type = instance.header.get("ImageType") or ()
-    values = [image_type] if isinstance(image_type, str) else image_type
-    return not _LOCALIZER_TYPES.isdisjoint(str(value).upper() for value in values)
-
-
-def _modalities(instances: Sequence[Instance]) -> str:
-    """Return the modalities of objects in words; what is no code of DICOM's form is not repeated."""
-    codes = {str(instance.header.get("Modality") or "") for instance in instances}
-    known = sorted(code for code in codes if code.isascii() and code.isalnum() and code.isupper() and len(code) <= 16)
-    return f"objects of modality {', '.join(known)}" if known else "objects of no known modality"
-
-
-def _other_objects(instances: Sequence[Instance], slices: Sequence[Instance], localizers: int) -> list[GeometryFinding]:
-    others = [instance for instance in instances if instance not in slices and not _is_ct(instance)]
-    parts = []
-    if others:
-        parts.append(f"{len(others)} {_modalities(others)}")
-    if localizers:
-        parts.append(f"{localizers} localizer images")
-    if not parts:
-        return []
-    sentence = f"Beside the CT series lay other things, which were passed over: {' and '.join(parts)}."
-    count = len(others) + localizers
-    return [GeometryFinding(FindingKind.OTHER_OBJECTS, count, "objects", FindingAction.IGNORED, sentence)]
-
-
-def _pixel_findings(series: Sequence[Instance], padded: int) -> list[GeometryFinding]:
-    findings = []
-    inverted = Counter(str(instance.header.get("PhotometricInterpretation")) for instance in series)["MONOCHROME1"]
-    if inverted:
-        sentence = "The series asks to be shown inverted (MONOCHROME1); its HU are not inverted."
-        findings.append(GeometryFinding(FindingKind.MONOCHROME1, inverted, "files", FindingAction.IGNORED, sentence))
-    if padded:
-        sentence = f"{padded} voxels of padding outside the scanned field were set to air."
-        findings.append(
-            GeometryFinding(FindingKind.PIXEL_PADDING, padded, "voxels", FindingAction.SET_TO_AIR, sentence)
+def _ordered(frames: list[_Frame]) -> list[_Frame]:
+    """Return slices in ascending order along their normal, once they fit together."""
+    if len(frames) < MIN_SLICES:
+        raise TooFewSlices(f"The series has {len(frames)} slices: a volume needs at least {MIN_SLICES}.")
+    first = frames[0]
+    for frame in frames:
+        if _shape(frame) != _shape(first):
+            raise GeometryRefused("The slices differ in rows or columns: the series cannot be loaded.")
+        if np.abs(frame.orientation - first.orientation).max() > _ORIENTATION_TOLERANCE:
+            raise GeometryRefused("The slices differ in orientation: keep those of one direction.")
+        if not np.allclose(frame.spacing_mm, first.spacing_mm, rtol=1e-3):
+            raise GeometryRefused("The slices differ in PixelSpacing: the series cannot be loaded.")
+    rows, columns = _shape(first)
+    if len(frames) * rows * columns > MAX_VOXELS:
+        raise SeriesTooLarge(
+            f"The series claims {len(frames)} slices of {rows} x {columns}, more than {MAX_VOXELS} voxels."
         )
-    return findings
+    normal = np.cross(*first.orientation)
+    places = along_normal(np.stack([f.position_mm for f in frames]), normal)
+    return [frames[i] for i in np.argsort(places, kind="stable")]
+
+
+def _shape(frame: _Frame) -> tuple[int, int]:
+    return int(frame.dataset.Rows), int(frame.dataset.Columns)
+
+
+def _pixels(frames: Sequence[_Frame]) -> tuple[NDArray[np.int16], int]:
+    """Return the voxels int16 [D, R, C] in HU, and how many were padding."""
+    hu = np.empty((len(frames), *_shape(frames[0])), np.int16)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        padded = list(pool.map(lambda number: _decode(frames[number], hu[number]), range(len(frames))))
+    return hu, sum(padded)
+
+
+def _decode(frame: _Frame, plane: NDArray[np.int16]) -> int:
+    dataset = frame.dataset
+    try:
+        array = dataset.pixel_array
+    except Exception as error:  # decoders have exceptions of their own
+        raise CorruptFile(
+            "The pixels of a DICOM file are missing, cut off or in an encoding that cannot be read: fetch it again."
+        ) from error
+    stored = array[frame.index] if array.ndim == 3 else array
+    if stored.shape != plane.shape:
+        raise CorruptFile("The pixels of a DICOM file are not one grey value per voxel: it is not a CT slice.")
+    padding = _padding(dataset, stored)
+    values = stored.astype(np.float64) * frame.slope + frame.intercept
+    values[padding] = AIR_HU
+    plane[:] = np.rint(values.clip(_INT16.min, _INT16.max))
+    return int(np.count_nonzero(padding))
+
+
+def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which stored values say "outside the scan"; limits stand in the order of the pixels' own sign."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, np.bool_)
+    low, high = _as_stored(dataset, value), _as_stored(dataset, dataset.get("PixelPaddingRangeLimit", value))
+    low, high = min(low, high), max(low, high)
+    return (stored >= low) & (stored <= high)
+
+
+def _as_stored(dataset: Dataset, value: Any) -> int:  # noqa: ANN401 - number, or bytes where the type was not known
+    number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
+    signed = int(dataset.get("PixelRepresentation", 0)) == 1
+    return number - 2**16 if signed and number > _INT16.max else number
+
+
+def _findings(ignored: int, padded: int, dataset: Dataset) -> Iterator[GeometryFinding]:
+    if ignored:
+        yield GeometryFinding(
+            FindingKind.OTHER_OBJECTS,
+            ignored,
+            "objects",
+            FindingAction.IGNORED,
+            f"{ignored} other DICOM objects lie beside the series; they were ignored.",
+        )
+    if padded:
+        yield GeometryFinding(
+            FindingKind.PIXEL_PADDING,
+            padded,
+            "voxels",
+            FindingAction.SET_TO_AIR,
+            f"{padded} voxels are padding outside the scan; they were set to air.",
+        )
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        yield GeometryFinding(
+            FindingKind.MONOCHROME1,
+            1,
+            "series",
+            FindingAction.IGNORED,
+            "The series asks to be shown inverted (MONOCHROME1); that changes no HU and was ignored.",
+        )

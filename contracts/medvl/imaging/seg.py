@@ -106,6 +106,8 @@ def _header(path: Path, slice_mm: float) -> Dataset:
     # highdicom needs them; real series lack one or the other.
     if not dataset.get("SOPClassUID"):
         dataset.SOPClassUID = dataset.file_meta.get("MediaStorageSOPClassUID", CTImageStorage)
+    if not dataset.get("SOPInstanceUID"):
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
     if not dataset.get("FrameOfReferenceUID"):
         dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(dataset.SeriesInstanceUID)])
     if dataset.get("SliceThickness") is None:

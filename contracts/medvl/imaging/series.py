@@ -1,61 +1,57 @@
-"""One entrance for CT series of either format: a canonical volume, what was unusual, and the way back to the source."""
+"""A CT series from files, on canonical axes, with everything that was unusual about it and the way back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from medvl.contracts.errors import InvalidRequest
+from medvl.contracts.errors import EmptySeries
 from medvl.imaging.dicom import read_dicom
-from medvl.imaging.geometry import AxisMap, Geometry, Triple
-from medvl.imaging.nifti import is_nifti, read_nifti
+from medvl.imaging.geometry import AxisMap, Geometry
+from medvl.imaging.nifti import read_nifti
 from medvl.imaging.policy import GeometryFinding, GeometryPolicy
-from medvl.imaging.regular_grid import to_regular
+from medvl.imaging.stack import RegularStack, regular
 from medvl.imaging.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a series was read from, and how its grid becomes the canonical one.
+    """Where a volume came from.
 
     Attributes
     ----------
     kind
-        Format of the files.
+        What the files are.
     geometry
-        Grid of the source in LPS millimetres: DICOM slices sorted by position along the normal, rows and columns as
-        stored; for NIfTI (i, j, k) the axes k, j, i.
+        The grid [slice, row, column] of the source, slices in ascending order along the normal of their rows and
+        columns.
     axis_map
-        From arrays on that grid to canonical arrays, and back.
+        Turns arrays on that grid to canonical axes.
     files
-        The file of each slice of a single-frame DICOM series; otherwise the one file.
+        The file of each slice; for NIfTI the one file.
+    frames
+        DICOM: the frame of each slice in its file, counted from 0.
     resampled
-        Whether a policy interpolated the voxels, so that the grid is not that of the stored pixels.
+        Whether the geometry policy interpolated: the grid is then not that of the stored pixels.
+    slices_reversed
+        Whether the file stores its slices against that order, as some NIfTI files do.
     """
 
     kind: Literal["dicom", "nifti"]
     geometry: Geometry
     axis_map: AxisMap
     files: tuple[Path, ...]
+    frames: tuple[int, ...]
     resampled: bool
+    slices_reversed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedSeries:
-    """A CT series that is ready to be sent.
-
-    Attributes
-    ----------
-    volume
-        Voxels in HU with canonical axes.
-    findings
-        What was unusual, and what was done about it.
-    source
-        Where it came from.
-    """
+    """A volume on canonical axes, what was found on the way, and its source."""
 
     volume: Volume
     findings: tuple[GeometryFinding, ...]
@@ -68,52 +64,50 @@ def read_series(path: Path, policy: GeometryPolicy | str = GeometryPolicy.REJECT
     Parameters
     ----------
     path
-        A folder of DICOM files (searched recursively), one multi-frame DICOM file, or one .nii or .nii.gz file.
+        A folder of DICOM files (searched in its sub-folders), one DICOM file, or ``.nii`` or ``.nii.gz``.
     policy
         What to do about gantry tilt, missing slices and uneven spacing.
 
     Raises
     ------
-    InvalidRequest
-        When there is nothing at the path, or no such policy.
     SeriesError
-        When the files are not one readable CT series.
+        When the files are not exactly one whole CT series.
     GeometryRefused
-        When the slices do not lie regularly and the policy rejects that, or do not say where they lie.
+        When their geometry cannot be loaded, or the policy is to reject it.
     """
-    chosen = _policy(policy)
+    path, policy = Path(path), GeometryPolicy(policy)
     if not path.exists():
-        raise InvalidRequest(
-            "There is no such file or folder: pass a folder of DICOM files, or a .nii or .nii.gz file."
-        )
-    kind: Literal["dicom", "nifti"] = "nifti" if path.is_file() and is_nifti(path) else "dicom"
-    slices = read_nifti(path) if kind == "nifti" else read_dicom(path)
-    regular = to_regular(slices, chosen)
-    geometry, axis_map = regular.geometry.canonical()
-    return LoadedSeries(
-        volume=Volume(axis_map.apply(regular.hu), geometry),
-        findings=(*slices.findings, *regular.findings),
-        source=Source(kind, regular.geometry, axis_map, slices.files, regular.resampled),
-    )
+        raise EmptySeries("There is no such file or folder: name a folder of DICOM files or a NIfTI file.")
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        stack = read_nifti(path)
+        made = regular(stack, policy)
+        reversed_ = bool(stack.hu.strides[0] < 0)
+        return _loaded(made, (), kind="nifti", files=(path,), frames=(), slices_reversed=reversed_)
+    paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if not paths:
+        raise EmptySeries("The folder is empty: name a folder with the files of one CT series.")
+    series = read_dicom(paths)
+    made = regular(series.stack, policy)
+    return _loaded(made, series.findings, kind="dicom", files=series.files, frames=series.frames)
 
 
-def source_to_lps(loaded: LoadedSeries, xyz: Triple) -> Triple:
-    """Return the place of a voxel of the source in LPS millimetres.
+def _loaded(made: RegularStack, findings: tuple[GeometryFinding, ...], **source: Any) -> LoadedSeries:  # noqa: ANN401
+    geometry, axis_map = made.geometry.canonical()
+    volume = Volume(np.ascontiguousarray(axis_map.apply(made.hu)), geometry)
+    origin = Source(geometry=made.geometry, axis_map=axis_map, resampled=made.resampled, **source)
+    return LoadedSeries(volume, (*findings, *made.findings), origin)
+
+
+def source_to_lps(loaded: LoadedSeries, xyz: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Return LPS millimetres of indices of the source's own grid as viewers show it.
 
     Parameters
     ----------
-    loaded
-        The series.
     xyz
-        Column, row and slice index on ``loaded.source.geometry``, not necessarily whole; i, j, k of a NIfTI file.
+        DICOM: column, row, slice in ascending order along the normal; NIfTI: i, j, k of the file.
     """
-    column, row, slice_ = xyz
-    x, y, z = (float(v) for v in loaded.source.geometry.index_to_lps(np.array([slice_, row, column])))
-    return x, y, z
-
-
-def _policy(policy: GeometryPolicy | str) -> GeometryPolicy:
-    try:
-        return GeometryPolicy(policy)
-    except ValueError:
-        raise InvalidRequest(f"A geometry policy is one of {', '.join(GeometryPolicy)}.") from None
+    column, row, number = xyz
+    if loaded.source.slices_reversed:
+        number = loaded.source.geometry.shape[0] - 1 - number
+    x, y, z = loaded.source.geometry.index_to_lps(np.array([number, row, column]))
+    return float(x), float(y), float(z)

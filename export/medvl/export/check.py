@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from medvl.export.check_tensors import tensor_mismatches
-
 from medvl.contracts.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint
 from medvl.contracts.errors import CheckpointError
 from medvl.contracts.manifest import files_of, sha256_of
 from medvl.export.check_language import language_mismatches
+from medvl.export.check_tensors import tensor_mismatches
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 """Suffixes of weights that run code when they are loaded."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from medvl.imaging.resample import fit_slices
-from medvl.imaging.windows import Window, to_uint8
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -27,6 +25,8 @@ from medvl.contracts.messages import (
     SliceMask,
     parse_event,
 )
+from medvl.imaging.resample import fit_slices
+from medvl.imaging.windows import Window, to_uint8
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.store import StoredSeries
 from medvl.orchestrator.triton import Tensors

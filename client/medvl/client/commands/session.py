@@ -7,8 +7,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from medvl.imaging.series import LoadedSeries, read_series
-
 from medvl.client.aio import AsyncClient
 from medvl.client.endpoint import find_endpoint
 from medvl.client.events import Event, Progress, TextDelta
@@ -18,6 +16,7 @@ from medvl.client.results import Answer
 from medvl.client.retry import Deadline
 from medvl.client.stream import EventStream, collected
 from medvl.client.terminal import Output, warn
+from medvl.imaging.series import LoadedSeries, read_series
 
 
 @dataclass(frozen=True, slots=True)
