@@ -57,7 +57,7 @@ class LanguageModel:
         self._model: Any = Qwen2ForCausalLM.from_pretrained(folder / LANGUAGE_FOLDER, dtype=dtype).eval()
         ends = self._model.generation_config.eos_token_id
         self._ends = set(ends) if isinstance(ends, list) else {ends}
-        self._seg = int(self._full.token_to_id(spec.seg_token))
+        self._seg: Any = self._full.token_to_id(spec.seg_token)
 
     @torch.inference_mode()
     def answer(self, vision_tokens: Tensor, prompt: str, max_tokens: int) -> ReferenceText:

@@ -1,0 +1,56 @@
+"""A DICOM SEG holds the mask where the patient has it."""
+
+from __future__ import annotations
+
+import highdicom
+import numpy as np
+import pytest
+
+from medvl.contracts.errors import InvalidRequest
+from medvl.embedded.phantom import IN_PLANE, write_phantom_series
+from medvl.imaging.seg import Maker, Segment, SegUids, build_seg
+from medvl.imaging.series import read_series
+
+MAKER = Maker("medvl-sam2 0", "phantom", "c" * 64)
+
+
+@pytest.mark.parametrize("orientation", IN_PLANE)
+def test_segments_lie_where_the_mask_lies(orientation, tmp_path):
+    """Read back by another library, every voxel stands at its own place in the patient."""
+    truth = write_phantom_series(tmp_path / "ct", seed=3, slices=8, side=24, orientation=orientation)
+    mask = truth.mask("liver")
+    seg = build_seg(read_series(tmp_path / "ct"), [Segment(mask, "liver", ("10200004", "Liver"))], MAKER)
+    seg.save_as(tmp_path / "seg.dcm")
+    volume = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume()
+    found = np.argwhere(volume.array[..., 0])
+    places = found @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    expected = truth.geometry.index_to_lps(np.argwhere(mask))
+    assert len(found) > 10
+    assert {tuple(p) for p in places.round(2)} == {tuple(p) for p in expected.round(2)}
+    assert (places[:, 0] < 0).mean() > 0.9, "the liver lies on the patient's right, where x is negative"
+
+
+def test_identity_can_be_derived(tmp_path):
+    """Given UIDs are used; who made it and that it is not for diagnosis are in it."""
+    truth = write_phantom_series(tmp_path, seed=3, slices=4, side=16)
+    loaded = read_series(tmp_path)
+    seg = build_seg(loaded, [Segment(truth.labels > 0, "all")], MAKER, SegUids("2.25.1", "2.25.2"))
+    assert (seg.SeriesInstanceUID, seg.SOPInstanceUID) == ("2.25.1", "2.25.2")
+    assert "not for diagnosis" in seg.SeriesDescription
+    assert seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "c" * 64
+
+
+def test_real_series_have_what_they_lack(test_data, tmp_path):
+    """A series without SOPClassUID, and one that was resampled, have a SEG that reads back."""
+    for name in ("ts_example_ct_dicom_j2k", "ge_headct_tilt_nonuniform"):
+        loaded = read_series(test_data / name, "resample")
+        seg = build_seg(loaded, [Segment(loaded.volume.hu > 200, "bone")], MAKER)
+        seg.save_as(tmp_path / "seg.dcm")
+        assert highdicom.seg.segread(tmp_path / "seg.dcm").pixel_array.any()
+
+
+def test_nifti_has_no_seg(test_data):
+    """There is no series to refer to."""
+    loaded = read_series(test_data / "ts_example_ct" / "example_ct_sm.nii.gz")
+    with pytest.raises(InvalidRequest, match="DICOM source"):
+        build_seg(loaded, [Segment(loaded.volume.hu > 0, "x")], MAKER)
