@@ -16,6 +16,7 @@ import pytest
 from grpc_status import rpc_status
 
 from medvl.contracts.errors import MedvlError
+from medvl.wire.metadata import UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.status import to_status
 from medvl.wire.v1 import medvl_pb2 as pb
 from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
@@ -45,6 +46,7 @@ class FakeService(pb_grpc.MedVLServicer):
 
     def PutSeries(self, messages, context):
         digest = next(messages).header.digest
+        context.send_initial_metadata(((UPLOAD_KEY, UPLOAD_SEND),))
         for _ in messages:
             pass
         return pb.PutSeriesResponse(digest=digest)

@@ -27,6 +27,7 @@ from medvl.pacs import gateway as gateway_module
 from medvl.pacs.config import Destination, GatewayConfig
 from medvl.pacs.gateway import Gateway
 from medvl.pacs.spool import Spool
+from medvl.wire.metadata import UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.status import to_status
 from medvl.wire.v1 import medvl_pb2 as pb
 from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
@@ -76,8 +77,14 @@ class FakeService(pb_grpc.MedVLServicer):
     digest: str = ""
     shape: tuple[int, ...] = ()
 
+    def Describe(self, request, context):
+        return pb.DescribeResponse(
+            labels=[pb.Label(name="liver", snomed_code="10200004", snomed_meaning="Liver structure")]
+        )
+
     def PutSeries(self, messages, context):
         header = next(messages).header
+        context.send_initial_metadata(((UPLOAD_KEY, UPLOAD_SEND),))
         self.digest, self.shape = header.digest, tuple(header.geometry.shape)
         for _ in messages:
             pass

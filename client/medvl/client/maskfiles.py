@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -17,6 +18,9 @@ from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.nifti import RAS_TO_LPS
 from medvl.imaging.seg import Maker, Segment, build_seg
 from medvl.imaging.series import LoadedSeries
+
+_LONGEST_NAME = 60
+"""Characters of a file's name that come from a prompt."""
 
 
 class MaskFormat(Enum):
@@ -137,4 +141,5 @@ def write_nifti(path: Path, loaded: LoadedSeries, mask: np.ndarray) -> None:
 def _path(target: MaskTarget, mask: Mask) -> Path:
     if target.format is MaskFormat.NIFTI:
         return target.path
-    return target.path / f"{mask.object_index}-{mask.label or 'object'}.nii.gz"
+    name = re.sub(r"[^a-z0-9_]+", "-", (mask.label or mask.prompt).lower()).strip("-")[:_LONGEST_NAME]
+    return target.path / f"{mask.object_index}-{name}.nii.gz"

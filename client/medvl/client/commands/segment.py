@@ -10,7 +10,7 @@ from medvl.client.commands.session import Session, in_session, read
 from medvl.client.coordinates import TypedBox, TypedPoint
 from medvl.client.documents import answer_document
 from medvl.client.exits import Exit
-from medvl.client.maskfiles import MaskTarget, write_masks
+from medvl.client.maskfiles import MaskFormat, MaskTarget, write_masks
 from medvl.client.prompts import Box, ObjectPrompt, Point
 from medvl.client.results import Answer
 from medvl.client.terminal import mask_line
@@ -34,7 +34,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
     async def segment(session: Session) -> Exit:
         stream = session.client.segment(loaded.volume, objects, deadline_s=session.deadline_s)
         answer = await session.follow(stream)
-        labels = (await session.client.describe()).labels
+        # Only a DICOM SEG holds the codes of classes.
+        labels = (await session.client.describe()).labels if target.format is MaskFormat.SEG else ()
         paths = write_masks(target, loaded, answer.masks, answer.done.provenance, labels)
         _show(session, answer, paths)
         return Exit.OK if paths else Exit.NOT_FOUND
