@@ -21,6 +21,8 @@ from highdicom.sr import (
 )
 from pydicom import Dataset
 
+from medvl.imaging.seg import drop_bad_dates
+
 MANUFACTURER = "MedVL-SAM2"
 _REPORT = CodedConcept("18748-4", "LN", "Diagnostic imaging report")
 _PROCEDURE_REPORTED = CodedConcept("121058", "DCM", "Procedure Reported")
@@ -94,6 +96,7 @@ def build_sr(text: ReportText, uids: Uids, evidence: Sequence[Dataset]) -> Datas
 
 def _completed(header: Dataset) -> Dataset:
     completed = Dataset(header)
+    drop_bad_dates(completed)
     for keyword in _TYPE_2:
         if keyword not in completed:
             setattr(completed, keyword, None)

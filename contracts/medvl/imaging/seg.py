@@ -13,6 +13,7 @@ from highdicom.sr.coding import CodedConcept
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.valuerep import DA, TM
 
 from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import InvalidRequest
@@ -101,6 +102,15 @@ def _source_images(loaded: LoadedSeries) -> tuple[list[Dataset], NDArray[np.intp
     return [_header(path, slice_mm) for path in source.files], np.arange(len(source.files))
 
 
+def drop_bad_dates(dataset: Dataset) -> None:
+    """Remove dates and times that are none: derived objects copy them, and none is better than a wrong one."""
+    for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        try:
+            kind(dataset.get(keyword) or "")
+        except ValueError:
+            del dataset[keyword]
+
+
 def _header(path: Path, slice_mm: float) -> Dataset:
     dataset = dcmread(path, stop_before_pixels=True)
     # highdicom needs them; real series lack one or the other.
@@ -114,6 +124,7 @@ def _header(path: Path, slice_mm: float) -> Dataset:
         dataset.SliceThickness = slice_mm
     if not dataset.get("SpecificCharacterSet", "unset"):
         del dataset.SpecificCharacterSet
+    drop_bad_dates(dataset)
     for keyword in (*_DEFAULTS, *_STUDY_DEFAULTS):
         if keyword not in dataset:
             setattr(dataset, keyword, None)
