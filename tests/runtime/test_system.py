@@ -60,7 +60,9 @@ def stubs(system: EmbeddedSystem) -> dict[str, psutil.Process]:
     found = {}
     for process in children:
         with suppress(psutil.Error):  # one that ends while it is looked at, or has ended
-            found[process.cmdline()[-2]] = process
+            match process.cmdline():  # empty while a process is a zombie
+                case [*_, instance, _]:
+                    found[instance] = process
     return found
 
 
@@ -121,8 +123,9 @@ async def test_what_cannot_be_repaired_is_given_up(system: EmbeddedSystem, stand
 
 async def test_a_stop_leaves_nothing(options: SystemOptions, tmp_path: Path) -> None:
     """No process, no shared memory, no state."""
+    before = set(psutil.Process().children(recursive=True))
     async with EmbeddedSystem(tmp_path / "data", options) as system:
-        children = psutil.Process().children(recursive=True)
+        children = set(psutil.Process().children(recursive=True)) - before
         prefix = system.triton.config.shm_prefix
     assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not list(shared_memory.FOLDER.glob(f"{prefix}*"))
@@ -141,7 +144,8 @@ async def test_a_repository_that_was_changed_is_refused(options: SystemOptions, 
     """The manifest is checked before anything is served; the error names the file."""
     assert options.repository is not None
     (options.repository / "models" / "llm" / "1" / "model.py").write_text("# changed\n")
+    before = psutil.Process().children()
     with pytest.raises(CheckpointError, match=r"models/llm/1/model\.py"):
         async with EmbeddedSystem(tmp_path / "data", options):
             pass
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
