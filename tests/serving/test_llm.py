@@ -92,7 +92,7 @@ def broken(place: tuple[int, int], value: float) -> np.ndarray:
         ("x", vision(0), b"{", "options"),
         ("x", vision(0), b"{}", "max_tokens"),
         ("x", vision(0), LanguageOptions(max_tokens=4000), "do not fit"),
-        ("x " * 300, vision(0), GREEDY, "do not fit"),
+        ("x " * 3000, vision(0), GREEDY, "do not fit"),
         ("x", vision(0), LanguageOptions(max_tokens=1, answer_template="no"), "must hold"),
     ],
 )
@@ -113,9 +113,10 @@ async def test_a_caller_who_leaves_ends_the_answer(language_server: LanguageServ
     async def leave(answer: Answer) -> bool:
         return len(answer.text) > 0
 
-    oracle, long = language_server.oracle, LanguageOptions(max_tokens=200)
-    endless = next(i for i in range(50) if oracle.free("x", vision(i), long.max_tokens).finish_reason == "length")
-    await language_server.ask("x", vision(endless), long, leave)
+    # The answer has to outlast the news of the caller's leaving: one that repeats itself has no end.
+    oracle = language_server.oracle
+    endless = next(i for i in range(50) if oracle.free("x", vision(i), 200).finish_reason == "length")
+    await language_server.ask("x", vision(endless), LanguageOptions(max_tokens=1800), leave)
     async with asyncio.timeout(10):
         while cancelled(language_server) == before:  # noqa: ASYNC110 - Prometheus offers nothing to wait on
             await asyncio.sleep(0.05)

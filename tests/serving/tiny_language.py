@@ -20,7 +20,7 @@ from medvl.contracts.checkpoint import LANGUAGE_FOLDER, Checkpoint, parse_checkp
 from medvl.contracts.models import MODELS
 
 EOS, IMAGE, SEG = "<|endoftext|>", "<image>", "[SEG]"
-TOKENS, WIDTH, CONTEXT = 24, 64, 256
+TOKENS, WIDTH, CONTEXT = 24, 64, 2048
 TEMPLATE = "Sure, it is [SEG]."
 CORPUS = ["The liver shows a lesion of 23 mm.", "Sure, it is there.", "Größe der Läsion in 肝臓?"] * 20
 
