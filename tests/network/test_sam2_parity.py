@@ -1,0 +1,207 @@
+"""The networks of the contract and their propagation against SAM2 itself, unmodified, driven frame by frame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+
+from medvl.contracts.checkpoint import Checkpoint
+from medvl.network.modules import Modules
+from medvl.network.prompts import NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
+from medvl.network.propagation import Propagation
+from medvl.network.torch_steps import SliceSource, TorchSteps
+
+from .conftest import DEPTH, SIDE
+
+TOLERANCE = 1e-3
+ABSENT = -1024.0
+"""What SAM2 writes where it finds no object."""
+
+POINT = (PromptPoint(50.5, 52.5, POSITIVE),)
+OTHER = (PromptPoint(80.5, 90.5, POSITIVE),)
+CORRECTED = (*POINT, PromptPoint(90.5, 90.5, NEGATIVE))
+BOX = (PromptPoint(36.5, 38.5, 2), PromptPoint(64.5, 66.5, 3))
+
+Points = tuple[PromptPoint, ...]
+
+
+@dataclass
+class Heard:
+    """What propagation told, by object and slice."""
+
+    logits: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)
+    prompted_on: list[tuple[int, int]] = field(default_factory=list)
+    work: list[tuple[int, int]] = field(default_factory=list)
+    found: dict[int, bool] = field(default_factory=dict)
+
+    def prompted(self, object_id: int, number: int, mask_logits: Tensor, score: float) -> None:
+        self.prompted_on.append((object_id, number))
+
+    def worked_on(self, object_id: int, number: int, mask_logits: Tensor, presence: float) -> None:
+        self.logits.setdefault(object_id, {})[number] = mask_logits.numpy()
+
+    def progress(self, done: int, total: int) -> None:
+        self.work.append((done, total))
+
+    def ended(self, object_id: int, score: float, key_slices: Sequence[int], *, found: bool) -> None:
+        self.found[object_id] = found
+
+
+def ours(modules: Modules, slices: np.ndarray, prompts: Sequence[ObjectPrompt], spec: Any) -> Heard:
+    networks = modules.networks
+    steps = TorchSteps(
+        networks["sam2_mask_decoder"],
+        networks["sam2_memory_encoder"],
+        networks["sam2_track_step"],
+        SIDE,
+        modules.checkpoint.language.hidden_size,
+    )
+    heard = Heard()
+    source = SliceSource(networks["sam2_image_encoder"], slices)
+    asyncio.run(Propagation(steps, source, len(slices), spec, heard).run(prompts))
+    return heard
+
+
+class Sam2Tracker:
+    """SAM2's own ``track_step`` over a volume; the objects are the rows of one batch."""
+
+    def __init__(self, sam: SAM2Base, slices: np.ndarray, objects: int) -> None:
+        self.sam = sam
+        mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        images = (torch.from_numpy(slices)[:, None].float() / 255 - mean) / std
+        self.frames = [sam._prepare_backbone_features(sam.forward_image(image[None])) for image in images]
+        self.objects = objects
+
+    def step(self, number: int, state: dict[str, dict[int, Any]], *, reverse: bool, points: Tensor | None = None,
+             labels: Tensor | None = None) -> dict[str, Any]:  # fmt: skip
+        _, features, positions, sizes = self.frames[number]
+        inputs = None if points is None else {"point_coords": points, "point_labels": labels}
+        out: dict[str, Any] = self.sam.track_step(
+            frame_idx=number,
+            is_init_cond_frame=points is not None,
+            current_vision_feats=[f.expand(-1, self.objects, -1) for f in features],
+            current_vision_pos_embeds=[p.expand(-1, self.objects, -1) for p in positions],
+            feat_sizes=sizes,
+            point_inputs=inputs,
+            mask_inputs=None,
+            output_dict=state,
+            num_frames=len(self.frames),
+            track_in_reverse=reverse,
+            run_mem_encoder=True,
+        )
+        return out
+
+    def run(self, prompts: Mapping[int, Sequence[Points]]) -> dict[int, np.ndarray]:
+        """Return the logits [N, f_4, f_4] of every slice; SAM2 adds half a pixel to a point itself."""
+        prompted = {}
+        for number, rows in sorted(prompts.items()):
+            points = torch.tensor([[(p.x - 0.5, p.y - 0.5) for p in row] for row in rows])
+            labels = torch.tensor([[p.label for p in row] for row in rows], dtype=torch.int32)
+            empty: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+            prompted[number] = self.step(number, empty, reverse=False, points=points, labels=labels)
+        found = {n: out["pred_masks"] for n, out in prompted.items()}
+        first = min(prompts)
+        for reverse, numbers in ((False, range(first + 1, len(self.frames))), (True, range(first - 1, -1, -1))):
+            state = {"cond_frame_outputs": dict(prompted), "non_cond_frame_outputs": {}}
+            for number in numbers:
+                if number not in prompted:
+                    out = self.step(number, state, reverse=reverse)
+                    state["non_cond_frame_outputs"][number] = out
+                    found[number] = out["pred_masks"]
+        return {number: logits[:, 0].numpy() for number, logits in found.items()}
+
+
+@pytest.mark.parametrize("flickers", [False, True], ids=["always there", "comes and goes"])
+@pytest.mark.parametrize(
+    ("prompts", "cap"),
+    [
+        ({9: (POINT,)}, 4),
+        ({9: (CORRECTED,)}, 4),
+        ({20: (BOX,)}, 4),
+        ({4: (POINT,), 15: (CORRECTED,)}, 4),
+        ({2: (POINT,), 8: (POINT,), 12: (BOX,), 20: (POINT,)}, 2),
+        ({9: (POINT, OTHER)}, 4),
+    ],
+    ids=["point", "negative point", "box", "two slices", "four slices, two attended", "two objects"],
+)
+@torch.inference_mode()
+def test_propagation_is_sam2s(  # noqa: PLR0917 - fixtures and parameters
+    modules: Modules,
+    small: Checkpoint,
+    slices: np.ndarray,
+    prompts: Mapping[int, Sequence[Points]],
+    cap: int,
+    flickers: bool,
+):
+    """Every mask of every slice agrees, also where the network finds its object on some slices only."""
+    last = modules.sam2.sam_mask_decoder.pred_obj_score_head.layers[-1]
+    last.weight.mul_(50)
+    last.bias.fill_(3.0 if flickers else 6.0)
+    modules.sam2.max_cond_frames_in_attn = cap
+    objects = len(next(iter(prompts.values())))
+    expected = Sam2Tracker(modules.sam2, slices, objects).run(prompts)
+    asked = [ObjectPrompt(row, {number: rows[row] for number, rows in prompts.items()}) for row in range(objects)]
+    heard = ours(modules, slices, asked, small.segmentation.model_copy(update={"max_conditioning_slices": cap}))
+    for row in range(objects):
+        assert heard.logits[row].keys() == expected.keys() == set(range(DEPTH))
+        difference = [np.abs(heard.logits[row][n] - expected[n][row]).max() for n in range(DEPTH)]
+        assert max(difference) <= TOLERANCE, difference
+    # Agreement on masks that do not change, or on none, would prove little.
+    drawn = {heard.logits[0][n].tobytes() for n in range(DEPTH) if heard.logits[0][n].max() > ABSENT}
+    assert 0 < len(drawn) < DEPTH if flickers else len(drawn) == DEPTH
+    assert heard.work[-1] == (objects * DEPTH, objects * DEPTH)
+
+
+def decoder_inputs(modules: Modules, slices: np.ndarray, prompts: Sequence[SlicePrompt]) -> list[Tensor]:
+    maps = modules.networks["sam2_image_encoder"](torch.from_numpy(slices[: len(prompts)]))
+    arrays = prompt_arrays(prompts, side=SIDE, hidden_size=modules.checkpoint.language.hidden_size)
+    return [*maps, *map(torch.from_numpy, arrays.values())]
+
+
+@torch.inference_mode()
+def test_padding_has_no_effect(modules: Modules, slices: np.ndarray):
+    """A short list of points beside a long one gives what it gives alone."""
+    decoder = modules.networks["sam2_mask_decoder"]
+    one, many = SlicePrompt(POINT), SlicePrompt(CORRECTED * 5)
+    alone = decoder(*decoder_inputs(modules, slices, [one]))
+    beside = decoder(*decoder_inputs(modules, slices, [one, many]))
+    for expected, found in zip(alone, beside, strict=True):
+        assert torch.allclose(expected[0], found[0], atol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_language_token_counts_only_when_it_is_given(modules: Modules, slices: np.ndarray):
+    """With the flag at 0 the state has no effect at all; with 1 it changes the mask, with and without points."""
+    decoder = modules.networks["sam2_mask_decoder"]
+    for points in ((), POINT):
+        inputs = decoder_inputs(modules, slices, [SlicePrompt(points)])
+        plain = decoder(*inputs)[0]
+        inputs[7] = torch.full_like(inputs[7], 3.0)  # seg_hidden
+        assert torch.equal(decoder(*inputs)[0], plain)
+        inputs[8] = torch.ones_like(inputs[8])  # seg_flag
+        assert (decoder(*inputs)[0] - plain).abs().max() > 0.01
+
+
+@torch.inference_mode()
+def test_a_mask_prompt_is_sam2s(modules: Modules, slices: np.ndarray):
+    """Logits given as a prompt go in as SAM2 takes them."""
+    sam = modules.sam2
+    inputs = decoder_inputs(modules, slices, [SlicePrompt(CORRECTED)])
+    logits = torch.randn(inputs[5].shape, generator=torch.Generator().manual_seed(0)) * 4
+    inputs[5], inputs[6] = logits, torch.ones_like(inputs[6])
+    found = modules.networks["sam2_mask_decoder"](*inputs)
+    points = {"point_coords": inputs[3] - 0.5, "point_labels": inputs[4]}
+    image = inputs[2] + sam.no_mem_embed.reshape(1, -1, 1, 1)
+    *_, low, _, pointer, score = sam._forward_sam_heads(
+        image, point_inputs=points, mask_inputs=logits, high_res_features=inputs[:2], multimask_output=False
+    )
+    for expected, got in ((low, found[0]), (pointer, found[2]), (score, found[3])):
+        assert torch.allclose(expected, got, atol=1e-3)
