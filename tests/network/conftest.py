@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from medvl.contracts.checkpoint import Checkpoint, load_checkpoint
+from medvl.contracts.checkpoint import Checkpoint, SegmentationSpec, load_checkpoint
 from medvl.embedded.preset import enliven, write_phantom_preset
 from medvl.network.modules import Modules
 
@@ -21,6 +21,12 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preset")
     write_phantom_preset(folder, seed=5)
     return folder
+
+
+@pytest.fixture(scope="session")
+def preset_spec(preset: Path) -> SegmentationSpec:
+    """The rules of segmentation of the phantom preset."""
+    return load_checkpoint(preset).segmentation
 
 
 @pytest.fixture(scope="session")

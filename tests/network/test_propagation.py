@@ -1,0 +1,297 @@
+"""The rules of propagation, over networks that only repeat what they were told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from medvl.contracts.checkpoint import KeySliceRule, SegmentationSpec
+from medvl.contracts.errors import InvalidRequest
+from medvl.network.key_slices import choose_key_slices
+from medvl.network.prompts import MAX_POINTS, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
+from medvl.network.propagation import MAX_OBJECTS, Propagation
+from medvl.network.steps import Bank, Decoded, Remembered
+
+DEPTH = 20
+STOP = 3
+RULE = KeySliceRule(max_slices=2, min_gap=4, min_score=0.5)
+
+
+@dataclass
+class Echo:
+    """Steps whose features are slice numbers: an object is seen on exactly the slices of its ``presence``.
+
+    An object's name is the x of its points or its [SEG] state, and travels in pointers and memories as a real
+    network's knowledge of it would; a row that was mixed up answers for the wrong object.
+    """
+
+    presence: Mapping[int, Collection[int]]
+    decoded: list[tuple[int, ...]] = field(default_factory=list)
+    """Slices of every call of the mask decoder."""
+    tracked: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    """Slice and objects of every call that tracks."""
+    before_track: Callable[[int], None] = lambda number: None
+
+    async def get(self, slices: Sequence[int]) -> Sequence[int]:
+        return slices
+
+    async def decode(self, features: Sequence[int], prompts: Sequence[SlicePrompt]) -> Decoded[np.ndarray]:
+        self.decoded.append(tuple(features))
+        return self._seen(features, [_name(p) for p in prompts])
+
+    async def remember(self, features: int, mask_logits: np.ndarray, object_score: np.ndarray) -> np.ndarray:
+        return mask_logits[:, 0, 1:, :]
+
+    async def track(self, features: int, bank: Bank[np.ndarray]) -> Remembered[np.ndarray]:
+        self.before_track(features)
+        names = bank.pointers[0][:, 0] if bank.pointers else bank.memories[0][:, 0, 0]
+        for memory in bank.memories:
+            assert (memory[:, 0, 0] == names).all()
+        for pointer in bank.pointers:
+            assert (pointer[:, 0] == names).all()
+        objects = tuple(int(n) for n in names)
+        self.tracked.append((features, objects))
+        decoded = self._seen([features] * len(objects), objects)
+        return Remembered(decoded, decoded.mask_logits[:, 0, 1:, :])
+
+    def _seen(self, numbers: Sequence[int], names: Sequence[int]) -> Decoded[np.ndarray]:
+        on = [number in self.presence[name] for number, name in zip(numbers, names, strict=True)]
+        logits = [[[[number, name], [name, name]]] for number, name in zip(numbers, names, strict=True)]
+        return Decoded(
+            mask_logits=np.array(logits, np.float32),
+            iou=np.full((len(on), 1), 0.9, np.float32),
+            object_pointer=np.array(names, np.float32)[:, None],
+            object_score=np.where(on, 4.0, -4.0).astype(np.float32)[:, None],
+        )
+
+
+def _name(prompt: SlicePrompt) -> int:
+    return int(prompt.points[0].x if prompt.seg_hidden is None else prompt.seg_hidden[0])
+
+
+@dataclass
+class Heard:
+    """What propagation told."""
+
+    slices: dict[int, list[int]] = field(default_factory=dict)
+    """Slices of each object, in the order in which they were worked on."""
+    on: dict[int, set[int]] = field(default_factory=dict)
+    """Those of them on which it was present."""
+    prompted_on: list[tuple[int, int]] = field(default_factory=list)
+    work: list[tuple[int, int]] = field(default_factory=list)
+    endings: dict[int, tuple[bool, tuple[int, ...], float]] = field(default_factory=dict)
+
+    def prompted(self, object_id: int, number: int, mask_logits: np.ndarray, score: float) -> None:
+        assert mask_logits[0].tolist() == [number, object_id]
+        self.prompted_on.append((object_id, number))
+
+    def worked_on(self, object_id: int, number: int, mask_logits: np.ndarray, presence: float) -> None:
+        assert object_id not in self.endings
+        assert mask_logits[0].tolist() == [number, object_id]
+        self.slices.setdefault(object_id, []).append(number)
+        if presence > 0.5:
+            self.on.setdefault(object_id, set()).add(number)
+
+    def progress(self, done: int, total: int) -> None:
+        self.work.append((done, total))
+
+    def ended(self, object_id: int, score: float, key_slices: Sequence[int], *, found: bool) -> None:
+        assert object_id not in self.endings
+        self.endings[object_id] = (found, tuple(key_slices), score)
+
+
+def by_point(name: int, *numbers: int, first: int | None = None, last: int | None = None) -> ObjectPrompt:
+    points = {number: (PromptPoint(float(name), 0.5, POSITIVE),) for number in numbers}
+    return ObjectPrompt(name, points, first_slice=first, last_slice=last)
+
+
+def by_text(name: int, *, first: int | None = None, last: int | None = None) -> ObjectPrompt:
+    return ObjectPrompt(name, {}, np.full(4, name, np.float32), first, last)
+
+
+@pytest.fixture
+def spec(preset_spec: SegmentationSpec) -> SegmentationSpec:
+    """Tracking that gives up after three slices without the object, and at most two key slices, four apart."""
+    return preset_spec.model_copy(update={"stop_after_absent": STOP, "key_slices": RULE})
+
+
+def propagated(steps: Echo, spec: SegmentationSpec, *prompts: ObjectPrompt) -> Heard:
+    """Run to the end; whatever was found, progress only grows and ends where it said it would."""
+    heard = Heard()
+    asyncio.run(Propagation(steps, steps, DEPTH, spec, heard).run(prompts))
+    done = [d for d, _ in heard.work]
+    assert done == sorted(done)
+    assert {total for _, total in heard.work} == {done[-1]}
+    assert heard.endings.keys() == {p.object_id for p in prompts}
+    assert all(len(set(numbers)) == len(numbers) for numbers in heard.slices.values())
+    return heard
+
+
+def test_both_directions_end_after_so_many_slices_without_the_object(spec: SegmentationSpec):
+    steps = Echo({1: range(8, 12)})
+    heard = propagated(steps, spec, by_point(1, 10))
+    assert heard.slices[1] == [10, 11, 12, 13, 14, 9, 8, 7, 6, 5]
+    assert heard.on[1] == set(range(8, 12))
+    assert heard.endings[1] == (True, (10,), pytest.approx(0.9 / (1 + np.exp(-4))))
+
+
+def test_the_ends_of_the_volume_end_the_tracking(spec: SegmentationSpec):
+    heard = propagated(Echo({1: range(DEPTH)}), spec, by_point(1, DEPTH - 2))
+    assert heard.on[1] == set(range(DEPTH))
+
+
+def test_a_short_gap_is_bridged_in_both_directions(spec: SegmentationSpec):
+    seen = {2, 3, 6, 7, 10, 13, 14}
+    heard = propagated(Echo({1: seen}), spec, by_point(1, 10))
+    assert heard.on[1] == seen
+    assert min(heard.slices[1]) == 0
+    assert max(heard.slices[1]) == 14 + STOP
+
+
+def test_absence_between_prompted_slices_does_not_end_the_tracking(spec: SegmentationSpec):
+    """Somebody marked the object further up: it comes back, however long it stays away."""
+    seen = {2, 3, 14, 15}
+    steps = Echo({1: seen})
+    heard = propagated(steps, spec, by_point(1, 3, 14))
+    assert set(heard.slices[1]) == set(range(15 + STOP + 1))
+    assert heard.on[1] == seen
+    assert [n for n, _ in steps.tracked] == [*range(4, 14), 15, 16, 17, 18, 2, 1, 0]
+
+
+def test_a_box_with_an_extent_is_not_left(spec: SegmentationSpec):
+    steps = Echo({1: range(DEPTH)})
+    heard = propagated(steps, spec, by_point(1, 9, first=7, last=12))
+    assert heard.slices[1] == [9, 10, 11, 12, 8, 7]
+    assert {n for n, _ in steps.tracked} == {7, 8, 10, 11, 12}
+
+
+def test_a_prompted_slice_without_the_object_is_told_as_such(spec: SegmentationSpec):
+    heard = propagated(Echo({1: ()}), spec, by_point(1, 10))
+    found, key_slices, score = heard.endings[1]
+    assert (found, key_slices) == (False, (10,))
+    assert score < 0.05
+    assert 1 not in heard.on
+
+
+def test_a_text_chooses_its_key_slices(spec: SegmentationSpec):
+    """Every slice is looked at once, in calls of as many as a graph takes; the best are told first."""
+    steps = Echo({2: range(6, 13)})
+    heard = propagated(steps, spec, by_text(2))
+    assert steps.decoded[:2] == [tuple(range(MAX_OBJECTS)), tuple(range(MAX_OBJECTS, DEPTH))]
+    assert heard.endings[2][:2] == (True, (6, 10))
+    assert heard.prompted_on == [(2, 6), (2, 10)]
+    assert heard.on[2] == set(range(6, 13))
+
+
+def test_a_text_looks_only_where_it_is_told_to(spec: SegmentationSpec):
+    steps = Echo({2: range(DEPTH)})
+    heard = propagated(steps, spec, by_text(2, first=11, last=15))
+    assert steps.decoded[0] == tuple(range(11, 16))
+    assert set(heard.slices[2]) == set(range(11, 16))
+
+
+def test_a_text_that_is_nowhere_is_not_found_and_not_tracked(spec: SegmentationSpec):
+    steps = Echo({1: range(DEPTH), 2: ()})
+    heard = propagated(steps, spec, by_text(2), by_point(1, 4))
+    found, key_slices, score = heard.endings[2]
+    assert (found, key_slices) == (False, ())
+    assert score < RULE.min_score
+    assert 2 not in heard.slices
+    assert all(objects == (1,) for _, objects in steps.tracked)
+
+
+def test_a_text_with_points_takes_their_slices(spec: SegmentationSpec):
+    point = by_point(3, 8)
+    heard = propagated(Echo({3: range(DEPTH)}), spec, ObjectPrompt(3, point.points, np.full(4, 3, np.float32)))
+    assert heard.prompted_on == [(3, 8)]
+
+
+def test_objects_of_the_same_slices_share_calls_and_leave_one_by_one(spec: SegmentationSpec):
+    """Whoever stays is not disturbed by who leaves: every row still answers for its own object."""
+    seen: dict[int, Collection[int]] = {1: range(9, 12), 2: range(4, 19), 3: range(10, 14)}
+    steps = Echo(seen)
+    heard = propagated(steps, spec, by_point(1, 10), by_point(2, 10), by_point(3, 10))
+    for name, numbers in seen.items():
+        assert heard.on[name] == set(numbers)
+    assert dict(steps.tracked)[11] == (1, 2, 3)
+    assert dict(steps.tracked)[15] == (2, 3)
+    assert dict(steps.tracked)[17] == (2,)
+    assert [n for n, _ in steps.tracked] == [*range(11, DEPTH), *range(9, 0, -1)]
+
+
+def test_more_objects_than_a_call_takes_are_split(spec: SegmentationSpec):
+    names = range(1, MAX_OBJECTS + 4)
+    steps = Echo(dict.fromkeys(names, range(9, 12)))
+    heard = propagated(steps, spec, *(by_point(name, 10) for name in names))
+    assert {len(objects) for _, objects in steps.tracked} == {MAX_OBJECTS, 3}
+    assert all(heard.on[name] == {9, 10, 11} for name in names)
+
+
+def test_what_was_prompted_is_told_before_anything_is_tracked(spec: SegmentationSpec):
+    """The first mask of every object comes early, also where they are tracked one after the other."""
+    heard: list[int] = []
+    steps = Echo({1: range(DEPTH), 2: range(DEPTH)}, before_track=lambda n: heard.append(len(steps.decoded)))
+    propagated(steps, spec, by_point(1, 5), by_point(2, 12))
+    assert heard[0] == 2
+
+
+def test_cancelling_ends_at_the_next_call(spec: SegmentationSpec):
+    async def run() -> Echo:
+        def leave(number: int) -> None:
+            if number == 12:
+                task.cancel()
+
+        steps = Echo({1: range(DEPTH)}, before_track=leave)
+        task = asyncio.create_task(Propagation(_Yielding(steps), steps, DEPTH, spec, Heard()).run([by_point(1, 10)]))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return steps
+
+    assert [n for n, _ in asyncio.run(run()).tracked] == [11, 12]
+
+
+@dataclass
+class _Yielding:
+    """Steps that wait for somebody else, as those of a server do."""
+
+    steps: Echo
+
+    async def decode(self, features: Sequence[int], prompts: Sequence[SlicePrompt]) -> Decoded[np.ndarray]:
+        await asyncio.sleep(0)
+        return await self.steps.decode(features, prompts)
+
+    async def remember(self, features: int, mask_logits: np.ndarray, object_score: np.ndarray) -> np.ndarray:
+        await asyncio.sleep(0)
+        return await self.steps.remember(features, mask_logits, object_score)
+
+    async def track(self, features: int, bank: Bank[np.ndarray]) -> Remembered[np.ndarray]:
+        remembered = await self.steps.track(features, bank)
+        await asyncio.sleep(0)
+        return remembered
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ([0.1, 0.4, 0.2], ()),
+        ([0.1, 0.6, 0.6], (1,)),
+        ([0.6, 0.7, 0.9, 0.8, 0.7, 0.6, 0.55], (2, 6)),
+        ([0.9, 0.1, 0.1, 0.1, 0.8, 0.1, 0.1, 0.1, 0.85], (0, 8)),
+        ([], ()),
+    ],
+    ids=["nowhere", "a tie", "neighbours are too near", "two at most", "no slices"],
+)
+def test_key_slices(scores: list[float], chosen: tuple[int, ...]):
+    assert choose_key_slices(scores, RULE) == chosen
+
+
+def test_a_slice_has_only_so_many_points():
+    point = PromptPoint(1.0, 1.0, POSITIVE)
+    arrays = prompt_arrays([SlicePrompt((point,) * MAX_POINTS)], side=32, hidden_size=4)
+    assert arrays["points"].shape == (1, MAX_POINTS, 2)
+    with pytest.raises(InvalidRequest, match=f"{MAX_POINTS + 1} points on one slice"):
+        prompt_arrays([SlicePrompt((point,) * (MAX_POINTS + 1))], side=32, hidden_size=4)
