@@ -59,6 +59,43 @@ def decode(  # noqa: PLR0917 - the inputs of one graph
     multimask
         BOOL [N]: the best of the three masks by predicted IoU, else the single mask.
     """
+    masks, keys, ious, score = _heads(sam, image, tokens, dense)
+    chosen = torch.where(multimask, ious[:, 1:].argmax(dim=-1) + 1, 0)[:, None]
+    logits = _pick(_weights(sam, masks), chosen) @ _upscaled(sam, keys, fine).flatten(2)
+    side = fine[0].shape[-1]
+    pointer = sam.obj_ptr_proj(_pick(masks, chosen)[:, 0])
+    present = score > 0
+    return Decoded(
+        mask_logits=torch.where(present[..., None, None], logits.reshape(-1, 1, side, side), NO_OBJ_SCORE),
+        iou=ious.gather(1, chosen),
+        object_pointer=torch.where(present, pointer, sam.no_obj_ptr),
+        object_score=score,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AllMasks:
+    """What the mask heads say before one mask is chosen: what training looks at."""
+
+    logits: Tensor
+    """FP32 [N, 4, f_4, f_4]: the single mask, then the three of the multimask output; not overridden where absent."""
+    iou: Tensor
+    """FP32 [N, 4], predicted."""
+    pointer: Tensor
+    """FP32 [N, 4, C]."""
+    object_score: Tensor
+    """FP32 [N, 1], logit."""
+
+
+def decode_all(sam: SAM2Base, image: Tensor, fine: tuple[Tensor, Tensor], tokens: Tokens, dense: Tensor) -> AllMasks:
+    """Run SAM2's mask decoder as :func:`decode` does, and return all four masks."""
+    masks, keys, ious, score = _heads(sam, image, tokens, dense)
+    logits = torch.einsum("nkc,nchw->nkhw", _weights(sam, masks), _upscaled(sam, keys, fine))
+    return AllMasks(logits, ious, sam.obj_ptr_proj(masks), score)
+
+
+def _heads(sam: SAM2Base, image: Tensor, tokens: Tokens, dense: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mask tokens [N, 4, C], image [N, C, f, f], predicted IoUs [N, 4] and object scores [N, 1]."""
     decoder = sam.sam_mask_decoder
     own = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
     own = own.unsqueeze(0).expand(image.shape[0], -1, -1)
@@ -71,30 +108,22 @@ def decode(  # noqa: PLR0917 - the inputs of one graph
         counts,
     )
     ious = decoder.iou_prediction_head(hidden[:, _IOU])
-    chosen = torch.where(multimask, ious[:, 1:].argmax(dim=-1) + 1, 0)[:, None]
     score = decoder.pred_obj_score_head(hidden[:, _OBJECT])
-    masks = hidden[:, _MASKS]
-    logits = _mask_logits(sam, masks, keys.transpose(1, 2).reshape(image.shape), fine, chosen)
-    pointer = sam.obj_ptr_proj(_pick(masks, chosen)[:, 0])
-    present = score > 0
-    return Decoded(
-        mask_logits=torch.where(present[..., None, None], logits, NO_OBJ_SCORE),
-        iou=ious.gather(1, chosen),
-        object_pointer=torch.where(present, pointer, sam.no_obj_ptr),
-        object_score=score,
-    )
+    return hidden[:, _MASKS], keys.transpose(1, 2).reshape(image.shape), ious, score
 
 
-def _mask_logits(sam: SAM2Base, masks: Tensor, image: Tensor, fine: tuple[Tensor, Tensor], chosen: Tensor) -> Tensor:
-    """Return the logits [N, 1, f_4, f_4] of the chosen mask token of [N, 4, C]."""
-    decoder = sam.sam_mask_decoder
-    up1, norm, act1, up2, act2 = decoder.output_upscaling
+def _upscaled(sam: SAM2Base, image: Tensor, fine: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the image [N, C_8, f_4, f_4] at the resolution of masks."""
+    up1, norm, act1, up2, act2 = sam.sam_mask_decoder.output_upscaling
     f0, f1 = fine
-    upscaled = act2(up2(act1(norm(up1(image) + f1))) + f0)
-    weights = torch.stack([mlp(masks[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-    logits = _pick(weights, chosen) @ upscaled.flatten(2)
-    low_resolution: Tensor = logits.reshape(logits.shape[0], 1, upscaled.shape[2], upscaled.shape[3])
-    return low_resolution
+    upscaled: Tensor = act2(up2(act1(norm(up1(image) + f1))) + f0)
+    return upscaled
+
+
+def _weights(sam: SAM2Base, masks: Tensor) -> Tensor:
+    """Return the weights [N, 4, C_8] that each mask token gives to the channels of the upscaled image."""
+    mlps = sam.sam_mask_decoder.output_hypernetworks_mlps
+    return torch.stack([mlp(masks[:, i]) for i, mlp in enumerate(mlps)], dim=1)
 
 
 def _pick(rows: Tensor, chosen: Tensor) -> Tensor:

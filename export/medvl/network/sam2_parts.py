@@ -83,12 +83,19 @@ class MaskDecoder(nn.Module):
         tuple[Tensor, Tensor, Tensor, Tensor]
             ``mask_logits`` [B, 1, f_4, f_4], ``iou`` [B, 1], ``object_pointer`` [B, C], ``object_score`` [B, 1].
         """
-        embedded, counts = self._points(points, labels)
-        language = self.seg_projector(seg_hidden)[:, None]
-        tokens = Tokens(torch.cat([embedded, language], dim=1), torch.cat([counts, seg_flag > 0], dim=1))
-        image = f2 + self.sam.no_mem_embed.reshape(1, -1, 1, 1)
-        dense = self._dense(mask_input, mask_flag)
+        tokens = self.tokens(points, labels, self.seg_projector(seg_hidden), seg_flag)
+        image, dense = self.image(f2), self.dense(mask_input, mask_flag)
         return decode(self.sam, image, (f0, f1), tokens, dense, multimask_flag[:, 0] > 0).astuple()
+
+    def image(self, f2: Tensor) -> Tensor:
+        """Return ``f2`` [B, C, f, f] as the mask heads take it where there is no memory."""
+        image: Tensor = f2 + self.sam.no_mem_embed.reshape(1, -1, 1, 1)
+        return image
+
+    def tokens(self, points: Tensor, labels: Tensor, language: Tensor, language_flag: Tensor) -> Tokens:
+        """Return the sparse tokens of prompts; ``language`` is FP32 [B, C], its flag [B, 1]."""
+        embedded, counts = self._points(points, labels)
+        return Tokens(torch.cat([embedded, language[:, None]], dim=1), torch.cat([counts, language_flag > 0], dim=1))
 
     def _points(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens [B, P + 1, C] of the points and of "not a point", and which of them count."""
@@ -102,7 +109,8 @@ class MaskDecoder(nn.Module):
         counts = torch.cat([labels != PADDING, torch.ones_like(labels[:, :1], dtype=torch.bool)], dim=1)
         return torch.cat([embedded, last], dim=1), counts
 
-    def _dense(self, mask_input: Tensor, mask_flag: Tensor) -> Tensor:
+    def dense(self, mask_input: Tensor, mask_flag: Tensor) -> Tensor:
+        """Return the embedding [B, C, f, f] of mask prompts."""
         encoder = self.sam.sam_prompt_encoder
         absent = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         return torch.where(mask_flag[..., None, None] > 0, encoder.mask_downscaling(mask_input), absent)
@@ -163,18 +171,23 @@ class TrackStep(nn.Module):
         tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
             As :class:`MaskDecoder`, with N objects, and the memory [N, HW, Cm].
         """
-        image = self._conditioned(
-            f2, self._memories(bank_memory, bank_row), self._pointers(bank_pointer, bank_distance)
-        )
+        image = self.conditioned(f2, bank_memory, bank_row, bank_pointer, bank_distance)
+        tokens, dense = self.no_prompt(bank_memory.shape[1])
+        multimask = torch.ones_like(tokens.counts[:, 0])
+        decoded = decode(self.sam, image, (f0, f1), tokens, dense, multimask)
+        return *decoded.astuple(), remember(self.sam, f2, decoded.mask_logits, decoded.object_score)
+
+    def conditioned(self, f2: Tensor, memory: Tensor, row: Tensor, pointer: Tensor, distance: Tensor) -> Tensor:
+        """Return ``f2`` [1, C, f, f] with the memories of N objects in it, [N, C, f, f]; arguments as for the step."""
+        return self._attended(f2, self._memories(memory, row), self._pointers(pointer, distance))
+
+    def no_prompt(self, objects: int) -> tuple[Tokens, Tensor]:
+        """Return the sparse tokens and the dense embedding of slices that nobody prompts."""
         encoder = self.sam.sam_prompt_encoder
-        objects = bank_memory.shape[1]
         # SAM2 decodes "no prompt" as two tokens: an empty point and the padding behind every list of points.
         empty = encoder.not_a_point_embed.weight.expand(objects, 2, -1)
         tokens = Tokens(empty, torch.ones_like(empty[..., 0], dtype=torch.bool))
-        dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        multimask = torch.ones_like(empty[:, 0, 0], dtype=torch.bool)
-        decoded = decode(self.sam, image, (f0, f1), tokens, dense, multimask)
-        return *decoded.astuple(), remember(self.sam, f2, decoded.mask_logits, decoded.object_score)
+        return tokens, encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
 
     def _memories(self, memory: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [N, R * HW, Cm] of the spatial memories."""
@@ -192,7 +205,7 @@ class TrackStep(nn.Module):
         keys = values + position[:, None].expand(-1, split, -1).flatten(0, 1)
         return keys, values
 
-    def _conditioned(self, f2: Tensor, memories: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]) -> Tensor:
+    def _attended(self, f2: Tensor, memories: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]) -> Tensor:
         """Run the memory attention: [1, C, f, f] to [N, C, f, f]."""
         x = f2.flatten(2).transpose(1, 2) + 0.1 * self.image_position
         attention = self.sam.memory_attention
