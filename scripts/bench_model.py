@@ -49,7 +49,7 @@ def main() -> int:
 def one_round(model: ReferenceModel, volume: Volume, question: str, click: tuple[int, int, int]) -> dict[str, float]:
     """Return one sample of every step, in milliseconds."""
     language = model.checkpoint.language
-    prompt = language.prompts.ask.replace("{question}", question)
+    prompt = language.prompts.for_question(question, volume.geometry.extent_mm)
     begun_s = time.perf_counter()
     tokens = model.vision_tokens(volume)
     encode_ms = (time.perf_counter() - begun_s) * 1000

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from medvl.contracts.checkpoint import load_checkpoint, parse_checkpoint
+from medvl.contracts.checkpoint import PromptTemplates, load_checkpoint, parse_checkpoint
 from medvl.contracts.errors import CheckpointError, UnknownLabel
 
 
@@ -74,3 +74,19 @@ def test_an_unknown_label_lists_the_known_ones(checkpoint_fields):
     """The caller learns which classes there are."""
     with pytest.raises(UnknownLabel, match=r"knows no class 'spleen'; it knows liver, lung_left\."):
         parse_checkpoint(json.dumps(checkpoint_fields)).label("spleen")
+
+
+def test_prompts_tell_the_extent_of_the_series_and_take_words_as_they_are():
+    """Rounded to 10 mm; a caller who writes a placeholder gets it back."""
+    prompts = PromptTemplates(
+        report="{extent}.",
+        ask="{extent}: {question}?",
+        segment_label="{label}",
+        segment_text="{extent}; {text}",
+        segment_answer="[SEG]",
+    )
+    extent_mm = (318.0, 384.0, 405.1)
+    assert prompts.for_report(extent_mm) == "320 x 380 x 410 mm."
+    assert prompts.for_question("{extent}", extent_mm) == "320 x 380 x 410 mm: {extent}?"
+    assert prompts.for_text("{text} {label}", extent_mm) == "320 x 380 x 410 mm; {text} {label}"
+    assert prompts.for_label("liver", extent_mm) == "liver"

@@ -27,6 +27,9 @@ PARTS = ("vision_encoder", "projector", "seg_projector", "sam2")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 HuRange = tuple[float, float]
+Extent = tuple[float, float, float]
+"""Height, depth and width of a canonical volume in mm: along superior, posterior, left."""
+_EXTENT_STEP_MM = 10
 
 
 class _Value(BaseModel):
@@ -68,7 +71,11 @@ class ProjectorSpec(_Value):
 
 
 class PromptTemplates(_Value):
-    """Text put to the language model; ``{question}``, ``{label}`` and ``{text}`` are replaced."""
+    """Text put to the language model.
+
+    ``{question}``, ``{label}`` and ``{text}`` are replaced by what the caller gave. ``{extent}`` may stand in any of the
+    four prompts: it becomes the extent of the series, which a volume on the encoder's grid no longer shows.
+    """
 
     report: str
     ask: str
@@ -83,6 +90,28 @@ class PromptTemplates(_Value):
             if needed not in getattr(self, name):
                 raise ValueError(f"prompt {name} lacks {needed}")
         return self
+
+    def for_report(self, extent_mm: Extent) -> str:
+        """Return the prompt of a report; ``extent_mm`` is that of the canonical volume along its axes."""
+        return _with_extent(self.report, extent_mm)
+
+    def for_question(self, question: str, extent_mm: Extent) -> str:
+        """Return the prompt of a question."""
+        return _with_extent(self.ask, extent_mm).replace("{question}", question)
+
+    def for_label(self, label: str, extent_mm: Extent) -> str:
+        """Return the prompt that segments a class."""
+        return _with_extent(self.segment_label, extent_mm).replace("{label}", label)
+
+    def for_text(self, text: str, extent_mm: Extent) -> str:
+        """Return the prompt that segments what a text describes."""
+        return _with_extent(self.segment_text, extent_mm).replace("{text}", text)
+
+
+def _with_extent(template: str, extent_mm: Extent) -> str:
+    """Replace ``{extent}`` before any word of a caller gets in."""
+    height, depth, width = (round(mm / _EXTENT_STEP_MM) * _EXTENT_STEP_MM for mm in extent_mm)
+    return template.replace("{extent}", f"{height} x {depth} x {width} mm")
 
 
 class LanguageSpec(_Value):

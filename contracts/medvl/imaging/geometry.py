@@ -127,6 +127,12 @@ class Geometry:
         return math.prod(self.spacing_mm)
 
     @property
+    def extent_mm(self) -> Triple:
+        """Lengths of the volume along d, r, c in mm, from edge to edge."""
+        d, r, c = (n * spacing for n, spacing in zip(self.shape, self.spacing_mm, strict=True))
+        return d, r, c
+
+    @property
     def is_canonical(self) -> bool:
         """Whether the axes run closest to superior, posterior and left already."""
         axis_map = self._axis_map()

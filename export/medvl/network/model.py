@@ -90,23 +90,24 @@ class ReferenceModel:
     def report(self, volume: Volume) -> ReferenceText:
         """Write the report of a canonical volume, greedily."""
         language = self.checkpoint.language
-        return self.language.answer(self.vision_tokens(volume), language.prompts.report, language.max_report_tokens)
+        prompt = language.prompts.for_report(volume.geometry.extent_mm)
+        return self.language.answer(self.vision_tokens(volume), prompt, language.max_report_tokens)
 
     def ask(self, volume: Volume, question: str) -> ReferenceText:
         """Answer a question about a canonical volume, greedily."""
         language = self.checkpoint.language
-        prompt = language.prompts.ask.replace("{question}", question)
+        prompt = language.prompts.for_question(question, volume.geometry.extent_mm)
         return self.language.answer(self.vision_tokens(volume), prompt, language.max_answer_tokens)
 
     def segment_label(self, volume: Volume, name: str) -> ReferenceMask:
         """Segment a class by name."""
         label = self.checkpoint.label(name)
-        prompt = self.checkpoint.language.prompts.segment_label.replace("{label}", name)
+        prompt = self.checkpoint.language.prompts.for_label(name, volume.geometry.extent_mm)
         return self._segment_words(volume, prompt, label.window or self.checkpoint.segmentation.window)
 
     def segment_text(self, volume: Volume, text: str) -> ReferenceMask:
         """Segment what a text describes."""
-        prompt = self.checkpoint.language.prompts.segment_text.replace("{text}", text)
+        prompt = self.checkpoint.language.prompts.for_text(text, volume.geometry.extent_mm)
         return self._segment_words(volume, prompt, self.checkpoint.segmentation.window)
 
     def segment(self, volume: Volume, prompt: ObjectPrompt, window: str | None = None) -> ReferenceMask:

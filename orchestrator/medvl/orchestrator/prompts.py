@@ -144,10 +144,10 @@ def _checked_object(
         return _spatial_object(prompt, geometry, default_window)
     if prompt.label:
         label = checkpoint.label(prompt.label)
-        question = templates.segment_label.replace("{label}", label.name)
+        question = templates.for_label(label.name, geometry.extent_mm)
         return TextObject(label.name, label.name, question, label.window or default_window)
     text = checked_text(prompt.text, "text of an object", checkpoint.language, limits)
-    return TextObject("", text, templates.segment_text.replace("{text}", text), default_window)
+    return TextObject("", text, templates.for_text(text, geometry.extent_mm), default_window)
 
 
 def _spatial_object(prompt: pb.ObjectPrompt, geometry: Geometry, window: str) -> SpatialObject:

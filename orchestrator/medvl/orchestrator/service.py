@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 
+from medvl.contracts.checkpoint import Extent
 from medvl.contracts.messages import LanguageOptions
 from medvl.imaging.volume import Volume
 from medvl.orchestrator.admission import Admission
@@ -99,22 +101,25 @@ class MedVLService(pb_grpc.MedVLServicer):
     async def _report(self, request: pb.ReportRequest, context: Context, call: Call) -> None:
         language = self._backend.served().checkpoint.language
         options = language_options(request.max_tokens, language.max_report_tokens, _sampling(request))
-        await self._write(request.series, language.prompts.report, options, context, call)
+        await self._write(request.series, language.prompts.for_report, options, context, call)
 
     async def _ask(self, request: pb.AskRequest, context: Context, call: Call) -> None:
         language = self._backend.served().checkpoint.language
         options = language_options(request.max_tokens, language.max_answer_tokens, _sampling(request))
         question = checked_text(request.question, "question", language, self._config.request)
-        prompt = language.prompts.ask.replace("{question}", question)
+        prompt = partial(language.prompts.for_question, question)
         await self._write(request.series, prompt, options, context, call)
 
-    async def _write(self, digest: str, prompt: str, options: LanguageOptions, context: Context, call: Call) -> None:
+    async def _write(
+        self, digest: str, prompt: Callable[[Extent], str], options: LanguageOptions, context: Context, call: Call
+    ) -> None:
         await _greet(context, call)
         served = self._backend.served()
         with self._leased(digest, call) as series:
             async with self._admitted(call):
                 work = self._work(series, served, context, call)
-                generated = await write_text(work, self._vision, prompt, options)
+                words = prompt(series.volume.geometry.extent_mm)
+                generated = await write_text(work, self._vision, words, options)
         windows = [("vision", served.checkpoint.vision.window)]
         if served.checkpoint.language.seg_token in generated.text:
             windows.append(("segmentation", served.checkpoint.segmentation.window))

@@ -1,0 +1,190 @@
+"""The loop of every stage: seeded by step, saved on the way, resumed to the step, its curves written down.
+
+::
+
+    <out>/<stage>.pt      weights, their moving average, optimiser and step
+    <out>/<stage>.jsonl   one line of means for every :data:`SHOWN_EVERY` steps
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SHOWN_EVERY = 20
+_SAVED_EVERY_S = 120.0
+_WARMUP = 200
+_FINAL_SHARE = 0.05
+"""Of the learning rate, at the end of its cosine."""
+_DECAY = 0.05
+_LARGEST_GRADIENT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How long and how fast a stage learns.
+
+    Attributes
+    ----------
+    name
+        Names its files.
+    steps
+        In all.
+    learning_rate
+        Its peak.
+    average
+        Share of the old value that the moving average of the weights keeps each step.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    average: float = 0.998
+
+
+class Learner(Protocol):
+    """What a stage trains."""
+
+    module: nn.Module
+    """Everything that is saved; frozen parameters do not require gradients."""
+
+    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        """Return the loss of one step and what is shown of it; NaN stands for nothing to show."""
+
+
+class Loop:
+    """One stage in a folder.
+
+    Parameters
+    ----------
+    stage
+        What to do.
+    learner
+        What learns.
+    folder
+        Where state and curves go; a state that is there is taken up again.
+    seed
+        Of everything that is drawn; a step draws the same whenever it is done.
+    """
+
+    def __init__(self, stage: Stage, learner: Learner, folder: Path, seed: int) -> None:
+        self._stage = stage
+        self._learner = learner
+        self._folder = folder
+        self._seed = seed
+        self._parameters = [p for p in learner.module.parameters() if p.requires_grad]
+        self._optimiser = torch.optim.AdamW(
+            [
+                {"params": [p for p in self._parameters if p.ndim > 1], "weight_decay": _DECAY},
+                {"params": [p for p in self._parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=stage.learning_rate,
+            betas=(0.9, 0.98),
+        )
+        self._average = {k: v.detach().clone() for k, v in learner.module.state_dict().items()}
+        self._step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._state.is_file():
+            self._load()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is done."""
+        return self._step >= self._stage.steps
+
+    def run(self, minutes: float, tell: Callable[[str], None]) -> None:
+        """Go on for so long, or to the end of the stage, and save."""
+        end_s = saved_s = time.monotonic()
+        end_s += 60 * minutes
+        shown: dict[str, list[float]] = defaultdict(list)
+        start_s = time.monotonic()
+        while not self.finished and time.monotonic() < end_s:
+            for name, value in self._advance().items():
+                if not math.isnan(value):
+                    shown[name].append(value)
+            if self._step % SHOWN_EVERY == 0:
+                seconds = (time.monotonic() - start_s) / SHOWN_EVERY
+                start_s = time.monotonic()
+                self._show({k: sum(v) / len(v) for k, v in shown.items()}, seconds, tell)
+                shown.clear()
+            if time.monotonic() - saved_s > _SAVED_EVERY_S:
+                self.save()
+                saved_s = time.monotonic()
+        self.save()
+
+    def save(self) -> None:
+        """Write the state; one that is cut off leaves the last one."""
+        state = {
+            "step": self._step,
+            "module": self._learner.module.state_dict(),
+            "average": self._average,
+            "optimiser": self._optimiser.state_dict(),
+        }
+        part = self._state.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self._state)
+
+    @property
+    def _state(self) -> Path:
+        return self._folder / f"{self._stage.name}.pt"
+
+    def _load(self) -> None:
+        state: dict[str, Any] = torch.load(self._state, weights_only=True)
+        self._step = state["step"]
+        self._learner.module.load_state_dict(state["module"])
+        self._average = state["average"]
+        self._optimiser.load_state_dict(state["optimiser"])
+
+    def _advance(self) -> Mapping[str, float]:
+        rng = np.random.default_rng([self._seed, self._step])
+        rate = self._stage.learning_rate * _share(self._step, self._stage.steps)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        loss, shown = self._learner.loss(self._step, rng)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        self._step += 1
+        self._follow()
+        return {"loss": loss.item(), **shown}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        keep = min(self._stage.average, (1 + self._step) / (10 + self._step))
+        for name, value in self._learner.module.state_dict().items():
+            if value.dtype.is_floating_point:
+                self._average[name].lerp_(value, 1.0 - keep)
+            else:
+                self._average[name].copy_(value)
+
+    def _show(self, means: Mapping[str, float], seconds: float, tell: Callable[[str], None]) -> None:
+        line = {"step": self._step, "s": round(seconds, 3), **{k: round(v, 4) for k, v in means.items()}}
+        with (self._folder / f"{self._stage.name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        tell(" ".join(f"{k} {v}" for k, v in line.items()))
+
+
+def averaged(folder: Path, stage: str) -> dict[str, Tensor]:
+    """Return the averaged weights that a stage has come to."""
+    state: dict[str, Any] = torch.load(folder / f"{stage}.pt", weights_only=True)
+    weights: dict[str, Tensor] = state["average"]
+    return weights
+
+
+def _share(step: int, steps: int) -> float:
+    """Return the share of the peak learning rate at a step: linear warm-up, then a cosine."""
+    if step < _WARMUP:
+        return (step + 1) / _WARMUP
+    progress = (step - _WARMUP) / max(1, steps - _WARMUP)
+    return _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

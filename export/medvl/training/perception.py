@@ -1,0 +1,171 @@
+"""First stage of the language path: the vision encoder learns to see, cell by cell, before it has to speak.
+
+Each token of both feature levels stands for a cell of the vision grid. Linear heads, which no checkpoint keeps, read from
+it how much of each organ lies in the cell and which findings do. What they can read, a projector can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+
+from medvl.contracts.checkpoint import Checkpoint
+from medvl.embedded.anatomy import ORGANS
+from medvl.embedded.truth import FindingKind
+from medvl.network.modules import Modules
+from medvl.network.vision import STEM_STRIDE, VisionEncoder
+from medvl.training.cases import FIRST_SEED, Case, CaseStore
+
+_BATCH = 2
+_FIRST_VALUE = 100
+"""Of findings in the label map; organs come before, in the order of ORGANS from 1."""
+_LEAST_VOXELS, _LEAST_SHARE = 6, 0.2
+"""Of a finding, for it to be in a cell: so many voxels, or so much of it."""
+_AMOUNT_SCALE = 8.0
+_STATISTICS_STEPS = 300
+"""After these the statistics of the batch norms stand still: volumes of one batch are too few to go on with."""
+_MOST_CROPPED = 0.35
+_FINDING_WEIGHT, _AMOUNT_WEIGHT = 2.0, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """What is in each cell of one level, tokens in C order of d, h, w."""
+
+    organs: NDArray[np.float32]
+    """[tokens, organs], share of the cell."""
+    findings: NDArray[np.float32]
+    """[tokens, kinds], 0 or 1."""
+    amounts: NDArray[np.float32]
+    """[tokens, kinds], log(1 + voxels) / 8."""
+
+
+class Seeing(nn.Module):
+    """The vision encoder with its heads."""
+
+    def __init__(self, encoder: VisionEncoder, channels: tuple[int, int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleList(nn.Linear(c, len(ORGANS) + 2 * len(FindingKind)) for c in channels)
+
+
+class PerceptionLearner:
+    """Trains the vision encoder on cropped and jittered cases.
+
+    Parameters
+    ----------
+    checkpoint
+        Sizes and windows.
+    modules
+        What is trained, in part ``vision_encoder``.
+    store
+        Cases.
+    cases
+        How many there are; they come again and again.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, modules: Modules, store: CaseStore, cases: int) -> None:
+        self._checkpoint = checkpoint
+        self._store = store
+        self._cases = cases
+        low, high = (checkpoint.vision.dims[stage] for stage in checkpoint.vision.feature_stages)
+        self.module = Seeing(modules.vision_encoder, (low, high))
+        self.module.encoder.to(memory_format=torch.channels_last_3d)
+        self.module.train()
+
+    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        """Return the loss of a batch of volumes."""
+        if step >= _STATISTICS_STEPS:
+            freeze_statistics(self.module)
+        seeds = [FIRST_SEED + (step * _BATCH + i) % self._cases for i in range(_BATCH)]
+        grids, labels = zip(*(self._view(self._store.get(seed), rng) for seed in seeds), strict=True)
+        window = torch.tensor([self._checkpoint.windows[self._checkpoint.vision.window]] * _BATCH)
+        with torch.autocast("cpu", torch.bfloat16):
+            levels = self.module.encoder(torch.from_numpy(np.stack(grids)), window)
+        losses, shown = [], {}
+        for name, features, head, stage in zip(
+            ("low", "high"), levels, self.module.heads, self._checkpoint.vision.feature_stages, strict=True
+        ):
+            cells = [_cells(label, STEM_STRIDE * 2**stage) for label in labels]
+            loss, seen = _read(head(features.float()), cells)
+            losses.append(loss)
+            shown |= {f"{name}_{k}": v for k, v in seen.items()}
+        return torch.stack(losses).sum(), shown
+
+    def _view(self, case: Case, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+        """Return a random part of a case on the vision grid, FP32 HU, and its label map by finding kind."""
+        part = _cropped(case, rng)
+        hu = part.grid(self._checkpoint).astype(np.float32)
+        hu = hu * rng.normal(1.0, 0.03) + rng.normal(0.0, 15.0)
+        hu += rng.normal(0.0, rng.uniform(0.0, 10.0)) * rng.standard_normal(hu.shape, np.float32)
+        return hu, _by_kind(case)[part.label_grid(self._checkpoint)]
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Let batch norms use the statistics that they have gathered."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm3d):
+            part.eval()
+
+
+def _cropped(case: Case, rng: np.random.Generator) -> Case:
+    slices = []
+    for length in case.hu.shape:
+        size = int(length * (1.0 - rng.uniform(0.0, _MOST_CROPPED) * (rng.random() < 0.6)))
+        start = int(rng.integers(length - size + 1))
+        slices.append(slice(start, start + size))
+    box = tuple(slices)
+    return Case(case.seed, np.ascontiguousarray(case.hu[box]), case.labels[box], case.geometry, case.truth)
+
+
+def _by_kind(case: Case) -> NDArray[np.int16]:
+    """Return a table from values of the label map to organ 1..., or 100 + kind of finding."""
+    table = np.arange(256, dtype=np.int16)
+    for finding in case.truth.findings:
+        if finding.value is not None:
+            table[finding.value] = _FIRST_VALUE + tuple(FindingKind).index(finding.kind)
+    return table
+
+
+def _cells(labels: NDArray[np.int16], size: int) -> _Cells:
+    """Count a label map [d, h, w] in cells of ``size`` voxels a side; the last ones may be smaller."""
+    cells = [np.arange(n) // size for n in labels.shape]
+    d, h, w = (int(c[-1]) + 1 for c in cells)
+    index = (cells[0][:, None, None] * h + cells[1][None, :, None]) * w + cells[2][None, None, :]
+    counts = np.bincount((index * 128 + labels).ravel(), minlength=d * h * w * 128).reshape(-1, 128).astype(np.float32)
+    total = counts.sum(1, keepdims=True)
+    kinds = counts[:, _FIRST_VALUE : _FIRST_VALUE + len(FindingKind)]
+    enough = np.minimum(_LEAST_VOXELS, _LEAST_SHARE * kinds.sum(0, keepdims=True))
+    return _Cells(
+        organs=counts[:, 1 : 1 + len(ORGANS)] / total,
+        findings=((kinds > 0) & (kinds >= enough)).astype(np.float32),
+        amounts=np.log1p(kinds) / _AMOUNT_SCALE,
+    )
+
+
+def _read(read: Tensor, cells: list[_Cells]) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss of what the heads read, [B, tokens, organs + 2 kinds], and how well they do."""
+    organs, kinds, amounts = (
+        torch.from_numpy(np.stack([getattr(c, part) for c in cells])) for part in ("organs", "findings", "amounts")
+    )
+    said_organs, said_kinds, said_amounts = read.split([organs.shape[-1], kinds.shape[-1], kinds.shape[-1]], -1)
+    organ_loss = binary_cross_entropy_with_logits(said_organs, organs, reduction="none").sum(-1).mean()
+    weight = torch.tensor(4.0)
+    kind_loss = binary_cross_entropy_with_logits(said_kinds, kinds, pos_weight=weight, reduction="none").sum(-1).mean()
+    amount_loss = mse_loss(said_amounts, amounts, reduction="none").sum(-1).mean()
+    with torch.no_grad():
+        hit = ((said_kinds > 0) & (kinds > 0)).sum().item()
+        said, there = (said_kinds > 0).sum().item(), (kinds > 0).sum().item()
+        error = (said_organs.sigmoid() - organs).abs().sum(-1).mean().item()
+    shown = {
+        "organs": error,
+        "recall": hit / there if there else float("nan"),
+        "precision": hit / said if said else float("nan"),
+    }
+    return organ_loss + _FINDING_WEIGHT * kind_loss + _AMOUNT_WEIGHT * amount_loss, shown
