@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -17,6 +18,9 @@ from medvl.network.modules import Modules
 
 HIDDEN, LAYERS, CONTEXT = 256, 6, 1024
 SIDE, CHANNELS, MEMORY = 256, 64, 16
+
+WINDOW = "wide"
+"""One window for everything, wide enough for air and contrast: all objects share one set of slice features."""
 
 _SAM2 = {
     "image_encoder.trunk.embed_dim": 32,
@@ -40,23 +44,27 @@ _SAM2 = {
     "memory_encoder.fuser.layer.dim": CHANNELS,
 }
 
-_LABELS: tuple[tuple[str, str, str, str | None], ...] = (
-    ("lung_left", "44029006", "Left lung structure", "lung"),
-    ("lung_right", "3341006", "Right lung structure", "lung"),
-    ("heart", "80891009", "Heart structure", None),
-    ("aorta", "15825003", "Aortic structure", None),
-    ("trachea", "44567001", "Tracheal structure", "lung"),
-    ("liver", "10200004", "Liver structure", None),
-    ("spleen", "78961009", "Splenic structure", None),
-    ("kidney_left", "18639004", "Left kidney structure", None),
-    ("kidney_right", "9846003", "Right kidney structure", None),
-    ("gallbladder", "28231008", "Gallbladder structure", None),
-    ("stomach", "69695003", "Stomach structure", None),
-    ("urinary_bladder", "89837001", "Urinary bladder structure", None),
-    ("vertebral_column", "421060004", "Vertebral column structure", "bone"),
-    ("rib", "113197003", "Bone structure of rib", "bone"),
+_TRAINED = "Trained by medvl-export train-phantom on procedural phantoms; no patient's data."
+_UNTRAINED = "Random weights from a seed, made by medvl.embedded.preset; no data."
+
+_LABELS: tuple[tuple[str, str, str], ...] = (
+    ("body", "38266002", "Entire body as a whole"),
+    ("lung_left", "44029006", "Left lung structure"),
+    ("lung_right", "3341006", "Right lung structure"),
+    ("heart", "80891009", "Heart structure"),
+    ("aorta", "15825003", "Aortic structure"),
+    ("trachea", "44567001", "Tracheal structure"),
+    ("liver", "10200004", "Liver structure"),
+    ("spleen", "78961009", "Splenic structure"),
+    ("kidney_left", "18639004", "Left kidney structure"),
+    ("kidney_right", "9846003", "Right kidney structure"),
+    ("gallbladder", "28231008", "Gallbladder structure"),
+    ("stomach", "69695003", "Stomach structure"),
+    ("urinary_bladder", "89837001", "Urinary bladder structure"),
+    ("vertebral_column", "421060004", "Vertebral column structure"),
+    ("rib", "113197003", "Bone structure of rib"),
 )
-"""Name, SNOMED CT code and meaning, window."""
+"""Name, SNOMED CT code and meaning."""
 
 
 def write_phantom_preset(folder: Path, seed: int) -> None:
@@ -69,16 +77,60 @@ def write_phantom_preset(folder: Path, seed: int) -> None:
     seed
         Of the weights.
     """
-    checkpoint = Checkpoint.model_validate(_fields({}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        modules = Modules.build(checkpoint)
+        modules = Modules.build(phantom_checkpoint({}, trained=False))
         enliven(modules)
-        for name, module in modules.parts.items():
-            save_file({k: t.contiguous() for k, t in module.state_dict().items()}, folder / f"{name}.safetensors")
-        _write_language_model(folder / LANGUAGE_FOLDER)
+        write_checkpoint(folder, modules, phantom_language_model(train_tokenizer()), trained=False)
+
+
+def phantom_checkpoint(hashes: dict[str, str], *, trained: bool) -> Checkpoint:
+    """Return what ``checkpoint.json`` says, with the hashes of the other files."""
+    return Checkpoint.model_validate(_fields(hashes, trained=trained))
+
+
+def phantom_language_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
+    """Build the language model in FP32, with the weights of its initialisation."""
+    end = tokenizer.token_to_id(EOS)
+    config = Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=HIDDEN,
+        intermediate_size=4 * HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=end,
+        initializer_range=0.08,
+        tie_word_embeddings=True,
+    )
+    return Qwen2ForCausalLM(config).float()
+
+
+def write_checkpoint(folder: Path, modules: Modules, language: Qwen2ForCausalLM, *, trained: bool) -> None:
+    """Write networks and language model as a checkpoint folder; trained weights as FP16, which halves them.
+
+    Parameters
+    ----------
+    folder
+        An empty folder.
+    """
+    dtype = torch.float16 if trained else torch.float32
+    for name, module in modules.parts.items():
+        tensors = {
+            key: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+            for key, tensor in module.state_dict().items()
+        }
+        save_file(tensors, folder / f"{name}.safetensors")
+    tokenizer = train_tokenizer()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS).save_pretrained(
+        folder / LANGUAGE_FOLDER
+    )
+    language.to(dtype).save_pretrained(folder / LANGUAGE_FOLDER)
     hashes = {name: sha256_of(path) for name, path in sorted(files_of(folder).items())}
-    whole = Checkpoint.model_validate(_fields(hashes))
+    whole = phantom_checkpoint(hashes, trained=trained)
     (folder / CHECKPOINT_FILE).write_text(whole.model_dump_json(indent=2) + "\n", "utf-8")
 
 
@@ -112,40 +164,19 @@ def _last_linear(module: nn.Module) -> nn.Linear:
     return _linears(module)[-1]
 
 
-def _write_language_model(folder: Path) -> None:
-    tokenizer = train_tokenizer()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS).save_pretrained(folder)
-    end = tokenizer.token_to_id(EOS)
-    config = Qwen2Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=HIDDEN,
-        intermediate_size=4 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=None,
-        eos_token_id=end,
-        pad_token_id=end,
-        initializer_range=0.08,
-        tie_word_embeddings=True,
-    )
-    Qwen2ForCausalLM(config).float().save_pretrained(folder)
-
-
-def _fields(hashes: dict[str, str]) -> dict[str, Any]:
+def _fields(hashes: dict[str, str], *, trained: bool) -> dict[str, Any]:
     return {
         "format": 1,
         "name": "phantom",
-        "trained": False,
+        "trained": trained,
         "licence": "Apache-2.0",
-        "provenance": "Random weights from a seed, made by medvl.embedded.preset; no data.",
+        "provenance": _TRAINED if trained else _UNTRAINED,
         "intended_use": "A demonstration and a test instrument. Not for diagnosis.",
-        "windows": {"soft_tissue": (-160.0, 240.0), "lung": (-1350.0, 150.0), "bone": (-500.0, 1300.0)},
+        "windows": {WINDOW: (-1000.0, 400.0)},
         "vision": {
             "architecture": "dcformer",
             "grid": (96, 160, 160),
-            "window": "soft_tissue",
+            "window": WINDOW,
             "dims": (32, 64, 96, 160, 192),
             "depths": (1, 1, 2, 2, 1),
             "kernel_sizes": (7, 5, 5, 3),
@@ -163,10 +194,10 @@ def _fields(hashes: dict[str, str]) -> dict[str, Any]:
             "max_report_tokens": 160,
             "max_answer_tokens": 48,
             "prompts": {
-                "report": "Write the radiology report of this CT.\n",
-                "ask": "Question: {question}\nAnswer:",
-                "segment_label": "Segment the {label}.\n",
-                "segment_text": "Segment {text}.\n",
+                "report": "CT of {extent}. Write the report.\n",
+                "ask": "CT of {extent}. Question: {question}\n",
+                "segment_label": "CT of {extent}. Segment the class {label}.\n",
+                "segment_text": "CT of {extent}. Segment {text}.\n",
                 "segment_answer": f"It is {SEG}.",
             },
         },
@@ -175,14 +206,11 @@ def _fields(hashes: dict[str, str]) -> dict[str, Any]:
             "overrides": _SAM2,
             "side": SIDE,
             "fit": "pad",
-            "window": "soft_tissue",
+            "window": WINDOW,
             "max_conditioning_slices": 4,
             "stop_after_absent": 3,
             "key_slices": {"max_slices": 2, "min_gap": 4, "min_score": 0.3},
         },
-        "labels": [
-            {"name": name, "snomed": {"code": code, "meaning": meaning}, "window": window}
-            for name, code, meaning, window in _LABELS
-        ],
+        "labels": [{"name": name, "snomed": {"code": code, "meaning": meaning}} for name, code, meaning in _LABELS],
         "files": hashes,
     }

@@ -28,6 +28,10 @@ class FindingKind(StrEnum):
     VERTEBRAL_FRACTURE = "vertebral_fracture"
 
 
+BESIDE = frozenset({FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX})
+"""Findings beside their organ: its mask does not hold them."""
+
+
 class Coverage(StrEnum):
     """How much of an organ the series shows."""
 
@@ -74,6 +78,14 @@ class Truth(BaseModel):
         """Return the findings of a kind, in one organ or in all, the largest first."""
         found = (f for f in self.findings if f.kind is kind and organ in {None, f.organ})
         return tuple(sorted(found, key=lambda f: -f.size_mm))
+
+    def values_of(self, organ: str) -> tuple[int, ...]:
+        """Return the values of an organ's mask: its own, and those of the lesions inside it."""
+        if organ == "body":
+            return tuple(self.names)
+        own = (value for value, name in self.names.items() if name == organ)
+        inside = (f.value for f in self.findings if f.organ == organ and f.kind not in BESIDE and f.value is not None)
+        return (*own, *inside)
 
     def seen(self, organ: str) -> bool:
         """Whether the organ is there and within the field of view, at least in part."""

@@ -11,6 +11,7 @@ from typing import get_args
 
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, SetupError
 from medvl.contracts.manifest import Target, verify_repository
+from medvl.export.folders import replacement
 from medvl.export.presets import PRESETS, resolve_checkpoint
 
 # Commands import what needs torch when they run: --help, and a build with nothing to do, answer at once.
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands.add_parser("check", help="prove a checkpoint folder against the contract"))
     _add_verify(commands.add_parser("verify", help="prove a repository against its manifest"))
     _add_phantom(commands.add_parser("phantom", help="write a procedural CT series as DICOM"))
+    _add_train(commands.add_parser("train-phantom", help="train the phantom checkpoint, in pieces as long as you like"))
     return parser
 
 
@@ -113,6 +115,33 @@ def _phantom(options: argparse.Namespace) -> None:
         stale.unlink()
     write_phantom_series(options.out, seed=options.seed, slices=options.slices, side=options.side)
     sys.stdout.write(f"{options.out} holds {options.slices} slices\n")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_train)
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="state, curves and cases; resumed")
+    parser.add_argument("--stages", metavar="S,...", help="of these, in this order (all)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="stop after so long, to be resumed (10)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FOLDER", help="write what was learnt so far as a checkpoint"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    import torch
+
+    from medvl.training.train import STAGES, finish, train
+
+    names = options.stages.split(",") if options.stages else list(STAGES)
+    if unknown := [name for name in names if name not in STAGES]:
+        raise InvalidRequest(f"There is no stage {unknown[0]!r}: the stages are {', '.join(STAGES)}.")
+    torch.set_num_threads(options.threads)
+    done = train(options.out, names, options.minutes, _progress)
+    if options.checkpoint is not None:
+        with replacement(options.checkpoint) as staging:
+            finish(options.out, staging)
+    sys.stdout.write("trained\n" if done else "not finished: run the command again to go on\n")
 
 
 def _progress(line: str) -> None:

@@ -6,6 +6,7 @@ later the [SEG] states are taught to say the same (:mod:`medvl.training.language
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +15,15 @@ from medvl.embedded.anatomy import ORGANS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medvl.embedded.truth import Finding, FindingKind
-from medvl.training.cases import Case
+from medvl.embedded.truth import Finding, FindingKind, Truth
 
 KIND_NAMES: tuple[str, ...] = (*ORGANS, *FindingKind)
 """Organs and kinds of findings, in the order of a descriptor's first numbers."""
 LENGTH = len(KIND_NAMES) + 8
 """Of a descriptor: kinds one-hot, present, placed, centre (3), half extent (3)."""
-_PLACE_NOISE = 0.02
-"""Spread of the error of a place that a language model is likely to make, as a share of the volume's extents."""
+_PLACE_NOISE, _SIZE_NOISE = 0.02, 0.15
+"""Spread of the errors that a language model is likely to make: of a centre as a share of the volume's extents, of a
+half extent in its logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +44,21 @@ class Target:
     place: Place | None
 
 
-def targets(case: Case) -> tuple[Target, ...]:
+def targets(truth: Truth, places: Mapping[int, Place]) -> tuple[Target, ...]:
     """Return everything in a case that has voxels: organs with the lesions inside them, and findings."""
-    boxes = _boxes(case.labels)
-    names = {name: value for value, name in case.truth.names.items()}
     found = []
     for organ in ORGANS:
-        values = tuple(v for v in (names[organ], *_inside(case, organ)) if v in boxes)
+        values = tuple(v for v in truth.values_of(organ) if v in places)
         if values:
-            found.append(Target(organ, values, is_finding=False, place=_place(values, boxes, case.labels.shape)))
-    for finding in case.truth.findings:
-        if finding.value in boxes:
-            found.append(finding_target(case, finding, boxes))
-    return tuple(found)
+            found.append(Target(organ, values, is_finding=False, place=_around([places[v] for v in values])))
+    shown = (f for f in truth.findings if f.value in places)
+    return (*found, *(finding_target(f, places) for f in shown))
 
 
-def finding_target(case: Case, finding: Finding, boxes: dict[int, NDArray[np.intp]] | None = None) -> Target:
+def finding_target(finding: Finding, places: Mapping[int, Place]) -> Target:
     """Return the target of a finding with voxels of its own."""
     assert finding.value is not None
-    values = (finding.value,)
-    place = _place(values, boxes or _boxes(case.labels), case.labels.shape)
-    return Target(str(finding.kind), values, is_finding=True, place=place)
+    return Target(str(finding.kind), (finding.value,), is_finding=True, place=places[finding.value])
 
 
 def absent(kind: str) -> Target:
@@ -71,16 +66,18 @@ def absent(kind: str) -> Target:
     return Target(kind, (), is_finding=kind not in ORGANS, place=None)
 
 
-def descriptor(target: Target, rng: np.random.Generator, *, placed: bool) -> NDArray[np.float32]:
-    """Return the numbers FP32 [LENGTH]; the place, if it is told, with the error of one who guesses it."""
+def descriptor(target: Target, rng: np.random.Generator | None, *, placed: bool) -> NDArray[np.float32]:
+    """Return the numbers FP32 [LENGTH]; the place with the error of one who guesses it where ``rng`` is given."""
     numbers = np.zeros(LENGTH, np.float32)
     numbers[KIND_NAMES.index(target.kind)] = 1.0
     if target.place is not None:
         numbers[-8] = 1.0
         if placed:
             numbers[-7] = 1.0
-            numbers[-6:-3] = np.array(target.place.centre) + rng.normal(0.0, _PLACE_NOISE, 3)
-            numbers[-3:] = np.array(target.place.half_extent) * rng.lognormal(0.0, 0.15, 3)
+            numbers[-6:] = *target.place.centre, *target.place.half_extent
+            if rng is not None:
+                numbers[-6:-3] += rng.normal(0.0, _PLACE_NOISE, 3)
+                numbers[-3:] *= rng.lognormal(0.0, _SIZE_NOISE, 3)
     return numbers
 
 
@@ -98,31 +95,24 @@ class Teacher(nn.Sequential):
         return token
 
 
-def _inside(case: Case, organ: str) -> tuple[int, ...]:
-    """Return the values of the lesions that belong to an organ's mask."""
-    if organ == "body":
-        return tuple(case.truth.names)
-    outside = {FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX}
-    return tuple(
-        f.value for f in case.truth.findings if f.organ == organ and f.value is not None and f.kind not in outside
-    )
-
-
-def _boxes(labels: NDArray[np.uint8]) -> dict[int, NDArray[np.intp]]:
-    """Return first and last index (2 x 3) of every value but 0, from one pass over each axis."""
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
-    boxes = {int(v): np.zeros((2, 3), np.intp) for v in present if v}
-    for axis in range(3):
+def places(labels: NDArray[np.uint8]) -> dict[int, Place]:
+    """Return where every value but 0 of a label map [D, R, C] lies, from one pass over each axis."""
+    present = [int(v) for v in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if v]
+    ends = np.zeros((256, 2, 3))
+    for axis, length in enumerate(labels.shape):
         planes = np.moveaxis(labels, axis, 0)
-        counts = np.stack([np.bincount(p.ravel(), minlength=256) > 0 for p in planes])
-        for value, box in boxes.items():
-            at = np.flatnonzero(counts[:, value])
-            box[:, axis] = at[0], at[-1]
-    return boxes
+        there = np.stack([np.bincount(plane.ravel(), minlength=256) > 0 for plane in planes])
+        for value in present:
+            at = np.flatnonzero(there[:, value])
+            ends[value, :, axis] = at[0] / length, (at[-1] + 1) / length
+    return {value: _between(*ends[value]) for value in present}
 
 
-def _place(values: tuple[int, ...], boxes: dict[int, NDArray[np.intp]], shape: tuple[int, ...]) -> Place:
-    first = np.min([boxes[v][0] for v in values], axis=0)
-    last = np.max([boxes[v][1] for v in values], axis=0) + 1
-    centre, half = (first + last) / 2 / np.array(shape), (last - first) / 2 / np.array(shape)
-    return Place((centre[0], centre[1], centre[2]), (half[0], half[1], half[2]))
+def _around(parts: Sequence[Place]) -> Place:
+    centres, halves = (np.array([getattr(p, name) for p in parts]) for name in ("centre", "half_extent"))
+    return _between((centres - halves).min(0), (centres + halves).max(0))
+
+
+def _between(first: NDArray[np.float64], last: NDArray[np.float64]) -> Place:
+    centre, half = (first + last) / 2, (last - first) / 2
+    return Place(tuple(centre.tolist()), tuple(half.tolist()))

@@ -102,12 +102,11 @@ class Loop:
         """Whether every step is done."""
         return self._step >= self._stage.steps
 
-    def run(self, minutes: float, tell: Callable[[str], None]) -> None:
-        """Go on for so long, or to the end of the stage, and save."""
-        end_s = saved_s = time.monotonic()
-        end_s += 60 * minutes
+    def run(self, minutes: float, tell: Callable[[str], None]) -> float:
+        """Go on for so long, or to the end of the stage, and save; return the minutes that it took."""
+        begun_s = start_s = saved_s = time.monotonic()
+        end_s = begun_s + 60 * minutes
         shown: dict[str, list[float]] = defaultdict(list)
-        start_s = time.monotonic()
         while not self.finished and time.monotonic() < end_s:
             for name, value in self._advance().items():
                 if not math.isnan(value):
@@ -121,6 +120,7 @@ class Loop:
                 self.save()
                 saved_s = time.monotonic()
         self.save()
+        return (time.monotonic() - begun_s) / 60
 
     def save(self) -> None:
         """Write the state; one that is cut off leaves the last one."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from medvl.embedded.anatomy import ORGANS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from medvl.contracts.checkpoint import Checkpoint
-from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.truth import FindingKind
 from medvl.network.modules import Modules
 from medvl.network.vision import STEM_STRIDE, VisionEncoder

@@ -21,7 +21,7 @@ from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, TrackStep
 from medvl.network.steps import Bank, Decoded, Remembered
 from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.clicks import box, click, correction
-from medvl.training.descriptors import KIND_NAMES, LENGTH, Target, Teacher, absent, descriptor, targets
+from medvl.training.descriptors import KIND_NAMES, LENGTH, Target, Teacher, absent, descriptor, places, targets
 from medvl.training.losses import MaskLoss, mask_loss
 
 PromptKind = Literal["language", "point", "box", "clicks", "mask"]
@@ -96,7 +96,7 @@ class SegmentationLearner:
         seed = FIRST_SEED + step // _STEPS_PER_CASE
         if self._case is None or self._case[0] != seed:
             case = self._store.get(seed)
-            self._case = (seed, case, targets(case))
+            self._case = (seed, case, targets(case.truth, places(case.labels)))
         return self._case[1:]
 
     def _slice_loss(

@@ -1,0 +1,163 @@
+"""``medvl-export train-phantom``: the stages of the phantom checkpoint, one after another or side by side.
+
+::
+
+    perception  vision encoder                          cases, cell by cell
+    slices      SAM2 without memory, teacher            single slices
+    clips       SAM2                                    slices in a row, through the memory
+    language    projector, language model, seg projector   features of the encoder that has learnt to see
+    joint       the same, and the vision encoder        cases
+
+``perception`` and ``language`` on one side and ``slices`` and ``clips`` on the other do not need each other: two
+processes can run them on two cores. ``language`` teaches the seg projector once ``slices`` has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.errors import InvalidRequest
+from medvl.embedded.preset import phantom_checkpoint, phantom_language_model, write_checkpoint
+from medvl.embedded.vocabulary import train_tokenizer
+from medvl.network.modules import Modules
+from medvl.training.cases import CaseStore
+from medvl.training.descriptors import Teacher
+from medvl.training.language import LanguageLearner
+from medvl.training.loop import Learner, Loop, Stage, averaged
+from medvl.training.perception import PerceptionLearner
+from medvl.training.segmentation import SegmentationLearner
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("perception", 4000, 1.5e-3),
+        Stage("slices", 8000, 6e-4),
+        Stage("clips", 5000, 3e-4),
+        Stage("language", 9000, 8e-4),
+        Stage("joint", 3000, 2e-4),
+    )
+}
+CASES = 3000
+"""Phantoms of the language path; SAM2 sees further ones."""
+SEED = 2601
+
+
+def train(out: Path, names: list[str], minutes: float, tell: Callable[[str], None]) -> bool:
+    """Go on with stages for so long; return whether all of them are done.
+
+    Parameters
+    ----------
+    out
+        Folder of state, curves and cases; what is there is taken up again.
+    names
+        Of :data:`STAGES`, in the order in which they are to be done.
+    minutes
+        For all of them together.
+    tell
+        Takes a line for every few steps.
+
+    Raises
+    ------
+    InvalidRequest
+        When a stage needs one that has not begun.
+    """
+    torch.manual_seed(SEED)
+    for name in names:
+        loop = Loop(STAGES[name], _learner(name, out), out, SEED)
+        if not loop.finished:
+            tell(f"{name}:")
+            minutes -= loop.run(minutes, tell)
+        if not loop.finished:
+            return False
+    return True
+
+
+def finish(out: Path, folder: Path) -> None:
+    """Write the checkpoint that the stages have come to, as a folder that keeps the contract.
+
+    Raises
+    ------
+    InvalidRequest
+        When a stage has not begun.
+    """
+    checkpoint = phantom_checkpoint({}, trained=True)
+    modules = Modules.build(checkpoint)
+    language = phantom_language_model(train_tokenizer())
+    segmenter = _segmenter_stage(out)
+    _take(modules.sam2, _averaged(out, segmenter), "sam.")
+    speaker = "joint" if _begun(out, "joint") else "language"
+    weights = _averaged(out, speaker)
+    for name, module in (("encoder", modules.vision_encoder), ("projector", modules.projector)):
+        _take(module, weights, f"{name}.")
+    _take(modules.seg_projector, weights, "seg_projector.")
+    _take(language, weights, "language.")
+    write_checkpoint(folder, modules, language, trained=True)
+
+
+def _learner(name: str, out: Path) -> Learner:
+    checkpoint, store = phantom_checkpoint({}, trained=False), CaseStore(out / "cases")
+    modules = Modules.build(checkpoint)
+    if name == "perception":
+        return PerceptionLearner(checkpoint, modules, store, CASES)
+    if name == "slices":
+        return SegmentationLearner(checkpoint, modules, store, clips=False)
+    if name == "clips":
+        learner = SegmentationLearner(checkpoint, modules, store, clips=True)
+        learner.module.load_state_dict(_averaged(out, "slices"))
+        return learner
+    return _language_learner(name, out, checkpoint, modules, store)
+
+
+def _language_learner(
+    name: str, out: Path, checkpoint: Checkpoint, modules: Modules, store: CaseStore
+) -> LanguageLearner:
+    tokenizer: Any = train_tokenizer()
+    learner = LanguageLearner(
+        checkpoint,
+        modules,
+        phantom_language_model(tokenizer),
+        tokenizer,
+        _teacher(out, modules),
+        store,
+        out / "features",
+        CASES,
+        joint=name == "joint",
+    )
+    if name == "joint":
+        learner.module.load_state_dict(_averaged(out, "language"))
+    else:
+        _take(modules.vision_encoder, _averaged(out, "perception"), "encoder.")
+    return learner
+
+
+def _teacher(out: Path, modules: Modules) -> Teacher | None:
+    if not (_begun(out, "slices") or _begun(out, "clips")):
+        return None
+    teacher = Teacher(modules.sam2.hidden_dim)
+    _take(teacher, _averaged(out, _segmenter_stage(out)), "teacher.")
+    return teacher.requires_grad_(requires_grad=False)
+
+
+def _segmenter_stage(out: Path) -> str:
+    return "clips" if _begun(out, "clips") else "slices"
+
+
+def _begun(out: Path, name: str) -> bool:
+    return (out / f"{name}.pt").is_file()
+
+
+def _averaged(out: Path, name: str) -> dict[str, Tensor]:
+    if not _begun(out, name):
+        raise InvalidRequest(f"The stage {name} has not begun in {out}: run it first.")
+    return averaged(out, name)
+
+
+def _take(module: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
+    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    module.load_state_dict(own)
