@@ -1,7 +1,7 @@
 """The language path learns to speak: vision tokens to reports, answers and [SEG] states.
 
-All that is said about a case goes through the language model in one sequence: the vision tokens, then one utterance after
-another, each of which sees the vision tokens and itself only, at the positions that it has when it is served.
+All that is said about a case goes through the language model in one sequence: the vision tokens, then one utterance
+after another, each of which sees the vision tokens and itself only, at the positions that it has when it is served.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ class LanguageLearner:
         modules: Modules,
         language: nn.Module,
         tokenizer: Any,  # noqa: ANN401 - tokenizers has no types
+        *,
         teacher: Teacher | None,
         store: CaseStore,
         features: Path,
         cases: int,
-        *,
         joint: bool,
     ) -> None:
         self._checkpoint = checkpoint
@@ -281,8 +281,7 @@ def utterances(seen: Seen, templates: PromptTemplates, rng: np.random.Generator)
         prompt = templates.for_question(pool[index].question, extent_mm)
         said.append(Utterance(prompt, pool[index].answer, (), decisive=True))
     wanted = requests(truth, rng)
-    for index in rng.permutation(len(wanted))[:_REQUESTS]:
-        said.append(_segmentation(wanted[index], seen, templates))
+    said.extend(_segmentation(wanted[i], seen, templates) for i in rng.permutation(len(wanted))[:_REQUESTS])
     return said
 
 

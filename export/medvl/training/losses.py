@@ -1,5 +1,7 @@
-"""Losses of SAM2's training (arXiv 2408.00714, appendix): focal and dice on masks, L1 on predicted IoU, cross entropy on
-the object score; of the three masks of an ambiguous prompt only the best one is corrected.
+"""The losses of SAM2's training (arXiv 2408.00714, appendix).
+
+Focal and dice on masks, L1 on the predicted IoU, cross entropy on the object score; of the three masks of an ambiguous
+prompt only the best one is corrected.
 """
 
 from __future__ import annotations

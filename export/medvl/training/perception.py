@@ -1,7 +1,7 @@
 """First stage of the language path: the vision encoder learns to see, cell by cell, before it has to speak.
 
-Each token of both feature levels stands for a cell of the vision grid. Linear heads, which no checkpoint keeps, read from
-it how much of each organ lies in the cell and which findings do. What they can read, a projector can.
+Each token of both feature levels stands for a cell of the vision grid. Linear heads, which no checkpoint keeps, read
+from it how much of each organ lies in the cell and which findings do. What they can read, a projector can.
 """
 
 from __future__ import annotations

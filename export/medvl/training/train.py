@@ -123,10 +123,10 @@ def _language_learner(
         modules,
         phantom_language_model(tokenizer),
         tokenizer,
-        _teacher(out, modules),
-        store,
-        out / "features",
-        CASES,
+        teacher=_teacher(out, modules),
+        store=store,
+        features=out / "features",
+        cases=CASES,
         joint=name == "joint",
     )
     if name == "joint":
