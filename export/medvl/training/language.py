@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from medvl.embedded.questions import questions
-from medvl.embedded.report import seg_findings, write_report
+from medvl.embedded.facts import seg_targets
+from medvl.embedded.report import write_report
 from medvl.embedded.requests import SegmentRequest, requests
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -274,7 +275,7 @@ class Pack:
 def utterances(seen: Seen, templates: PromptTemplates, rng: np.random.Generator) -> list[Utterance]:
     """Return a report, some answers and some segmentations of a case."""
     truth, extent_mm = seen.truth, seen.extent_mm
-    report = tuple(finding_target(f, seen.places) for f in seg_findings(truth))
+    report = tuple(finding_target(truth.findings[i], seen.places) for i in seg_targets(truth))
     said = [Utterance(templates.for_report(extent_mm), write_report(truth, rng), report, decisive=False)]
     pool = questions(truth, rng)
     for index in rng.permutation(len(pool))[:_QUESTIONS]:

@@ -23,6 +23,8 @@ from medvl.network.vision import STEM_STRIDE, VisionEncoder
 from medvl.training.cases import FIRST_SEED, Case, CaseStore
 
 _BATCH = 2
+_FIRST_CASES = 60
+"""Known from the start; each step brings one more, so that nobody waits for all of them to be made."""
 _FIRST_VALUE = 100
 """Of findings in the label map; organs come before, in the order of ORGANS from 1."""
 _LEAST_VOXELS, _LEAST_SHARE = 6, 0.2
@@ -83,7 +85,8 @@ class PerceptionLearner:
         """Return the loss of a batch of volumes."""
         if step >= _STATISTICS_STEPS:
             freeze_statistics(self.module)
-        seeds = [FIRST_SEED + (step * _BATCH + i) % self._cases for i in range(_BATCH)]
+        pool = min(self._cases, _FIRST_CASES + step)
+        seeds = (FIRST_SEED + rng.choice(pool, _BATCH, replace=False)).tolist()
         grids, labels = zip(*(self._view(self._store.get(seed), rng) for seed in seeds), strict=True)
         window = torch.tensor([self._checkpoint.windows[self._checkpoint.vision.window]] * _BATCH)
         with torch.autocast("cpu", torch.bfloat16):

@@ -36,14 +36,14 @@ from medvl.training.segmentation import SegmentationLearner
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("perception", 4000, 1.5e-3),
-        Stage("slices", 8000, 6e-4),
-        Stage("clips", 5000, 3e-4),
-        Stage("language", 9000, 8e-4),
+        Stage("perception", 2500, 1.5e-3),
+        Stage("slices", 5500, 6e-4),
+        Stage("clips", 2800, 3e-4),
+        Stage("language", 5000, 8e-4),
         Stage("joint", 3000, 2e-4),
     )
 }
-CASES = 3000
+CASES = 2400
 """Phantoms of the language path; SAM2 sees further ones."""
 SEED = 2601
 
