@@ -61,7 +61,7 @@ def random_truth(rng: np.random.Generator) -> Truth:
         for organ, coverage in organs.items()
         if coverage is Coverage.REMOVED
     )
-    names = {value: organ for value, organ in enumerate(organs, 1)}
+    names = dict(enumerate(organs, 1))
     names |= {f.value: f.kind.value for f in findings if f.value is not None}
     return Truth(seed=int(rng.integers(2**31)), organs=organs, findings=tuple(findings), names=names)
 
