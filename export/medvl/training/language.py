@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from medvl.embedded.questions import questions
-from medvl.embedded.facts import seg_targets
-from medvl.embedded.report import write_report
-from medvl.embedded.requests import SegmentRequest, requests
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss, mse_loss
 
 from medvl.contracts.checkpoint import Checkpoint, Extent, PromptTemplates
-from medvl.embedded.truth import Truth
+from medvl.embedded.facts import seg_targets
+from medvl.embedded.questions import questions
+from medvl.embedded.report import write_report
+from medvl.embedded.requests import SegmentRequest, requests
+from medvl.embedded.truth import FindingKind, Truth
 from medvl.embedded.vocabulary import EOS, SEG
 from medvl.network.modules import Modules
 from medvl.training.cases import FIRST_SEED, CaseStore
@@ -277,12 +277,11 @@ def utterances(seen: Seen, templates: PromptTemplates, rng: np.random.Generator)
     truth, extent_mm = seen.truth, seen.extent_mm
     report = tuple(finding_target(truth.findings[i], seen.places) for i in seg_targets(truth))
     said = [Utterance(templates.for_report(extent_mm), write_report(truth, rng), report, decisive=False)]
-    pool = questions(truth, rng)
-    for index in rng.permutation(len(pool))[:_QUESTIONS]:
-        prompt = templates.for_question(pool[index].question, extent_mm)
-        said.append(Utterance(prompt, pool[index].answer, (), decisive=True))
-    wanted = requests(truth, rng)
-    said.extend(_segmentation(wanted[i], seen, templates) for i in rng.permutation(len(wanted))[:_REQUESTS])
+    said.extend(
+        Utterance(templates.for_question(asked.question, extent_mm), asked.answer, (), decisive=True)
+        for asked in questions(truth, rng, _QUESTIONS)
+    )
+    said.extend(_segmentation(wanted, seen, templates) for wanted in requests(truth, rng, _REQUESTS))
     return said
 
 
@@ -295,7 +294,8 @@ def _segmentation(request: SegmentRequest, seen: Seen, templates: PromptTemplate
 
 def _target(request: SegmentRequest, seen: Seen) -> Target:
     if not request.present:
-        return absent(request.kind)
+        # Words for several kinds of finding, none of which is there, mean whatever is least like an organ.
+        return absent(str(request.kind or request.organ or FindingKind.LIVER_MASS))
     if request.findings:
         return finding_target(seen.truth.findings[request.findings[0]], seen.places)
     return next(t for t in targets(seen.truth, seen.places) if t.kind == request.organ)
