@@ -170,4 +170,6 @@ def place(concept: Concept, organ: str) -> str:
     if concept.pleural:
         return f"(on the {side}|on the {side} side|in the {side} pleural space|around the {side} lung)"
     inside = f"(in|within) the {organ_words(organ)}"
-    return f"({inside}|in the {NOUNS[organ]}|on the {side})" if side and concept.sided else inside
+    # The liver is on the right as well: a cyst "on the right" could be its own.
+    by_side = side and concept.kinds != (FindingKind.KIDNEY_CYST,)
+    return f"({inside}|{inside}|on the {side})" if by_side else inside

@@ -6,6 +6,7 @@ import numpy as np
 
 from medvl.embedded.ask_findings import ask_findings
 from medvl.embedded.ask_organs import ask_organs
+from medvl.embedded.ask_sizes import ask_sizes
 from medvl.embedded.asked import Asked, QuestionAnswer, Topic, choose, score_answer
 from medvl.embedded.truth import Truth
 
@@ -19,7 +20,7 @@ def questions(truth: Truth, rng: np.random.Generator, count: int = 8) -> list[Qu
 
 def question_pool(truth: Truth) -> tuple[Asked, ...]:
     """Return everything that can be asked about a truth, each thing once; the same for the same truth."""
-    return (*ask_findings(truth), *ask_organs(truth))
+    return (*ask_findings(truth), *ask_sizes(truth), *ask_organs(truth))
 
 
 def all_questions(truth: Truth) -> tuple[QuestionAnswer, ...]:
