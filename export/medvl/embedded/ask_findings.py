@@ -52,6 +52,8 @@ def _presence(truth: Truth, concept: Concept) -> Iterator[Asked]:
     ]
     if concept.many:
         patterns.append(f"(Are there|Do you see|Can you see|Does the (CT|scan) show) (any |){concept.many}?")
+    if not concept.sided:
+        patterns += _as_state(concept, concept.organs[0])
     yield from _whether(truth, concept, concept.organs, tuple(patterns))
     if FindingKind.SPLENOMEGALY in concept.kinds:
         return
@@ -67,9 +69,18 @@ def _presence(truth: Truth, concept: Concept) -> Iterator[Asked]:
         if concept.sided:
             some = "" if concept.one.startswith("(hydro") else "a "
             patterns.append(f"{_SEE} {some}{side}(-sided|) {concept.sided}?")
+            patterns += _as_state(concept, organ)
         if not concept.pleural:
             patterns.append(f"Does the {organ_words(organ)} (have|contain|show) {concept.a}?")
         yield from _whether(truth, concept, (organ,), tuple(patterns))
+
+
+def _as_state(concept: Concept, organ: str) -> list[str]:
+    """Return patterns that ask for a finding as a state of its organ."""
+    if not concept.state:
+        return []
+    noun = organ_words(organ)
+    return [f"Is the {noun} {concept.state}?", f"Does the {noun} (look|appear|seem) {concept.state}?"]
 
 
 def _whether(truth: Truth, concept: Concept, organs: tuple[str, ...], patterns: tuple[str, ...]) -> Iterator[Asked]:
