@@ -118,7 +118,7 @@ def _side(truth: Truth, concept: Concept) -> Iterator[Asked]:
     expected = ("neither", *sides)[-1] if len(sides) < 2 else "both"
     patterns = (
         f"(On which|On what|Which|What) side is the {concept.own}?",
-        f"(On which|Which) side has (the|a) {concept.sided}?",
+        f"(On which|Which) side has the {concept.sided}?",
         f"Is the {concept.own} (on the left or (on |)the right|on the right or (on |)the left)?",
         f"Is the {concept.own} (left or right|right or left|left, right or bilateral)?",
         f"Is the {concept.own} left-sided(, right-sided or bilateral| or right-sided)?",
@@ -131,22 +131,20 @@ def _side(truth: Truth, concept: Concept) -> Iterator[Asked]:
 
 def _number(truth: Truth, concept: Concept) -> Iterator[Asked]:
     if _settled(truth, concept):
-        yield from _how_many(len(concept.found(truth)), concept.many)
+        yield from _how_many(len(concept.found(truth)), concept.many, "")
     if concept.sided:
         for organ in filter(truth.seen, concept.organs):
-            yield from _how_many(len(concept.found(truth, organ)), f"{concept.bare_many} {place(concept, organ)}")
+            yield from _how_many(len(concept.found(truth, organ)), concept.bare_many, f" {place(concept, organ)}")
 
 
-def _how_many(number: int, many: str) -> Iterator[Asked]:
+def _how_many(number: int, many: str, at: str) -> Iterator[Asked]:
     if number >= len(NUMBERS):
         return
-    noun, _, at = many.partition(" (in")
-    at = f" (in{at}" if at else ""
     patterns = (
-        f"How many {noun} (are there|are present|are visible|can you see|do you see|are seen){at}?",
-        f"(What is|Tell me|Give) the number of {many}?",
-        f"(Count|Please count) the {many}.",
-        f"(Number of|How many) {many}?",
+        f"How many {many} (are there|are present|are visible|can you see|do you see|are seen){at}?",
+        f"(What is|Tell me|Give) the number of {many}{at}?",
+        f"(Count|Please count) the {many}{at}.",
+        f"(Number of|How many) {many}{at}?",
     )
     yield Asked(patterns, f"{NUMBERS[number].capitalize()}.", Topic.NUMBER, str(number), trap=number > 1)
 

@@ -8,6 +8,7 @@ from medvl.embedded.ask_findings import ask_findings
 from medvl.embedded.ask_organs import ask_organs
 from medvl.embedded.ask_sizes import ask_sizes
 from medvl.embedded.asked import Asked, QuestionAnswer, Topic, choose, score_answer
+from medvl.embedded.facts import as_seen
 from medvl.embedded.truth import Truth
 
 __all__ = ["Asked", "QuestionAnswer", "Topic", "all_questions", "choose", "question_pool", "questions", "score_answer"]
@@ -23,6 +24,7 @@ def questions(truth: Truth, rng: np.random.Generator, count: int = 8) -> list[Qu
 
 def question_pool(truth: Truth) -> tuple[Asked, ...]:
     """Return everything that can be asked about a truth, each thing once; the same for the same truth."""
+    truth = as_seen(truth)
     return (*ask_findings(truth), *ask_sizes(truth), *ask_organs(truth))
 
 
