@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medvl.embedded.ask_findings import outside_answer
-from medvl.embedded.asked import NOT_ASSESSABLE, NUMBERS, Asked, Topic
+from medvl.embedded.asked import NOT_ASSESSABLE, NUMBERS, Asked, Topic, outside_answer
 from medvl.embedded.facts import ReportFacts, facts
 from medvl.embedded.phrasing import organ_words
 from medvl.embedded.report import describe_organs
@@ -15,6 +14,7 @@ from medvl.embedded.words import (
     NOUNS,
     OPERATIONS,
     PAIRS,
+    SYSTEMS,
     article,
     is_or_are,
     listed,
@@ -43,11 +43,10 @@ def _normality(truth: Truth, said: ReportFacts, organs: tuple[str, ...]) -> Iter
     coverages = {truth.organs[organ] for organ in organs}
     noun = organ_words(organs[0]) if len(organs) == 1 else noun_phrase(organs)
     is_are = is_or_are(noun_phrase(organs))
+    do = "Do" if is_are == "are" else "Does"
     closed = (
-        f"{is_are.capitalize()} the {noun} (normal|unremarkable|healthy|intact|okay)?",
-        f"(Does|Do) the {noun} look (normal|unremarkable|healthy)?".replace(
-            "(Does|Do)", "Do" if is_are == "are" else "Does"
-        ),
+        f"{is_are.capitalize()} the {noun} (normal|unremarkable|healthy|okay|{_state(organs)})?",
+        f"{do} the {noun} (look|appear|seem) (normal|unremarkable|healthy)?",
         f"Would you call the {noun} normal?",
         f"The {noun}: normal?",
     )
@@ -61,13 +60,10 @@ def _normality(truth: Truth, said: ReportFacts, organs: tuple[str, ...]) -> Iter
         f"(Describe|Please describe|Report on|Comment on|Assess) the {noun}.",
         f"What (do you see|is seen|can be seen) in the {noun}?",
         f"(What is|What's) (abnormal|wrong) (in|with) the {noun}?",
-        f"(How do|What about) the {noun}{' look' if is_are == 'are' else ''}?".replace(
-            "(How do|What about)", "How do" if is_are == "are" else "What about"
-        ),
+        f"What about the {noun}?",
+        f"How {do.lower()} the {noun} (look|appear)?",
         f"What are the findings in the {noun}?",
-        f"(What does|Tell me what) the (CT|scan) (show|shows) (in|of) the {noun}?".replace(
-            "(What does|Tell me what) the (CT|scan) (show|shows)", "What does the (CT|scan) show"
-        ),
+        f"What does the (CT|scan) show (in|of) the {noun}?",
     )
     if coverages == {Coverage.OUTSIDE}:
         answer = outside_answer(organs)
@@ -76,15 +72,20 @@ def _normality(truth: Truth, said: ReportFacts, organs: tuple[str, ...]) -> Iter
     if Coverage.OUTSIDE in coverages:
         return
     description = describe_organs(said, organs)
-    yield Asked(opened, description, Topic.DESCRIPTION, description, closed=False)
-    if Coverage.REMOVED in coverages:
-        return
     wrong = _what(said, organs)
+    absent = Coverage.REMOVED in coverages
+    yield Asked(opened, description, Topic.DESCRIPTION, description, closed=False, trap=absent or bool(wrong))
+    if absent:
+        return
     state = f"the {noun_phrase(organs)} {is_are} normal"
     yes, no = ("No", "no") if wrong else ("Yes", "yes"), ("Yes", "yes") if wrong else ("No", "no")
     for patterns, (word, expected) in ((closed, yes), (asked_abnormal, no)):
         reason = f"there is {wrong}" if wrong else state
         yield Asked(patterns, f"{word}, {reason}.", Topic.NORMALITY, expected)
+
+
+def _state(organs: tuple[str, ...]) -> str:
+    return next(system.state for system in SYSTEMS if organs[0] in system.organs)
 
 
 def _what(said: ReportFacts, organs: tuple[str, ...]) -> str:
@@ -107,7 +108,7 @@ def _assessability(truth: Truth, organ: str) -> Iterator[Asked]:
         f"{is_are} the {noun} (in|within|inside) the (field of view|scan|image|scanned region)?",
         f"(Can you see|Do you see|Can you assess|Can you evaluate) the {noun}?",
         f"Does the (scan|CT) (include|cover|show) the {noun}?",
-        f"Was the {noun} (scanned|imaged|included)?".replace("Was the rib", "Were the rib"),
+        f"{'Were' if is_are == 'Are' else 'Was'} the {noun} (scanned|imaged|included)?",
     )
     if coverage is Coverage.OUTSIDE:
         yield Asked(patterns, f"No, {outside_clause([organ])}.", Topic.ASSESSABILITY, "no")
@@ -122,12 +123,8 @@ def _surgery(truth: Truth, organ: str) -> Iterator[Asked]:
     patterns = (
         f"Has the {noun} been (removed|resected|taken out)?",
         f"Is the {noun} (absent|missing|gone|removed)?",
-        f"(Is there|Do you see) (a status|a state|evidence) (after|of) {operation(organ)}?".replace(
-            "(a status|a state|evidence) (after|of)", "(a status after|evidence of|a history of)"
-        ),
-        f"(Did|Has) the patient (have|had) a {operation(organ)}?".replace(
-            "(Did|Has) the patient (have|had)", "(Did the patient have|Has the patient had)"
-        ),
+        f"(Is there|Do you see) (a status after|evidence of|signs of) {operation(organ)}?",
+        f"(Did the patient have|Has the patient had) a {operation(organ)}?",
         f"Status post {operation(organ)}?",
         f"(Was|Is) the {noun} (removed|surgically removed)?",
         f"Is the {noun} (still there|still present|present)?",
@@ -150,7 +147,7 @@ def _which_removed(truth: Truth) -> Iterator[Asked]:
         return
     patterns = (
         "(Which|What) organ (is missing|is absent|has been removed|was removed)?",
-        "(Is any|Which) organ (missing|absent|was taken out)?".replace("Is any|", ""),
+        "(Which|What) organ (was taken out|is gone)?",
         "Name the (missing|absent|removed) organ.",
         "(Which|What) organ (can no longer be seen|was resected)?",
     )

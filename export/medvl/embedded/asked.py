@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 
-from medvl.embedded.phrasing import expand, pick
-from medvl.embedded.words import capitalised
+from medvl.embedded.phrasing import expand, organ_words, pick
+from medvl.embedded.words import NOUNS, capitalised, outside_clause
+
+T = TypeVar("T")
 
 NOT_ASSESSABLE = "cannot be assessed"
 """Expected of a question about what lies outside the field of view."""
@@ -71,6 +74,11 @@ class Asked:
     closed: bool = True
     trap: bool = False
 
+    @property
+    def group(self) -> str:
+        """What it is balanced by within its topic: the answer, or that it is open, normal or not."""
+        return self.expected if self.closed else f"open, {'notable' if self.trap else 'plain'}"
+
     def phrasings(self) -> Iterator[QuestionAnswer]:
         """Yield it in every phrasing."""
         seen = dict.fromkeys(text for pattern in self.patterns for text in expand(pattern))
@@ -84,26 +92,34 @@ class Asked:
         return QuestionAnswer(question, self.answer, self.topic, self.closed, self.expected)
 
 
+def outside_answer(organs: Iterable[str]) -> str:
+    """Return the answer to a question about what lies outside the field of view."""
+    return f"It {NOT_ASSESSABLE}: {outside_clause(organs)}."
+
+
 def choose(pool: Sequence[Asked], rng: np.random.Generator, count: int) -> list[Asked]:
     """Return at most ``count`` different things to ask.
 
-    Topics are equally likely; within one, expected answers are; of those with one answer, traps and others are. A topic
-    that has but one answer for this truth is asked less often, so that over many truths yes and no are balanced.
+    Topics are equally likely; within one, expected answers are, but for those that say that there is nothing; of those
+    with one answer, traps and others are. A topic that has but one answer for this truth is asked less often, so that
+    over many truths yes and no are balanced.
     """
-    left = list(pool)
+    by_topic: dict[Topic, list[Asked]] = {}
+    for asked in pool:
+        by_topic.setdefault(asked.topic, []).append(asked)
+    weights = {t: 1.0 if len({a.group for a in left}) > 1 else _ONE_ANSWER_WEIGHT for t, left in by_topic.items()}
     chosen: list[Asked] = []
-    while left and len(chosen) < count:
-        topics = sorted({a.topic for a in left})
-        several = [len({a.expected for a in pool if a.topic is t}) > 1 for t in topics]
-        weights = np.where(several, 1.0, _ONE_ANSWER_WEIGHT)
-        topic = topics[int(rng.choice(len(topics), p=weights / weights.sum()))]
-        candidates = [a for a in left if a.topic is topic]
-        for key in (_expected, _trap):
-            values = sorted({key(a) for a in candidates})
-            value = values[int(rng.integers(len(values)))]
-            candidates = [a for a in candidates if key(a) == value]
+    while by_topic and len(chosen) < count:
+        topic = _drawn({t: weights[t] for t in by_topic}, rng)
+        left = by_topic[topic]
+        group = _drawn({a.group: _RARER.get((a.topic, a.group), 1.0) for a in left}, rng)
+        of_answer = [a for a in left if a.group == group]
+        trap = _drawn({a.trap: 1.0 for a in of_answer}, rng)
+        candidates = [a for a in of_answer if a.trap is trap]
         chosen.append(candidates[int(rng.integers(len(candidates)))])
         left.remove(chosen[-1])
+        if not left:
+            del by_topic[topic]
     return chosen
 
 
@@ -118,18 +134,23 @@ def score_answer(expected: QuestionAnswer, text: str) -> bool:
     return any(said.startswith(f"{word} ") for word in _decisive(expected.expected))
 
 
-_ONE_ANSWER_WEIGHT = 0.4
+_ONE_ANSWER_WEIGHT = 0.25
+_RARER = {
+    (Topic.ORGAN, "none"): 0.25,
+    (Topic.SIDE, "neither"): 0.25,
+    (Topic.NUMBER, "0"): 0.4,
+    (Topic.PRESENCE, "no"): 0.7,
+}
+"""Weights of answers that every truth offers, beside 1 of the others that few do."""
 _LOWER_CASE, _NO_MARK, _SUFFIX = 0.2, 0.2, 0.15
 """Shares of questions typed in lower case, without question mark, and with the scan named."""
 _SCAN = "( on this CT| on this scan| in this CT| in this study| in this patient| on the CT)"
 
 
-def _expected(asked: Asked) -> str:
-    return asked.expected
-
-
-def _trap(asked: Asked) -> str:
-    return str(asked.trap)
+def _drawn(weights: dict[T, float], rng: np.random.Generator) -> T:
+    """Return one of the keys, whose order is that of their first insertion."""
+    shares = np.array(list(weights.values()))
+    return list(weights)[int(rng.choice(len(shares), p=shares / shares.sum()))]
 
 
 def _typed(question: str, rng: np.random.Generator) -> str:
@@ -142,7 +163,11 @@ def _typed(question: str, rng: np.random.Generator) -> str:
 
 
 def _decisive(expected: str) -> tuple[str, ...]:
+    """Return the ways to begin an answer with what is expected."""
     if expected.isdecimal():
         word = NUMBERS[int(expected)] if int(expected) < len(NUMBERS) else expected
         return (expected, word, *(("no", "zero") if expected == "0" else ()))
-    return (expected, "nothing") if expected == "none" else (expected,)
+    if expected == "none":
+        return (expected, "nothing", "no")
+    synonyms = (word for organ, noun in NOUNS.items() if noun == expected for word in expand(organ_words(organ)))
+    return (expected, *synonyms)

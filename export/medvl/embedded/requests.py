@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medvl.embedded.facts import as_seen
 from medvl.embedded.phrasing import CONCEPTS, Concept, expand, organ_words, pick, place
 from medvl.embedded.truth import Coverage, FindingKind, Truth
-from medvl.embedded.words import NOUNS, clearly_larger, side_of
+from medvl.embedded.words import NOUNS, capitalised, clearly_larger, side_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class Wanted:
 
     def phrased(self, rng: np.random.Generator) -> SegmentRequest:
         """Return it as somebody may have typed it."""
-        return self._request(pick(self.patterns[int(rng.integers(len(self.patterns)))], rng))
+        text = pick(self.patterns[int(rng.integers(len(self.patterns)))], rng)
+        return self._request(capitalised(text) if not self.by_class and rng.random() < _CAPITALISED else text)
 
     def _request(self, text: str) -> SegmentRequest:
         return SegmentRequest(text, self.by_class, self.organ, self.findings, self.present, self.kind)
@@ -78,6 +80,8 @@ _SHARES = {
     ("finding", False): 0.12,
 }
 """How often each stratum is drawn, of those that a truth has."""
+_CAPITALISED = 0.1
+"""Share of texts that begin with a large letter."""
 
 
 def requests(truth: Truth, rng: np.random.Generator, count: int = 4) -> list[SegmentRequest]:
@@ -96,6 +100,7 @@ def requests(truth: Truth, rng: np.random.Generator, count: int = 4) -> list[Seg
 
 def request_pool(truth: Truth) -> tuple[Wanted, ...]:
     """Return everything that can be asked for, each thing once; the same for the same truth."""
+    truth = as_seen(truth)
     return (*_organs(truth), *(w for concept in CONCEPTS for w in _findings(truth, concept)))
 
 
@@ -123,7 +128,7 @@ def _findings(truth: Truth, concept: Concept) -> Iterator[Wanted]:
         return
     for organ in concept.organs:
         at = place(concept, organ)
-        names = [f"(the|the|a) {concept.bare} {at}"]
+        names = [f"the {concept.bare} {at}", f"(the {concept.bare}|{concept.a}) {at}"]
         sizes = [f"the SIZE {concept.bare} {at}"]
         if concept.sided:
             names.append(f"(the |){side_of(organ)}(-sided|) {concept.sided}")
