@@ -1,0 +1,89 @@
+"""Packed utterances are learnt as they are served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medvl.embedded.preset import phantom_checkpoint, phantom_language_model
+from medvl.embedded.random_truth import random_truth
+from medvl.embedded.truth import FindingKind
+from medvl.embedded.vocabulary import train_tokenizer
+from medvl.training.descriptors import Place
+from medvl.training.language import Pack, Seen, Utterance, utterances
+
+VISION = 5
+SAID = (
+    Utterance("Write the report.\n", "Findings: a cyst [SEG] and a stone [SEG].", (), decisive=False),
+    Utterance("Question: Is there a cyst?\n", "Yes, there is.", (), decisive=True),
+    Utterance("Segment the liver.\n", "It is [SEG].", (), decisive=False),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return train_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Any):
+    torch.manual_seed(1)
+    return phantom_language_model(tokenizer).eval()
+
+
+@torch.inference_mode()
+def hidden(model, tokens: torch.Tensor, pack: Pack) -> torch.Tensor:
+    embeddings = torch.cat([tokens, model.get_input_embeddings()(pack.ids[None])], 1)
+    out = model.model(
+        inputs_embeds=embeddings, attention_mask=pack.mask[None, None], position_ids=pack.positions[None]
+    )
+    return out.last_hidden_state[0, VISION:]
+
+
+def test_neighbours_in_a_pack_do_not_hear_each_other(tokenizer: Any, model):
+    """Every state is that of the utterance alone behind the vision tokens, as the served model computes it."""
+    tokens = torch.randn(1, VISION, model.config.hidden_size)
+    together = hidden(model, tokens, Pack.of(SAID, tokenizer, VISION))
+    start = 0
+    for one in SAID:
+        alone = Pack.of([one], tokenizer, VISION)
+        plain = torch.cat([tokens, model.get_input_embeddings()(alone.ids[None])], 1)
+        with torch.inference_mode():
+            expected = model.model(inputs_embeds=plain).last_hidden_state[0, VISION:]
+        assert torch.allclose(together[start : start + len(alone.ids)], expected, atol=1e-4)
+        start += len(alone.ids)
+
+
+def test_an_answer_is_what_comes_behind_the_prompt(tokenizer: Any):
+    """Its tokens and the end, predicted from the place before; [SEG] tokens are found; beginnings decide."""
+    pack = Pack.of(SAID, tokenizer, VISION)
+    assert tokenizer.decode(pack.wanted.tolist(), skip_special_tokens=False) == "<|endoftext|>".join(
+        [*(one.answer for one in SAID), ""]
+    )
+    followed = (pack.asked + 1)[(pack.wanted != tokenizer.token_to_id("<|endoftext|>"))]
+    assert torch.equal(pack.ids[pack.asked + 1], pack.wanted)
+    assert len(followed) == len(pack.wanted) - len(SAID)
+    assert (pack.ids[pack.seg] == tokenizer.token_to_id("[SEG]")).all()
+    assert len(pack.seg) == 3
+    assert (pack.weight > 1).sum() == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_seg_has_its_target(tokenizer: Any, seed: int):
+    """In reports, findings in the order of the text; in requests, the object or its absence."""
+    rng = np.random.default_rng(seed)
+    truth = random_truth(rng)
+    values = [*truth.names, *(f.value for f in truth.findings if f.value is not None)]
+    places = {v: Place((0.5, 0.5, 0.5), (0.1, 0.1, 0.1)) for v in values}
+    nothing = np.zeros(0, np.float16)
+    seen = Seen(nothing, nothing, truth, (300.0, 350.0, 350.0), places)
+    said = utterances(seen, phantom_checkpoint({}, trained=False).language.prompts, rng)
+    pack = Pack.of(said, tokenizer, VISION)
+    assert len(pack.seg) == len(pack.targets)
+    for one in said:
+        assert one.answer.count("[SEG]") == len(one.targets)
+    kinds = {str(kind) for kind in FindingKind}
+    assert all(t.kind in kinds for t in said[0].targets)

@@ -1,0 +1,80 @@
+"""The loop of training: seeded by step, resumed to the step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medvl.training.loop import SHOWN_EVERY, Loop, Stage, averaged
+
+STAGE = Stage("toy", 2 * SHOWN_EVERY, 1e-2)
+
+
+class Line:
+    """Learns a line from noisy points, and stops when it is told to."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Linear(1, 1)
+        self.stop_at = stop_at
+        self.steps: list[int] = []
+
+    def loss(self, step, rng):
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        self.steps.append(step)
+        x = torch.from_numpy(rng.normal(size=(8, 1)).astype(np.float32))
+        error = (self.module(x) - 3 * x - 1).square().mean()
+        return error, {"error": error.item(), "nothing": float("nan")}
+
+
+def run(folder: Path, learner: Line, minutes: float = 1.0) -> Loop:
+    loop = Loop(STAGE, learner, folder, seed=1)
+    loop.run(minutes, lambda _: None)
+    return loop
+
+
+def test_a_stage_that_was_interrupted_ends_like_one_that_was_not(tmp_path: Path):
+    """State is saved, the rest of the steps draw what they would have drawn."""
+    whole = Line()
+    assert run(tmp_path / "whole", whole).finished
+    cut = Line(stop_at=7)
+    loop = Loop(STAGE, cut, tmp_path / "cut", seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(1.0, lambda _: None)
+    loop.save()
+    rest = Line()
+    assert run(tmp_path / "cut", rest).finished
+    assert rest.steps[0] == 7
+    first, second = (averaged(tmp_path / name, "toy") for name in ("whole", "cut"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(whole.module.weight, rest.module.weight)
+
+
+def test_no_time_is_no_step(tmp_path: Path):
+    """Pieces can be as short as one likes; what was done stays."""
+    learner = Line()
+    assert not run(tmp_path, learner, minutes=0.0).finished
+    assert learner.steps == []
+
+
+def test_curves_are_written_down(tmp_path: Path):
+    """A line of means for every few steps; what had nothing to show is left out."""
+    run(tmp_path, Line())
+    lines = [json.loads(line) for line in (tmp_path / "toy.jsonl").read_text("utf-8").splitlines()]
+    assert [line["step"] for line in lines] == [SHOWN_EVERY, 2 * SHOWN_EVERY]
+    assert lines[1]["error"] < lines[0]["error"]
+    assert "nothing" not in lines[0]
+
+
+def test_the_average_follows_the_weights(tmp_path: Path):
+    """It is what becomes the checkpoint."""
+    learner = Line()
+    run(tmp_path, learner)
+    weight = averaged(tmp_path, "toy")["weight"]
+    assert 0 < abs(weight - learner.module.weight).item() < 1
