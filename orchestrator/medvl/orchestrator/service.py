@@ -116,7 +116,7 @@ class MedVLService(pb_grpc.MedVLServicer):
                 work = self._work(series, served, context, call)
                 generated = await write_text(work, self._vision, prompt, options)
         windows = [("vision", served.checkpoint.vision.window)]
-        if served.checkpoint.language.seg_token in generated.text:
+        if generated.segs:
             windows.append(("segmentation", served.checkpoint.segmentation.window))
         await work.emitter.emit(done(call, provenance(served, digest, windows), generated))
 
