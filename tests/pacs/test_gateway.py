@@ -29,6 +29,12 @@ def texts(item):
     return found + [t for child in item.get("ContentSequence", ()) for t in texts(child)]
 
 
+def evidence(sr):
+    """The instances that a report says it was made from."""
+    [study] = sr.CurrentRequestedProcedureEvidenceSequence
+    return {i.ReferencedSOPInstanceUID for s in study.ReferencedSeriesSequence for i in s.ReferencedSOPSequence}
+
+
 async def test_a_series_comes_back_as_a_report_and_masks(site, series):
     """Structured Report and Segmentation arrive in the patient's own study."""
     results = await site.answered(series)
@@ -199,7 +205,7 @@ async def test_a_call_that_ends_as_cancelled_costs_time_only(site, series, monke
 
 
 async def test_an_instance_that_comes_while_its_series_is_worked_on(site, series):
-    """What was begun is delivered, and the whole series is worked on after it."""
+    """What was begun is delivered, with what it was made from; the whole series is worked on after it."""
     site.service.pause()
     async with site.gateway() as gateway:
         await site.send(gateway, series[:-1])
@@ -208,8 +214,9 @@ async def test_an_instance_that_comes_while_its_series_is_worked_on(site, series
         site.service.go_on.set()
         assert await site.outcomes.get()
         assert await site.outcomes.get()
-    site.inbox.take(4)
-    assert site.service.reports == 2
+    first, second = site.inbox.take(2)["SR"], site.inbox.take(2)["SR"]
+    assert evidence(first) == {ds.SOPInstanceUID for ds in series[:-1]}
+    assert evidence(second) == {ds.SOPInstanceUID for ds in series}
 
 
 async def test_a_gateway_that_dies_fails_its_test_at_once(site, monkeypatch):
