@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 
 import numpy as np
@@ -29,6 +28,7 @@ from medvl.contracts.errors import (
     InternalError,
     InvalidRequest,
     Overloaded,
+    RequestCancelled,
     SeriesNotResident,
     UnknownLabel,
 )
@@ -98,6 +98,55 @@ async def test_a_refused_call_is_repeated_after_the_servers_delay(service, clien
     await client.report(volume).collect()
     await client.describe()
     assert service.calls == ["PutSeries", "PutSeries", "Report", "Report", "Describe", "Describe"]
+
+
+@pytest.mark.parametrize("method", ["PutSeries", "Report", "Describe"])
+async def test_a_call_that_the_server_cancels_is_repeated(service, client, volume, method):
+    """Nobody here cancelled it, so it passes for a server that was away."""
+    service.resident.add(volume.digest)
+    service.fail(method, RequestCancelled("The server is stopped."))
+    begin = {
+        "PutSeries": lambda: client.put_series(volume),
+        "Report": lambda: client.report(volume).collect(),
+        "Describe": client.describe,
+    }
+    await begin[method]()
+    assert service.calls == [method, method]
+
+
+async def test_a_call_that_the_connection_cancels_is_an_error_of_the_tree(service, client, volume):
+    """grpc.aio raises CancelledError then, which would pass for the end of the caller's task."""
+    opened = []
+    report = client._stub.Report
+    client._stub.Report = lambda *request, **options: opened.append(report(*request, **options)) or opened[-1]
+    service.resident.add(volume.digest)
+    service.hold = threading.Event()
+    service.events = [pb.Event(text=pb.TextDelta(text="The"))]
+    async with client.report(volume) as stream:
+        await anext(stream)
+        opened[0].cancel()
+        with pytest.raises(BackendUnavailable, match="ended the call"):
+            await anext(stream)
+
+
+async def test_closing_a_client_ends_its_calls(service, client, volume):
+    """Also those in progress in other tasks, which hear of it by an error of the tree."""
+    service.resident.add(volume.digest)
+    service.hold = threading.Event()
+    service.events = []
+    begun = asyncio.Event()
+
+    async def read():
+        begun.set()
+        await client.report(volume).collect()
+
+    task = asyncio.create_task(read())
+    await begun.wait()
+    await client.close()
+    with pytest.raises(RequestCancelled, match="closed"):
+        await task
+    with pytest.raises(RequestCancelled, match="closed"):
+        await client.describe()
 
 
 async def test_attempts_are_limited(service, volume):
@@ -218,7 +267,7 @@ async def test_cancelling_the_task_cancels_the_call_on_the_server(service, clien
     task = asyncio.create_task(read())
     await begun.wait()
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError):
         await task
     assert await asyncio.to_thread(service.ended.wait, 10)
 

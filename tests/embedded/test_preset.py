@@ -31,6 +31,7 @@ def test_the_same_seed_writes_the_same_bytes(folder: Path, tmp_path: Path):
 
 
 def test_it_says_that_nobody_trained_it(folder: Path):
+    """Every result carries this, so random weights never pass for a model."""
     checkpoint = load_checkpoint(folder)
     assert not checkpoint.trained
     assert checkpoint.name == "phantom"

@@ -79,7 +79,7 @@ def test_nifti_of_any_axes_is_the_same_patient(flip, tmp_path):
         ("d2n_tricky/compressed_jpeg", NotCt, "MR, not CT"),
         ("d2n_tricky/compressed_jpegls", NotCt, "MR, not CT"),
         ("d2n_tricky/compressed_rle", NotCt, "MR, not CT"),
-        ("enhanced_ct", TooFewSlices, "2 slices"),
+        ("enhanced_ct", TooFewSlices, "has 2"),
     ],
 )
 def test_real_series_that_are_refused(name, error, words, test_data):
@@ -172,6 +172,16 @@ def test_a_claim_of_gigabytes_is_refused_before_memory_is_taken(tmp_path):
         dataset.Rows = dataset.Columns = 65535
         dataset.save_as(path)
     with pytest.raises(SeriesTooLarge):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize("kept_bytes", [200, 600, 1000])
+def test_a_file_that_ends_within_its_header_is_damaged(kept_bytes, tmp_path):
+    """It is not taken for an object of another kind, which would leave its slice out."""
+    write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+    path = tmp_path / "0002.dcm"
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(CorruptFile, match="fetch the series again"):
         read_series(tmp_path)
 
 

@@ -74,7 +74,7 @@ class FakeService(pb_grpc.MedVLServicer):
             if number in self.errors:
                 context.abort_with_status(rpc_status.to_status(to_status(self.errors[number])))
             word = "normal" if number < self.drifts_from else "abnormal"
-            yield pb.Event(progress=pb.Progress(stage=pb.STAGE_GENERATE, total=2))
+            yield pb.Event(progress=pb.Progress(stage=pb.STAGE_ENCODE, total=2))
             yield pb.Event(text=pb.TextDelta(text=word))
             yield pb.Event(done=pb.Done(text=word, finish_reason="stop", completion_tokens=5))
         finally:

@@ -132,6 +132,7 @@ def propagated(steps: Echo, spec: SegmentationSpec, *prompts: ObjectPrompt) -> H
 
 
 def test_both_directions_end_after_so_many_slices_without_the_object(spec: SegmentationSpec):
+    """The slices of absence are worked on too: only they show that the object has ended."""
     steps = Echo({1: range(8, 12)})
     heard = propagated(steps, spec, by_point(1, 10))
     assert heard.slices[1] == [10, 11, 12, 13, 14, 9, 8, 7, 6, 5]
@@ -140,11 +141,13 @@ def test_both_directions_end_after_so_many_slices_without_the_object(spec: Segme
 
 
 def test_the_ends_of_the_volume_end_the_tracking(spec: SegmentationSpec):
+    """An object that is everywhere is found on every slice, and no slice beyond is asked for."""
     heard = propagated(Echo({1: range(DEPTH)}), spec, by_point(1, DEPTH - 2))
     assert heard.on[1] == set(range(DEPTH))
 
 
 def test_a_short_gap_is_bridged_in_both_directions(spec: SegmentationSpec):
+    """An object that is away for fewer slices than end the tracking is found again."""
     seen = {2, 3, 6, 7, 10, 13, 14}
     heard = propagated(Echo({1: seen}), spec, by_point(1, 10))
     assert heard.on[1] == seen
@@ -163,6 +166,7 @@ def test_absence_between_prompted_slices_does_not_end_the_tracking(spec: Segment
 
 
 def test_a_box_with_an_extent_is_not_left(spec: SegmentationSpec):
+    """Neither by what is told nor by what is computed."""
     steps = Echo({1: range(DEPTH)})
     heard = propagated(steps, spec, by_point(1, 9, first=7, last=12))
     assert heard.slices[1] == [9, 10, 11, 12, 8, 7]
@@ -170,6 +174,7 @@ def test_a_box_with_an_extent_is_not_left(spec: SegmentationSpec):
 
 
 def test_a_prompted_slice_without_the_object_is_told_as_such(spec: SegmentationSpec):
+    """The prompt is kept as the key slice, and the object is not found there nor anywhere."""
     heard = propagated(Echo({1: ()}), spec, by_point(1, 10))
     found, key_slices, score = heard.endings[1]
     assert (found, key_slices) == (False, (10,))
@@ -188,6 +193,7 @@ def test_a_text_chooses_its_key_slices(spec: SegmentationSpec):
 
 
 def test_a_text_looks_only_where_it_is_told_to(spec: SegmentationSpec):
+    """An extent bounds the search as it bounds the tracking."""
     steps = Echo({2: range(DEPTH)})
     heard = propagated(steps, spec, by_text(2, first=11, last=15))
     assert steps.decoded[0] == tuple(range(11, 16))
@@ -195,6 +201,7 @@ def test_a_text_looks_only_where_it_is_told_to(spec: SegmentationSpec):
 
 
 def test_a_text_that_is_nowhere_is_not_found_and_not_tracked(spec: SegmentationSpec):
+    """It costs one look at every slice, and objects beside it are not disturbed."""
     steps = Echo({1: range(DEPTH), 2: ()})
     heard = propagated(steps, spec, by_text(2), by_point(1, 4))
     found, key_slices, score = heard.endings[2]
@@ -205,6 +212,7 @@ def test_a_text_that_is_nowhere_is_not_found_and_not_tracked(spec: SegmentationS
 
 
 def test_a_text_with_points_takes_their_slices(spec: SegmentationSpec):
+    """Where somebody points, nothing is searched."""
     point = by_point(3, 8)
     heard = propagated(Echo({3: range(DEPTH)}), spec, ObjectPrompt(3, point.points, np.full(4, 3, np.float32)))
     assert heard.prompted_on == [(3, 8)]
@@ -224,6 +232,7 @@ def test_objects_of_the_same_slices_share_calls_and_leave_one_by_one(spec: Segme
 
 
 def test_more_objects_than_a_call_takes_are_split(spec: SegmentationSpec):
+    """Each of them is tracked as if it were alone."""
     names = range(1, MAX_OBJECTS + 4)
     steps = Echo(dict.fromkeys(names, range(9, 12)))
     heard = propagated(steps, spec, *(by_point(name, 10) for name in names))
@@ -240,6 +249,8 @@ def test_what_was_prompted_is_told_before_anything_is_tracked(spec: Segmentation
 
 
 def test_cancelling_ends_at_the_next_call(spec: SegmentationSpec):
+    """A caller who leaves is not tracked for: no call follows the one that was under way."""
+
     async def run() -> Echo:
         def leave(number: int) -> None:
             if number == 12:
@@ -286,10 +297,12 @@ class _Yielding:
     ids=["nowhere", "a tie", "neighbours are too near", "two at most", "no slices"],
 )
 def test_key_slices(scores: list[float], chosen: tuple[int, ...]):
+    """The best slices by score, so far apart and so many as the rule says, in order of their numbers."""
     assert choose_key_slices(scores, RULE) == chosen
 
 
 def test_a_slice_has_only_so_many_points():
+    """As many as the graphs take; one more is refused with a sentence."""
     point = PromptPoint(1.0, 1.0, POSITIVE)
     arrays = prompt_arrays([SlicePrompt((point,) * MAX_POINTS)], side=32, hidden_size=4)
     assert arrays["points"].shape == (1, MAX_POINTS, 2)

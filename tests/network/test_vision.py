@@ -30,7 +30,7 @@ def networks(checkpoint: Checkpoint) -> Modules:
 @pytest.fixture(scope="module")
 def volume(checkpoint: Checkpoint) -> Tensor:
     """HU FP32 [1, d, h, w] between -200 and 200."""
-    shape = (1, *checkpoint.vision.shape)
+    shape = (1, *checkpoint.vision.grid)
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 400 - 200
 
 
@@ -42,6 +42,7 @@ def tokens(networks: Modules, volume: Tensor, window: tuple[float, float]) -> Te
 
 @torch.inference_mode()
 def test_a_volume_becomes_so_many_tokens(networks: Modules, checkpoint: Checkpoint, volume: Tensor):
+    """As many and as wide as the checkpoint says, and not all the same."""
     found = tokens(networks, volume, (-200.0, 200.0))
     assert found.shape == (1, checkpoint.projector.tokens, checkpoint.language.hidden_size)
     assert found.dtype == torch.float32
@@ -68,7 +69,7 @@ def test_no_axis_is_symmetric(networks: Modules, volume: Tensor, axis: int):
 @torch.inference_mode()
 def test_features_lie_where_their_voxels_do(networks: Modules, checkpoint: Checkpoint, volume: Tensor):
     """A change in one corner changes the token of that corner most, in C order of slices, rows, columns."""
-    depth, height, width = checkpoint.vision.shape
+    depth, height, width = checkpoint.vision.grid
     window = torch.tensor([[-200.0, 200.0]])
     encoder = networks.networks["vision_encoder"]
     changed = volume.clone()

@@ -74,7 +74,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     Attributes
     ----------
     deltas
-        What ``llm`` answers freely: texts, with the number of hidden states that come with each.
+        What ``llm`` answers freely: texts, with the places of the [SEG] tokens whose states come with each.
     language, segmenter
         Gates of the two decoupled models; ``language_end`` holds the answer before its last delta.
     language_error
@@ -91,7 +91,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.deltas: list[tuple[str, int]] = [("Liver ", 0), ("[SEG]", 0), (" is", 1), (" normal.", 0)]
+        self.deltas: list[tuple[str, tuple[int, ...]]] = [
+            ("Liver ", ()),
+            ("[SEG]", ()),
+            (" is", (6,)),
+            (" normal.", ()),
+        ]
         self.language, self.language_end, self.segmenter = Gate(), Gate(), Gate()
         self.language_error: MedvlError | str | None = None
         self.never_resident = False
@@ -139,14 +144,16 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.seen.prompts.append(inputs["prompt"].tobytes().decode())
             self.seen.options.append(options)
             self.seen.seconds_left.append(context.time_remaining())
-        deltas = self.deltas if options.answer_template is None else [(options.answer_template, 0), ("", 1)]
-        for number, (text, states) in enumerate(deltas):
+        template = options.answer_template
+        deltas = self.deltas if template is None else [(template, ()), ("", (template.index("[SEG]"),))]
+        for number, (text, starts) in enumerate(deltas):
             last = number == len(deltas) - 1
             if last:
                 await self.language_end.passed()
             yield {
                 "text_delta": utf8(text),
-                "seg_hidden": np.ones((states, self.checkpoint.language.hidden_size), np.float32),
+                "seg_hidden": np.ones((len(starts), self.checkpoint.language.hidden_size), np.float32),
+                "seg_start": np.array(starts, np.int32),
                 "usage": utf8(USAGE.model_dump_json() if last else ""),
             }
             if isinstance(self.language_error, MedvlError):

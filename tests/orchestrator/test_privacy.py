@@ -18,7 +18,7 @@ NAME = "Jane Planted"
 async def test_no_text_of_a_request_is_logged(system: System, series: Series, capfd):
     """Questions, descriptions, class names, answers and digests stay out of the log, also when a request fails."""
     await system.put(series)
-    system.fake.deltas = [(f"{NAME} is well.", 0)]
+    system.fake.deltas = [(f"{NAME} is well.", ())]
     await collect(system.stub.Ask(pb.AskRequest(series=series.digest, question=f"How is {NAME}?")))
     system.fake.language_error = f"exception: prompt {NAME}"
     refused = [

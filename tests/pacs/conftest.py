@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import queue
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,10 +24,9 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from medvl.contracts.errors import MedvlError, SeriesNotResident
 from medvl.imaging.masks import pack_mask
-from medvl.pacs import gateway as gateway_module
 from medvl.pacs.config import Destination, GatewayConfig
 from medvl.pacs.gateway import Gateway
-from medvl.pacs.spool import Spool
+from medvl.pacs.spool import Phase, Spool, SpooledSeries
 from medvl.wire.metadata import UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.status import to_status
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -69,13 +69,27 @@ def _make_slice(i, study, series, frame):
 
 @dataclass
 class FakeService(pb_grpc.MedVLServicer):
-    """Reports, and finds a liver but no spleen; refuses with the errors of ``refusals`` first."""
+    """Reports, and finds a liver but no spleen; refuses with the errors of ``refusals`` first.
+
+    Uploads end with the bare codes of ``ends`` first, as a proxy or a server that is stopped ends them. After
+    :meth:`pause` a report waits for ``go_on``.
+    """
 
     endpoint: str = ""
     refusals: list[MedvlError] = field(default_factory=list)
+    ends: list[grpc.StatusCode] = field(default_factory=list)
+    asked: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
     reports: int = 0
     digest: str = ""
     shape: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        self.go_on.set()
+
+    def pause(self):
+        """Hold back the next report."""
+        self.go_on.clear()
 
     def Describe(self, request, context):
         return pb.DescribeResponse(
@@ -87,7 +101,8 @@ class FakeService(pb_grpc.MedVLServicer):
         context.send_initial_metadata(((UPLOAD_KEY, UPLOAD_SEND),))
         self.digest, self.shape = header.digest, tuple(header.geometry.shape)
         for _ in messages:
-            pass
+            if self.ends:
+                context.abort(self.ends.pop(), "")
         return pb.PutSeriesResponse(digest=self.digest)
 
     def Report(self, request, context):
@@ -96,6 +111,8 @@ class FakeService(pb_grpc.MedVLServicer):
         if request.series != self.digest:
             context.abort_with_status(rpc_status.to_status(to_status(SeriesNotResident("Send the series."))))
         self.reports += 1
+        self.asked.set()
+        self.go_on.wait()
         yield pb.Event(text=pb.TextDelta(text=REPORT))
         yield pb.Event(done=self._done(REPORT))
 
@@ -137,6 +154,7 @@ def service() -> Iterator[FakeService]:
     fake.endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield fake
+    fake.go_on.set()
     server.stop(None).wait()
 
 
@@ -193,14 +211,54 @@ def config(service, inbox, tmp_path) -> GatewayConfig:
 def outcomes(monkeypatch) -> asyncio.Queue[bool]:
     """Gets True for each delivery that succeeded, False for each that failed, once it is in the spool."""
     done: asyncio.Queue[bool] = asyncio.Queue()
-    work = gateway_module.Gateway._work
+    record = SpooledSeries.record
 
-    async def watched(self, client, series):
-        await work(self, client, series)
-        done.put_nowait(series.state().phase == "delivered")
+    def watched(self, fingerprint, phase):
+        state = record(self, fingerprint, phase)
+        done.put_nowait(phase is Phase.DELIVERED)
+        return state
 
-    monkeypatch.setattr(gateway_module.Gateway, "_work", watched)
+    monkeypatch.setattr(SpooledSeries, "record", watched)
     return done
+
+
+@pytest.fixture
+def sending(monkeypatch) -> Sending:
+    """While something is being sent, nothing is due: a busy machine may take longer than the quiet time between two."""
+    sending = Sending()
+    due_at_s = SpooledSeries.due_at_s
+
+    def watched(self, quiet_s):
+        return None if sending.now else due_at_s(self, quiet_s)
+
+    monkeypatch.setattr(SpooledSeries, "due_at_s", watched)
+    return sending
+
+
+@dataclass
+class Sending:
+    """Counts the senders at work."""
+
+    now: int = 0
+
+    def __enter__(self):
+        self.now += 1
+
+    def __exit__(self, *_):
+        self.now -= 1
+
+
+async def run_until_stopped(gateway: Gateway, stopped: asyncio.Event) -> None:
+    """Run a gateway; raise what ended it when nobody had asked for that."""
+    try:
+        await gateway.run()
+    except asyncio.CancelledError:
+        # A task group takes a cancelled task for one that was told to end.
+        if asyncio.current_task().cancelling():
+            raise
+        raise RuntimeError("a cancellation that nobody asked for ended the gateway") from None
+    if not stopped.is_set():
+        raise RuntimeError("the gateway ended by itself")
 
 
 @dataclass
@@ -211,17 +269,20 @@ class Site:
     service: FakeService
     inbox: Inbox
     outcomes: asyncio.Queue[bool]
+    sending: Sending
 
     @asynccontextmanager
     async def gateway(self, **changes):
-        """A gateway that works for the length of a block; leaving the block stops it as SIGTERM does."""
-        gateway = Gateway(dataclasses.replace(self.config, **changes))
-        task = asyncio.create_task(gateway.run())
-        try:
+        """A gateway that works for the length of a block; leaving the block stops it as SIGTERM does.
+
+        One that dies ends the block at once, with what it died of.
+        """
+        gateway, stopped = Gateway(dataclasses.replace(self.config, **changes)), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run_until_stopped(gateway, stopped))
             yield gateway
-        finally:
+            stopped.set()
             gateway.stop()
-            await task
 
     async def send(self, gateway, datasets, title="MEDVL"):
         """Send datasets as a scanner does; return the statuses, or None when the association was rejected."""
@@ -229,7 +290,8 @@ class Site:
 
     async def send_to(self, port, datasets, title="MEDVL"):
         """Send datasets to a port of this host."""
-        return await asyncio.to_thread(send, port, datasets, title)
+        with self.sending:
+            return await asyncio.to_thread(send, port, datasets, title)
 
     async def answered(self, series, **changes):
         """Send a series and return what came back by modality."""
@@ -245,8 +307,8 @@ class Site:
 
 
 @pytest.fixture
-def site(config, service, inbox, outcomes) -> Site:
-    return Site(config, service, inbox, outcomes)
+def site(config, service, inbox, outcomes, sending) -> Site:
+    return Site(config, service, inbox, outcomes, sending)
 
 
 @pytest.fixture

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
+from unittest.mock import Mock
 
+import grpc
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage, Verification
 
 from medvl.contracts.errors import BackendUnavailable, InvalidRequest, Overloaded
+from medvl.pacs import gateway as gateway_module
 from medvl.pacs import spool as spool_module
 from medvl.pacs.config import Destination
 from medvl.pacs.dimse import OUT_OF_RESOURCES
-from medvl.pacs.spool import Phase
+from medvl.pacs.spool import Phase, Spool, SpooledSeries
+
+from .conftest import make_series
 
 
 def texts(item):
     """Every text value of a content tree, in order."""
     found = [item.TextValue] if "TextValue" in item else []
     return found + [t for child in item.get("ContentSequence", ()) for t in texts(child)]
+
+
+def evidence(sr):
+    """The instances that a report says it was made from."""
+    [study] = sr.CurrentRequestedProcedureEvidenceSequence
+    return {i.ReferencedSOPInstanceUID for s in study.ReferencedSeriesSequence for i in s.ReferencedSOPSequence}
 
 
 async def test_a_series_comes_back_as_a_report_and_masks(site, series):
@@ -178,6 +190,62 @@ async def test_a_service_that_is_away_costs_time_only(site, series, refusal, mon
         while not await site.outcomes.get():
             pass
     assert site.inbox.take(2).keys() == {"SR", "SEG"}
+
+
+async def test_a_call_that_ends_as_cancelled_costs_time_only(site, series, monkeypatch):
+    """Nobody told the gateway to end: it tries again, as after any other failure of the service."""
+    monkeypatch.setattr(spool_module, "_FIRST_DELAY_S", 0.1)
+    # The client itself makes four attempts.
+    site.service.ends.extend([grpc.StatusCode.CANCELLED] * 5)
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+        assert await site.outcomes.get()
+    assert site.inbox.take(2).keys() == {"SR", "SEG"}
+
+
+async def test_an_instance_that_comes_while_its_series_is_worked_on(site, series):
+    """What was begun is delivered, with what it was made from; the whole series is worked on after it."""
+    site.service.pause()
+    async with site.gateway() as gateway:
+        await site.send(gateway, series[:-1])
+        await asyncio.to_thread(site.service.asked.wait)
+        await site.send(gateway, series[-1:])
+        site.service.go_on.set()
+        assert await site.outcomes.get()
+        assert await site.outcomes.get()
+    first, second = site.inbox.take(2)["SR"], site.inbox.take(2)["SR"]
+    assert evidence(first) == {ds.SOPInstanceUID for ds in series[:-1]}
+    assert evidence(second) == {ds.SOPInstanceUID for ds in series}
+
+
+async def test_a_gateway_that_dies_fails_its_test_at_once(site, monkeypatch):
+    """With its own error, where the test waits for something that will not come."""
+    monkeypatch.setattr(Spool, "purge", Mock(side_effect=OSError(errno.EIO, "the spool is gone")))
+    with pytest.raises(ExceptionGroup) as died:
+        async with site.gateway():
+            await site.outcomes.get()
+    assert died.group_contains(OSError, match="the spool is gone")
+
+
+async def test_a_series_whose_state_cannot_be_written_holds_up_no_other(site, series, monkeypatch):
+    """A disk that is full when the outcome is to be kept: that series rests, the gateway lives and serves the next."""
+    monkeypatch.setattr(gateway_module, "_REST_S", 3600.0)
+    record, full = SpooledSeries.record, asyncio.Event()
+
+    def fails_once(self, fingerprint, phase):
+        if not full.is_set():
+            full.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return record(self, fingerprint, phase)
+
+    monkeypatch.setattr(SpooledSeries, "record", fails_once)
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        await full.wait()
+        await site.send(gateway, make_series())
+        assert await site.outcomes.get()
+    assert site.service.reports == 2
 
 
 async def test_a_series_that_cannot_be_read_is_refused_once(site, series):

@@ -80,7 +80,8 @@ async def test_orthanc_sends_a_series_and_stores_its_results_once(site, series, 
         async with site.gateway(destination=orthanc.dicom, spool=tmp_path / attempt) as gateway:
             modality = {"AET": "MEDVL", "Host": "127.0.0.1", "Port": gateway.port}
             await asyncio.to_thread(orthanc.call, "/modalities/medvl", modality, "PUT")
-            await asyncio.to_thread(orthanc.call, "/modalities/medvl/store", stored.encode())
+            with site.sending:
+                await asyncio.to_thread(orthanc.call, "/modalities/medvl/store", stored.encode())
             assert await site.outcomes.get()
     [study] = orthanc.call("/studies")
     modalities = [

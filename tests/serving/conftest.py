@@ -33,6 +33,8 @@ class Answer:
     states: list[np.ndarray] = field(default_factory=list)
     heard: list[str] = field(default_factory=list)
     """The text so far whenever states came."""
+    starts: list[int] = field(default_factory=list)
+    """Where the language model says that its [SEG] tokens stand."""
     usage: LanguageUsage | None = None
 
     @property
@@ -70,6 +72,7 @@ class LanguageServer:
                     if len(response["seg_hidden"]):
                         answer.states.append(response["seg_hidden"])
                         answer.heard.append(answer.text)
+                        answer.starts += response["seg_start"].tolist()
                     if usage := response["usage"].tobytes():
                         answer.usage = LanguageUsage.model_validate_json(usage)
                     if on_delta is not None and await on_delta(answer):

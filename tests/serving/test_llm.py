@@ -42,6 +42,7 @@ async def test_answers_are_those_of_transformers(language_server: LanguageServer
         assert answer.usage.completion_tokens == expected.completion_tokens
         for text, states in zip(answer.heard, np.cumsum([len(s) for s in answer.states]), strict=True):
             assert text.count(tiny_language.SEG) >= states
+        assert answer.starts == expected.starts
         total += len(expected.states)
     assert total >= 6, "the tiny model was built to say [SEG]"
 
@@ -61,6 +62,7 @@ async def test_a_forced_answer_costs_no_decoding(language_server: LanguageServer
     assert answer.text == template
     assert answer.seg_hidden.shape == (template.count(tiny_language.SEG), tiny_language.WIDTH)
     assert np.abs(answer.seg_hidden - expected.states).max() < 1e-4
+    assert answer.starts == expected.starts
     assert all(before != after for before, after in pairwise(answer.heard))
     assert answer.usage is not None
     assert answer.usage.decode_ms == 0

@@ -169,6 +169,24 @@ def test_a_character_over_several_tokens_comes_whole(folder):
     assert [stream.add([token], last=False) for token in tokens] == ["", "", "\u809d"]
 
 
+@given(st.lists(st.lists(st.integers(0, 299), max_size=3), max_size=30))
+def test_a_seg_token_knows_its_place_in_the_text(folder, steps):
+    """In code points of the whole text, which holds it by then; neither bytes nor [SEG] in other tokens shift it."""
+    full = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    builder, size = PromptBuilder(folder, checkpoint()), full.get_vocab_size()
+    seg, spelled = builder.seg_token_id, plain_tokenizer(full.to_str()).encode("[SEG]").ids
+    assert seg not in spelled
+    steps = [[{0: seg, 1: spelled[0]}.get(token % 5, token % size) for token in step] + spelled for step in steps]
+    stream, text, starts = builder.text_stream(), "", []
+    for step in steps:
+        text += stream.add(step, last=False)
+        starts += (taken := stream.take_seg_starts(step.count(seg)))
+        assert all(text.startswith("[SEG]", start) for start in taken)
+    tokens = [token for step in steps for token in step]
+    before = [tokens[:i] for i, token in enumerate(tokens) if token == seg]
+    assert starts == [len(full.decode(part, skip_special_tokens=False)) for part in before]
+
+
 def test_seg_does_not_wait_for_the_character_behind_it(folder):
     """Text before an unfinished character is sent at once."""
     builder = PromptBuilder(folder, checkpoint())

@@ -147,9 +147,11 @@ async def test_what_is_not_resident_is_said(segmenter: Segmenter, changes: dict[
 
 
 async def test_a_state_of_the_language_model_prompts(segmenter: Segmenter):
-    """Alone it searches every slice; the event says on which slices it was looked for."""
+    """Alone it searches every slice; what it finds has key slices and a mask, what it does not find has neither."""
     spoken = ObjectPrompts(object_id=1, seg_row=0)
     events = await segmenter.ask(request("text", spoken), slices=segmenter.slices, seg_hidden=segmenter.states)
+    assert isinstance(events[-1].said, SegmenterDone)
+    assert events[-1].said.slices_encoded == DEPTH
     (ended,) = [e for e in events if isinstance(e.said, ObjectMask)]
     assert isinstance(ended.said, ObjectMask)
     assert ended.said.found == bool(ended.mask) == bool(ended.said.key_slices)

@@ -131,6 +131,8 @@ class Expected:
     text: str
     states: np.ndarray
     """FP32 [n, H], one for each [SEG] that is not the last token of an answer that ran out of tokens."""
+    starts: list[int]
+    """Code points of the text before each of them."""
     finish_reason: str
     completion_tokens: int
 
@@ -155,13 +157,14 @@ class Oracle:
 
     @torch.inference_mode()
     def _decode(self, prompt: str, vision: np.ndarray, max_tokens: int, forced: list[int] | None) -> Expected:
-        steps, out, states = self._prompt(prompt, vision), [], []
+        steps, out, states, starts = self._prompt(prompt, vision), [], [], []
         past, previous, reason = None, None, "length"
         for i in range(max_tokens):
             output = self._model.model(inputs_embeds=steps, past_key_values=past, use_cache=True)
             past, state = output.past_key_values, output.last_hidden_state[0, -1]
             if out and out[-1] == self._seg:
                 states.append(state if self._language.seg_state == "at" else previous)
+                starts.append(len(self._tokenizer.decode(out[:-1], skip_special_tokens=False)))
             token = int(self._model.lm_head(state).argmax()) if forced is None else forced[i]
             previous = state
             if token == 0:
@@ -171,7 +174,7 @@ class Oracle:
             steps = self._embed([token])
         stacked = torch.stack(states).numpy() if states else np.zeros((0, WIDTH), np.float32)
         text = self._tokenizer.decode(out, skip_special_tokens=False)
-        return Expected(text, stacked, reason, len(out) + (reason == "stop"))
+        return Expected(text, stacked, starts, reason, len(out) + (reason == "stop"))
 
     def _prompt(self, prompt: str, vision: np.ndarray) -> torch.Tensor:
         ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids

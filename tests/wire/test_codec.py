@@ -63,7 +63,7 @@ def test_a_view_is_sent_in_the_order_of_its_axes():
 
 
 def test_chunks_have_the_size_of_the_protocol():
-    """All but the last hold 512 KiB of voxels."""
+    """All but the last hold the same number of voxels."""
     hu = np.zeros((3, 400, 400), np.int16)
     sizes = [len(c) for c in volume_chunks(hu)]
     assert sizes[:-1] == [CHUNK_BYTES] * (len(sizes) - 1)

@@ -32,6 +32,7 @@ from medvl.contracts.errors import (
     InvalidRequest,
     MedvlError,
     Overloaded,
+    RequestCancelled,
     SeriesNotResident,
 )
 from medvl.imaging.volume import Volume
@@ -48,6 +49,10 @@ _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _LOST_ANSWER = BackendUnavailable("The connection broke while the series was sent: send it again.", retry_after_s=0.0)
 """A write that fails because the server has already answered ends the call as INTERNAL in grpc.aio when it is noticed
 before the answer (1 upload in 400, measured); what the server raises always carries metadata."""
+_ENDED_CALL = BackendUnavailable(
+    "The connection ended the call before its answer: repeat the request.", retry_after_s=0.0
+)
+"""A call that ended as cancelled though nobody here cancelled it: the server gave it up, or its channel went away."""
 
 Series = Volume | SeriesRef
 """A series to ask about: with its voxels, which are sent when the service lacks them, or by reference only."""
@@ -191,9 +196,11 @@ class AsyncClient:
         """Return whether the service says that it serves; False as well when nothing answers."""
         stub = health_pb2_grpc.HealthStub(self._channel)
         request = health_pb2.HealthCheckRequest(service=SERVICE)
+        timeout_s = _duration_s(deadline_s, self._timeouts.describe_s)
         try:
-            answer = await stub.Check(request, timeout=_duration_s(deadline_s, self._timeouts.describe_s))
-        except grpc.aio.AioRpcError:
+            with _own_errors():
+                answer = await stub.Check(request, timeout=timeout_s)
+        except MedvlError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
@@ -231,7 +238,7 @@ class AsyncClient:
         answered = False
         while True:
             try:
-                async with aclosing(_attempt(open_call(deadline.remaining_s()), _shape(series))) as events:
+                async with aclosing(_attempt(open_call, deadline.remaining_s(), _shape(series))) as events:
                     async for event in events:
                         answered = answered or not isinstance(event, Progress)
                         yield event
@@ -252,7 +259,7 @@ async def _upload(call: Any, sender: SeriesSender) -> pb.PutSeriesResponse:  # n
     """Send the header, and the voxels when the server asks for them; one that has them answers without."""
     try:
         # A call that is over refuses to be written to; what ended it is said by the answer.
-        with suppress(grpc.aio.UsageError, asyncio.InvalidStateError):
+        with suppress(grpc.aio.UsageError, grpc.aio.InternalError, asyncio.InvalidStateError):
             await call.write(sender.header)
             if (UPLOAD_KEY, UPLOAD_SEND) in tuple(await call.initial_metadata()):
                 for message in sender.voxels():
@@ -276,23 +283,42 @@ def _shape(series: Series) -> tuple[int, int, int]:
     return series.geometry.shape if isinstance(series, Volume) else series.shape
 
 
-async def _attempt(call: _EventCall, shape: tuple[int, int, int]) -> AsyncGenerator[Event, None]:
-    try:
-        with _own_errors():
+async def _attempt(open_call: _Open, left_s: float, shape: tuple[int, int, int]) -> AsyncGenerator[Event, None]:
+    with _own_errors():
+        call = open_call(left_s)
+        try:
             async for message in call:
                 event = event_from_wire(message, shape)
                 if event is not None:
                     yield event
-    finally:
-        call.cancel()
+        finally:
+            call.cancel()
 
 
 @contextmanager
 def _own_errors(lost: MedvlError | None = None) -> Iterator[None]:
-    """Raise the error of the tree for a failed call; ``lost`` for one whose answer the channel lost."""
+    """Raise the error of the tree for a failed call; ``lost`` for one whose answer the channel lost.
+
+    grpc.aio raises CancelledError from a call that was cancelled by whomever, its own clean-up included. It passes only
+    if this task was told to end, since nothing else may look like that to the code around.
+    """
     try:
         yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise _again(_ENDED_CALL) from None
+    except grpc.aio.UsageError:
+        raise RequestCancelled("The client was closed: make another one.") from None
     except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.CANCELLED:
+            raise _again(_ENDED_CALL) from None
         if lost is not None and error.code() is grpc.StatusCode.INTERNAL and not error.trailing_metadata():
-            raise type(lost)(str(lost), retry_after_s=lost.retry_after_s) from None
+            raise _again(lost) from None
         raise from_rpc_error(error) from None
+
+
+def _again(error: MedvlError) -> MedvlError:
+    """Return a new error that says the same; one that has been raised carries a traceback."""
+    return type(error)(str(error), retry_after_s=error.retry_after_s)

@@ -21,7 +21,6 @@ class Stage(StrEnum):
     """What a service is busy with."""
 
     ENCODE = "encode"
-    GENERATE = "generate"
     SEGMENT = "segment"
     OTHER = "other"
     """A stage that this client does not know yet."""
@@ -201,7 +200,6 @@ def _preview(event: pb.Event, shape: Shape) -> SlicePreview:
 
 _STAGES = {
     pb.STAGE_ENCODE: Stage.ENCODE,
-    pb.STAGE_GENERATE: Stage.GENERATE,
     pb.STAGE_SEGMENT: Stage.SEGMENT,
 }
 

@@ -15,7 +15,6 @@ from medvl.client.upload import UploadProgress
 
 _WORDS = {
     Stage.ENCODE: "encoding slices",
-    Stage.GENERATE: "writing",
     Stage.SEGMENT: "segmenting slices",
     Stage.OTHER: "working",
 }

@@ -58,18 +58,18 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
         masks = (await client.segment(loaded.volume, [ObjectPrompt(label=la) for la in config.labels]).collect()).masks
     identity = "\n".join([fingerprint, report.done.provenance.checkpoint_digest, *config.labels])
     found = segments([mask for mask in masks if mask.found], classes)
-    return await asyncio.to_thread(_documents, loaded, instances, report, masks, found, identity)
+    return await asyncio.to_thread(_documents, loaded, report, masks, found, identity)
 
 
-def _documents(  # noqa: PLR0917 - what a series and its answers come to
+def _documents(
     loaded: LoadedSeries,
-    instances: Path,
     report: Answer,
     masks: Sequence[Mask],
     found: Sequence[Segment],
     identity: str,
 ) -> dict[str, bytes]:
-    headers = [dcmread(path, stop_before_pixels=True) for path in sorted(instances.iterdir())]
+    # Only what was read: another instance may have arrived since.
+    headers = [dcmread(path, stop_before_pixels=True) for path in sorted(set(loaded.source.files))]
     provenance = report.done.provenance
     text = ReportText(report.text, [*_notes(loaded, masks, provenance), report.done.disclaimer])
     uids = Uids(

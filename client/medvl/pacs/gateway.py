@@ -16,6 +16,9 @@ from medvl.pacs.spool import Phase, Spool, SpooledSeries
 
 _LOG = logging.getLogger(__name__)
 
+_REST_S = 60.0
+"""How long a series is left alone when the spool would not say or keep what became of it."""
+
 
 class Gateway:
     """One gateway; make it inside a running event loop.
@@ -35,6 +38,7 @@ class Gateway:
         self._config = config
         self._spool = Spool(config.spool)
         self._stop = asyncio.Event()
+        self._resting_until_s: dict[str, float] = {}
         self._scp = StorageScp(config.ae_title, config.host, config.port, self._spool)
 
     @property
@@ -63,10 +67,25 @@ class Gateway:
     def _next(self) -> tuple[float, SpooledSeries | None]:
         due: list[tuple[float, SpooledSeries]] = []
         for series in self._spool.series():
-            at_s = series.due_at_s(self._config.quiet_s)
+            at_s = self._due_at_s(series)
             if at_s is not None:
                 due.append((at_s, series))
         return min(due, key=lambda d: d[0], default=(float("inf"), None))
+
+    def _due_at_s(self, series: SpooledSeries) -> float | None:
+        rested_s = self._resting_until_s.get(series.name, 0.0)
+        if time.time() < rested_s:
+            return rested_s
+        try:
+            return series.due_at_s(self._config.quiet_s)
+        except OSError as error:
+            return self._rest(series, error)
+
+    def _rest(self, series: SpooledSeries, error: Exception) -> float:
+        """Leave a series alone for a while, in memory alone: a full or failing disk keeps no state."""
+        _LOG.error("series %s rests for %.0f s: %s", series.name, _REST_S, _cause(error))
+        until_s = self._resting_until_s[series.name] = time.time() + _REST_S
+        return until_s
 
     async def _wait(self, due_at_s: float) -> None:
         try:
@@ -77,6 +96,13 @@ class Gateway:
             pass
 
     async def _work(self, client: AsyncClient, series: SpooledSeries) -> None:
+        """Work on one series; whatever becomes of it, the gateway goes on with the next."""
+        try:
+            await self._answer(client, series)
+        except Exception as error:
+            self._rest(series, error)
+
+    async def _answer(self, client: AsyncClient, series: SpooledSeries) -> None:
         fingerprint = series.fingerprint()
         try:
             files = series.results(fingerprint)

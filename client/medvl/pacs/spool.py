@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -67,12 +68,13 @@ class SpooledSeries:
         return hashed("\n".join(sorted(p.name for p in self.instances.iterdir())))
 
     def state(self) -> State | None:
-        """Return what became of the instances that are here now, or None when they are new."""
+        """Return what became of the instances that are here now; None when they are new, or nobody can tell."""
         try:
             fields = json.loads((self.folder / "state.json").read_text("utf-8"))
-        except FileNotFoundError:
+            state = State(**{**fields, "phase": Phase(fields["phase"])})
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            # Not this version's, or not ours: doing it again makes the same documents.
             return None
-        state = State(**{**fields, "phase": Phase(fields["phase"])})
         return state if state.fingerprint == self.fingerprint() else None
 
     def record(self, fingerprint: str, phase: Phase) -> State:
@@ -147,14 +149,18 @@ class Spool:
                 yield SpooledSeries(folder)
 
     def purge(self, keep_s: float) -> None:
-        """Delete every series whose results were delivered longer than ``keep_s`` ago."""
+        """Delete every series whose results were delivered longer than ``keep_s`` ago; what cannot be moved stays."""
         for series in self.series():
-            if _over(series, keep_s):
-                with self._moving:
-                    # An instance may have arrived since.
-                    if _over(series, keep_s):
-                        series.folder.rename(self._incoming / series.name)
-                shutil.rmtree(self._incoming / series.name, ignore_errors=True)
+            with suppress(OSError):
+                self._purge(series, keep_s)
+
+    def _purge(self, series: SpooledSeries, keep_s: float) -> None:
+        if _over(series, keep_s):
+            with self._moving:
+                # An instance may have arrived since.
+                if _over(series, keep_s):
+                    series.folder.rename(self._incoming / series.name)
+            shutil.rmtree(self._incoming / series.name, ignore_errors=True)
 
 
 def _over(series: SpooledSeries, keep_s: float) -> bool:

@@ -212,6 +212,12 @@ _MODELS = (
                 "hidden states of the [SEG] tokens resolved by this response",
             ),
             TensorSpec(
+                "seg_start",
+                DType.INT32,
+                ("n_seg",),
+                "where they stand: code points of the text before each, which has been sent by then",
+            ),
+            TensorSpec(
                 "usage",
                 _UINT8,
                 ("n_usage",),

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    MediaStorageDirectoryStorage,
+)
 
 from medvl.contracts.errors import (
     CorruptFile,
@@ -35,6 +41,8 @@ MIN_SLICES = 3
 """Fewer are no volume: spacing could not be checked against itself."""
 MAX_VOXELS = 2**30
 """Of one series: 2 GiB as int16."""
+_NEVER_WITHOUT_PIXELS = ("", CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+"""SOP classes that are images; the empty one is that of a file that ends before it says its own."""
 _INT16 = np.iinfo(np.int16)
 _ORIENTATION_TOLERANCE = 1e-3
 _THREADS = 4
@@ -129,6 +137,8 @@ def _dataset(path: Path) -> Dataset | None:
             raise CorruptFile("A file is deflated, which can inflate to any size: convert it to another syntax.")
         dataset = dcmread(path)
         dataset.get("SeriesInstanceUID")
+        if "PixelData" not in dataset and _sop_class(dataset) in _NEVER_WITHOUT_PIXELS:
+            raise CorruptFile("A DICOM file ends before its pixels: fetch the series again.")
     except InvalidDicomError:
         return None
     except CorruptFile:
@@ -226,7 +236,9 @@ def _numbers(sources: Sequence[Dataset], keyword: str, count: int) -> NDArray[np
 def _ordered(frames: list[_Frame]) -> list[_Frame]:
     """Return slices in ascending order along their normal, once they fit together."""
     if len(frames) < MIN_SLICES:
-        raise TooFewSlices(f"The series has {len(frames)} slices: a volume needs at least {MIN_SLICES}.")
+        raise TooFewSlices(
+            f"A volume needs {MIN_SLICES} slices at least and this series has {len(frames)}: name a whole series."
+        )
     first = frames[0]
     for frame in frames:
         if _shape(frame) != _shape(first):
@@ -238,7 +250,8 @@ def _ordered(frames: list[_Frame]) -> list[_Frame]:
     rows, columns = _shape(first)
     if len(frames) * rows * columns > MAX_VOXELS:
         raise SeriesTooLarge(
-            f"The series claims {len(frames)} slices of {rows} x {columns}, more than {MAX_VOXELS} voxels."
+            f"The series claims {len(frames)} slices of {rows} x {columns}, more than {MAX_VOXELS} voxels: "
+            "name a smaller one, or fetch it again if that is not so."
         )
     normal = np.cross(*first.orientation)
     places = along_normal(np.stack([f.position_mm for f in frames]), normal)

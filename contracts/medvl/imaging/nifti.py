@@ -58,9 +58,14 @@ def _check_shape(shape: tuple[int, ...]) -> None:
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         raise NotCt(f"The NIfTI file has the shape {list(shape)}: it must hold one 3D volume.")
     if shape[2] < MIN_SLICES:
-        raise TooFewSlices(f"The series has {shape[2]} slices: a volume needs at least {MIN_SLICES}.")
+        raise TooFewSlices(
+            f"A volume needs {MIN_SLICES} slices at least and this file has {shape[2]}: name a whole series."
+        )
     if int(np.prod(shape[:3], dtype=np.int64)) > MAX_VOXELS:
-        raise SeriesTooLarge(f"The NIfTI file claims the shape {list(shape)}, more than {MAX_VOXELS} voxels.")
+        raise SeriesTooLarge(
+            f"The NIfTI file claims the shape {list(shape)}, more than {MAX_VOXELS} voxels: "
+            "name a smaller one, or fetch it again if that is not so."
+        )
 
 
 def _affine(header: Any) -> NDArray[np.float64]:  # noqa: ANN401 - nibabel has no types

@@ -32,6 +32,8 @@ class Delta:
     text: str
     seg_hidden: np.ndarray
     """FP32 [n, H]: states of the [SEG] tokens, of this or earlier text, that have become known."""
+    seg_starts: Sequence[int]
+    """Code points of the whole text before each of these tokens."""
     usage: LanguageUsage | None
     """The cost, with the last delta only."""
 
@@ -58,7 +60,8 @@ async def free_answer(
             if ledger.see(completion.token_ids):
                 ledger.add(await _take_states(llm, seg.key, language.hidden_size))
             usage = _usage([output], len(prompt.token_ids), count, completion.finish_reason)
-            yield Delta(text.add(_spoken(completion), last=usage is not None), ledger.release(), usage)
+            added, states = text.add(_spoken(completion), last=usage is not None), ledger.release()
+            yield Delta(added, states, text.take_seg_starts(len(states)), usage)
 
 
 def _spoken(completion: CompletionOutput) -> Sequence[int]:
@@ -84,15 +87,17 @@ async def forced_answer(
     """
     _check_length(len(prompt.token_ids), len(answer.tokens) + 1, language.max_context)
     outputs: list[RequestOutput] = []
+    spoken = 0
     for piece, end in zip(answer.pieces, answer.seg_ends, strict=False):
         seg = SegRequest(uuid.uuid4().hex, prompt.seg_token_id, "prompt_end")
         known = prompt.followed_by(answer.tokens[: end if language.seg_state == "at" else end - 1])
         async with aclosing(_generate(llm, known, _sampling(LanguageOptions(max_tokens=1), seg), seg.key)) as steps:
             outputs += [output async for output in steps]
         states = await _take_states(llm, seg.key, language.hidden_size)
-        yield Delta(piece + language.seg_token, states, None)
+        yield Delta(piece + language.seg_token, states, [spoken + len(piece)], None)
+        spoken += len(piece) + len(language.seg_token)
     usage = _usage(outputs, len(prompt.token_ids), len(answer.tokens), "stop")
-    yield Delta(answer.pieces[-1], np.empty((0, language.hidden_size), np.float32), usage)
+    yield Delta(answer.pieces[-1], np.empty((0, language.hidden_size), np.float32), [], usage)
 
 
 async def _generate(

@@ -124,6 +124,7 @@ def _send(reply: Reply, delta: Delta) -> None:
     tensors = (
         from_bytes("text_delta", delta.text.encode()),
         to_tensor("seg_hidden", delta.seg_hidden),
+        to_tensor("seg_start", np.array(delta.seg_starts, np.int32)),
         from_bytes("usage", usage),
     )
     reply.send(tensors, final=delta.usage is not None)

@@ -118,7 +118,7 @@ class PromptBuilder:
 
     def text_stream(self) -> TextStream:
         """Return a decoder for one answer."""
-        return TextStream(self._full)
+        return TextStream(self._full, self.seg_token_id)
 
     def _spliced(self, ids: list[int], vision: torch.Tensor) -> Prompt:
         count, width = vision.shape

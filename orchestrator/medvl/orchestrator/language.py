@@ -14,7 +14,23 @@ from pydantic import ValidationError
 from medvl.contracts.errors import BackendUnavailable, InternalError
 from medvl.contracts.messages import LanguageOptions, LanguageUsage
 from medvl.orchestrator.calls import Call
-from medvl.orchestrator.triton import Triton
+from medvl.orchestrator.triton import Tensors, Triton
+
+
+@dataclass(frozen=True, slots=True)
+class SegState:
+    """The hidden state of one [SEG] token.
+
+    Attributes
+    ----------
+    start
+        Code points of the whole text before the token.
+    hidden
+        float32 [H], after the final norm.
+    """
+
+    start: int
+    hidden: NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +41,23 @@ class LanguageDelta:
     ----------
     text
         What it adds to the text; may be empty.
-    seg_hidden
-        float32 [n_seg, H] of the [SEG] tokens that it resolves, or None.
+    segs
+        The [SEG] tokens that it resolves, of this or earlier text.
     usage
         In the last response only.
     """
 
     text: str
-    seg_hidden: NDArray[Any] | None
+    segs: tuple[SegState, ...]
     usage: LanguageUsage | None
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedText:
-    """The whole text and what it cost."""
+    """The whole text, how many [SEG] tokens of it were resolved, and what it cost."""
 
     text: str
+    segs: int
     usage: LanguageUsage
 
 
@@ -71,10 +88,16 @@ async def generate(
         async for response in responses:
             usage = _usage(response.get("usage"))
             text = response["text_delta"].tobytes().decode() if "text_delta" in response else ""
-            hidden = response.get("seg_hidden")
-            yield LanguageDelta(text, hidden if hidden is not None and len(hidden) else None, usage)
+            yield LanguageDelta(text, _segs(response), usage)
     if usage is None or usage.finish_reason == "abort":
         raise BackendUnavailable("The language model ended its answer early: try again.")
+
+
+def _segs(response: Tensors) -> tuple[SegState, ...]:
+    starts, hidden = response.get("seg_start", ()), response.get("seg_hidden", ())
+    if len(starts) != len(hidden):
+        raise InternalError("The language model's [SEG] states break its contract.")
+    return tuple(SegState(int(start), state) for start, state in zip(starts, hidden, strict=True))
 
 
 def _usage(data: NDArray[Any] | None) -> LanguageUsage | None:

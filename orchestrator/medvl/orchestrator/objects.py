@@ -84,7 +84,7 @@ async def _hidden_state(work: Work, tokens: NDArray[Any], prompt: str) -> NDArra
     states: list[NDArray[Any]] = []
     async with aclosing(generate(work.triton, tokens, prompt, options, work.call)) as deltas:
         async for delta in deltas:
-            states.extend(delta.seg_hidden if delta.seg_hidden is not None else ())
+            states.extend(seg.hidden for seg in delta.segs)
             if delta.usage is not None:
                 work.call.spent(delta.usage)
     if len(states) != 1:

@@ -121,7 +121,7 @@ class MedVLService(pb_grpc.MedVLServicer):
                 words = prompt(series.volume.geometry.extent_mm)
                 generated = await write_text(work, self._vision, words, options)
         windows = [("vision", served.checkpoint.vision.window)]
-        if served.checkpoint.language.seg_token in generated.text:
+        if generated.segs:
             windows.append(("segmentation", served.checkpoint.segmentation.window))
         await work.emitter.emit(done(call, provenance(served, digest, windows), generated))
 

@@ -9,7 +9,6 @@ from contextlib import aclosing
 
 import numpy as np
 
-from medvl.contracts.errors import InternalError
 from medvl.contracts.messages import LanguageOptions, ObjectPrompts
 from medvl.orchestrator.language import GeneratedText, LanguageDelta, generate
 from medvl.orchestrator.masks import Caption, emit_masks
@@ -52,16 +51,15 @@ async def _follow(work: Work, deltas: AsyncIterator[LanguageDelta], segmenting: 
     async for delta in deltas:
         if delta.text and not transcript.text:
             work.call.stages.add("first_token", (time.monotonic() - start_s) * 1e3)
-        resolved = list(transcript.add(delta.text, delta.seg_hidden))
+        resolved = transcript.add(delta.text, delta.segs)
         if delta.text:
             await work.emitter.emit(pb.Event(text=pb.TextDelta(text=delta.text)))
         for seg in resolved:
             segmenting.create_task(_segment(work, seg))
         usage = delta.usage or usage
-    if usage is None or transcript.unmatched:
-        raise InternalError("The language model's [SEG] states do not belong to its text.")
+    assert usage is not None, "an answer without its end has raised"
     work.call.spent(usage)
-    return GeneratedText(transcript.text, usage)
+    return GeneratedText(transcript.text, transcript.resolved, usage)
 
 
 async def _segment(work: Work, seg: ResolvedSeg) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
+
+from medvl.contracts.errors import InternalError
+from medvl.orchestrator.language import SegState
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class ResolvedSeg:
 
 
 class Transcript:
-    """Pairs the k-th [SEG] of the text with the k-th hidden state, whichever comes first.
+    """Gives each [SEG] token its number and its place; text that only spells it is text.
 
     Parameters
     ----------
@@ -49,10 +51,8 @@ class Transcript:
     def __init__(self, seg_token: str) -> None:
         self._seg_token = seg_token
         self._text = ""
-        self._searched = 0
-        self._spans: deque[Span] = deque()
-        self._hidden: deque[NDArray[Any]] = deque()
         self._resolved = 0
+        self._end = 0
 
     @property
     def text(self) -> str:
@@ -60,35 +60,24 @@ class Transcript:
         return self._text
 
     @property
-    def unmatched(self) -> int:
-        """Hidden states that no [SEG] of the text belongs to yet."""
-        return len(self._hidden)
+    def resolved(self) -> int:
+        """How many [SEG] tokens have been resolved."""
+        return self._resolved
 
-    def add(self, delta: str, hidden: NDArray[Any] | None) -> Iterator[ResolvedSeg]:
-        """Take in one response of the language model.
+    def add(self, delta: str, segs: Iterable[SegState]) -> list[ResolvedSeg]:
+        """Take in one response of the language model and return the [SEG] tokens that it resolves.
 
-        Parameters
-        ----------
-        delta
-            Text that the response adds.
-        hidden
-            float32 [n_seg, H], or None.
-
-        Yields
+        Raises
         ------
-        ResolvedSeg
-            Each [SEG] that this response resolves.
+        InternalError
+            When a state comes before the text of its token, or for a place where the text has none.
         """
         self._text += delta
-        self._find_spans()
-        self._hidden.extend(hidden if hidden is not None else ())
-        while self._spans and self._hidden:
-            yield ResolvedSeg(self._resolved, self._spans.popleft(), self._hidden.popleft())
-            self._resolved += 1
+        return [self._resolve(seg) for seg in segs]
 
-    def _find_spans(self) -> None:
-        while (start := self._text.find(self._seg_token, self._searched)) >= 0:
-            self._searched = start + len(self._seg_token)
-            self._spans.append(Span(start, self._searched))
-        # The token may be cut between two deltas: its beginning is looked at again.
-        self._searched = max(self._searched, len(self._text) - len(self._seg_token) + 1)
+    def _resolve(self, seg: SegState) -> ResolvedSeg:
+        if seg.start < self._end or not self._text.startswith(self._seg_token, seg.start):
+            raise InternalError("The language model's [SEG] states do not belong to its text.")
+        self._end = seg.start + len(self._seg_token)
+        self._resolved += 1
+        return ResolvedSeg(self._resolved - 1, Span(seg.start, self._end), seg.hidden)

@@ -63,7 +63,9 @@ async def read_header(messages: Messages, limits: SeriesLimits) -> Announcement:
     slices, rows, columns = geometry.shape
     size_bytes = slices * rows * columns * HU_DTYPE.itemsize
     if slices < limits.min_slices:
-        raise TooFewSlices(f"The series has {slices} slices: a volume needs {limits.min_slices} at least.")
+        raise TooFewSlices(
+            f"A volume needs {limits.min_slices} slices at least and this series has {slices}: send a whole series."
+        )
     if slices > limits.max_slices:
         raise SeriesTooLarge(f"The series has {slices} slices: this server takes {limits.max_slices} at most.")
     if size_bytes > limits.max_series_bytes:

@@ -16,13 +16,11 @@ class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STAGE_UNSPECIFIED: _ClassVar[Stage]
     STAGE_ENCODE: _ClassVar[Stage]
-    STAGE_GENERATE: _ClassVar[Stage]
     STAGE_SEGMENT: _ClassVar[Stage]
 COMPRESSION_NONE: Compression
 COMPRESSION_ZSTD: Compression
 STAGE_UNSPECIFIED: Stage
 STAGE_ENCODE: Stage
-STAGE_GENERATE: Stage
 STAGE_SEGMENT: Stage
 
 class Geometry(_message.Message):
