@@ -37,9 +37,7 @@ def model(tokenizer: Any):
 @torch.inference_mode()
 def hidden(model, tokens: torch.Tensor, pack: Pack) -> torch.Tensor:
     embeddings = torch.cat([tokens, model.get_input_embeddings()(pack.ids[None])], 1)
-    out = model.model(
-        inputs_embeds=embeddings, attention_mask=pack.mask[None, None], position_ids=pack.positions[None]
-    )
+    out = model.model(inputs_embeds=embeddings, attention_mask=pack.mask[None, None], position_ids=pack.positions[None])
     return out.last_hidden_state[0, VISION:]
 
 

@@ -26,7 +26,10 @@ def found(target: torch.Tensor, *, good: int, score: tuple[float, float] = (8.0,
     iou = torch.zeros(2, 4)
     iou[:, good] = 1.0
     return AllMasks(
-        logits.requires_grad_(), iou.requires_grad_(), torch.zeros(2, 4, 4), torch.tensor(score)[:, None].requires_grad_()
+        logits.requires_grad_(),
+        iou.requires_grad_(),
+        torch.zeros(2, 4, 4),
+        torch.tensor(score)[:, None].requires_grad_(),
     )
 
 

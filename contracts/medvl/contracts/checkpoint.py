@@ -73,8 +73,8 @@ class ProjectorSpec(_Value):
 class PromptTemplates(_Value):
     """Text put to the language model.
 
-    ``{question}``, ``{label}`` and ``{text}`` are replaced by what the caller gave. ``{extent}`` may stand in any of the
-    four prompts: it becomes the extent of the series, which a volume on the encoder's grid no longer shows.
+    ``{question}``, ``{label}`` and ``{text}`` are replaced by what the caller gave. ``{extent}`` may stand in any of
+    the four prompts: it becomes the extent of the series, which a volume on the encoder's grid no longer shows.
     """
 
     report: str

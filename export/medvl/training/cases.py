@@ -94,12 +94,7 @@ class CaseStore:
             self._make(seed, path)
         with np.load(path) as data:
             truth = Truth.model_validate_json(data["truth"].tobytes())
-            geometry = Geometry(
-                tuple(data["labels"].shape),
-                tuple(data["spacing_mm"]),
-                tuple(data["origin_mm"]),
-                tuple(map(tuple, data["direction"])),
-            )
+            geometry = Geometry(data["labels"].shape, data["spacing_mm"], data["origin_mm"], data["direction"])
             return Case(seed, data["hu"], data["labels"], geometry, truth)
 
     def _make(self, seed: int, path: Path) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from medvl.embedded.anatomy import ORGANS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.truth import Finding, FindingKind, Truth
 
 KIND_NAMES: tuple[str, ...] = (*ORGANS, *FindingKind)
@@ -91,7 +91,7 @@ class Teacher(nn.Sequential):
         """Return the tokens; places are spread to the size of the other numbers."""
         scale = torch.ones(LENGTH)
         scale[-6:] = 4.0
-        token: Tensor = super().forward(descriptors * scale)
+        token: Tensor = super().forward(descriptors * scale)  # type: ignore[no-untyped-call]
         return token
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss, mse_loss
+from transformers import Qwen2ForCausalLM
 
 from medvl.contracts.checkpoint import Checkpoint, Extent, PromptTemplates
 from medvl.embedded.facts import seg_targets
@@ -70,7 +71,9 @@ class Seen:
 class Speaking(nn.Module):
     """Projector, language model and seg projector, with a head that reads descriptors from [SEG] states."""
 
-    def __init__(self, modules: Modules, language: nn.Module) -> None:
+    language: Any
+
+    def __init__(self, modules: Modules, language: Qwen2ForCausalLM) -> None:
         super().__init__()
         self.encoder = modules.vision_encoder
         self.projector = modules.projector
@@ -102,7 +105,7 @@ class LanguageLearner:
         self,
         checkpoint: Checkpoint,
         modules: Modules,
-        language: nn.Module,
+        language: Qwen2ForCausalLM,
         tokenizer: Any,  # noqa: ANN401 - tokenizers has no types
         *,
         teacher: Teacher | None,
@@ -242,7 +245,10 @@ class Pack:
         """Pack utterances behind ``vision`` tokens."""
         ids: list[int] = []
         owner, positions = [0] * vision, list(range(vision))
-        asked, wanted, weight, seg = [], [], [], []
+        asked: list[int] = []
+        wanted: list[int] = []
+        weight: list[float] = []
+        seg: list[int] = []
         seg_token, end = tokenizer.token_to_id(SEG), tokenizer.token_to_id(EOS)
         for number, one in enumerate(said, 1):
             prompt = tokenizer.encode(one.prompt, add_special_tokens=False).ids

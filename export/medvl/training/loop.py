@@ -55,8 +55,9 @@ class Stage:
 class Learner(Protocol):
     """What a stage trains."""
 
-    module: nn.Module
-    """Everything that is saved; frozen parameters do not require gradients."""
+    @property
+    def module(self) -> nn.Module:
+        """Everything that is saved; frozen parameters do not require gradients."""
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         """Return the loss of one step and what is shown of it; NaN stands for nothing to show."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from medvl.embedded.anatomy import ORGANS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from medvl.contracts.checkpoint import Checkpoint
+from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.truth import FindingKind
 from medvl.network.modules import Modules
 from medvl.network.vision import STEM_STRIDE, VisionEncoder
@@ -78,7 +78,7 @@ class PerceptionLearner:
         self._cases = cases
         low, high = (checkpoint.vision.dims[stage] for stage in checkpoint.vision.feature_stages)
         self.module = Seeing(modules.vision_encoder, (low, high))
-        self.module.encoder.to(memory_format=torch.channels_last_3d)
+        self.module.encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.module.train()
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
@@ -91,7 +91,8 @@ class PerceptionLearner:
         window = torch.tensor([self._checkpoint.windows[self._checkpoint.vision.window]] * _BATCH)
         with torch.autocast("cpu", torch.bfloat16):
             levels = self.module.encoder(torch.from_numpy(np.stack(grids)), window)
-        losses, shown = [], {}
+        losses: list[Tensor] = []
+        shown: dict[str, float] = {}
         for name, features, head, stage in zip(
             ("low", "high"), levels, self.module.heads, self._checkpoint.vision.feature_stages, strict=True
         ):
@@ -148,7 +149,7 @@ def _cells(labels: NDArray[np.int16], size: int) -> _Cells:
     return _Cells(
         organs=counts[:, 1 : 1 + len(ORGANS)] / total,
         findings=((kinds > 0) & (kinds >= enough)).astype(np.float32),
-        amounts=np.log1p(kinds) / _AMOUNT_SCALE,
+        amounts=(np.log1p(kinds) / _AMOUNT_SCALE).astype(np.float32),
     )
 
 
@@ -157,7 +158,8 @@ def _read(read: Tensor, cells: list[_Cells]) -> tuple[Tensor, dict[str, float]]:
     organs, kinds, amounts = (
         torch.from_numpy(np.stack([getattr(c, part) for c in cells])) for part in ("organs", "findings", "amounts")
     )
-    said_organs, said_kinds, said_amounts = read.split([organs.shape[-1], kinds.shape[-1], kinds.shape[-1]], -1)
+    sizes = [organs.shape[-1], kinds.shape[-1], kinds.shape[-1]]
+    said_organs, said_kinds, said_amounts = torch.split(read, sizes, -1)
     organ_loss = binary_cross_entropy_with_logits(said_organs, organs, reduction="none").sum(-1).mean()
     weight = torch.tensor(4.0)
     kind_loss = binary_cross_entropy_with_logits(said_kinds, kinds, pos_weight=weight, reduction="none").sum(-1).mean()

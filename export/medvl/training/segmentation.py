@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sam2.modeling.sam2_base import NO_OBJ_SCORE
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import Checkpoint
@@ -156,7 +156,7 @@ class SegmentationLearner:
         here = [t for t in found if areas[list(t.values)].sum() >= _LEAST_PIXELS]
         findings = [t for t in here if t.is_finding][:3]
         organs = [t for t in here if not t.is_finding]
-        rng.shuffle(organs)  # type: ignore[arg-type]
+        rng.shuffle(organs)
         chosen = (findings + organs)[:most]
         kinds: list[PromptKind] = list(rng.choice(np.array(_KINDS), size=len(chosen), p=_CHANCES))
         elsewhere = [t for t in found if not areas[list(t.values)].any()]
@@ -226,7 +226,7 @@ class SegmentationLearner:
         return Remembered(decoded, remember(self.module.sam, f2, decoded.mask_logits, decoded.object_score))
 
 
-def _chosen(sam: nn.Module, found: AllMasks, multimask: Tensor) -> Decoded[Tensor]:
+def _chosen(sam: SAM2Base, found: AllMasks, multimask: Tensor) -> Decoded[Tensor]:
     """Return the mask that inference would choose, as it would hand it on."""
     best = torch.where(multimask, found.iou[:, 1:].argmax(1) + 1, 0)
     rows = torch.arange(len(best))
