@@ -127,5 +127,6 @@ def test_body_is_all_within_the_skin_and_masks_are_named():
     phantom = small(2)
     body = phantom.mask("body")
     assert all((phantom.mask(organ) <= body).all() for organ in ORGANS)
+    assert phantom.hu[~body].max() < 150, "beside the patient there are air and the table, and no bone"
     with pytest.raises(KeyError, match="pancreas"):
         phantom.mask("pancreas")

@@ -94,11 +94,11 @@ def stomach_parts(
 def spleen_shape(rng: np.random.Generator, torso: Torso, length_mm: float) -> Shape:
     """Return the spleen: a crescent under the left ribs, hollow towards the stomach."""
     share = length_mm / SPLEEN_LENGTH_MM
-    x, y, z = moved(rng, torso.place(92.0, 34.0, 334.0 + torso.breath_mm - 26.0 * (share - 1.0)), 2.5)
+    x, y, z = moved(rng, torso.place(96.0, 32.0, 318.0 + torso.breath_mm - 26.0 * (share - 1.0)), 2.5)
     thick = share**0.7
-    radii = near(rng, (25.0 * thick, 38.0 * share**0.8, length_mm / 2), 0.03)
+    radii = near(rng, (27.0 * thick, 40.0 * share**0.8, length_mm / 2), 0.03)
     axes = turned(x_deg=-20.0, y_deg=-9.0, z_deg=14.0)
-    crescent = blob((x - 16.0 * (thick - 1.0), y - 14.0 * (share - 1.0), z), radii, axes, bend=0.38)
+    crescent = blob((x - 16.0 * (thick - 1.0), y - 14.0 * (share - 1.0), z), radii, axes, bend=-0.3)
     return crescent.clipped(torso.below)
 
 

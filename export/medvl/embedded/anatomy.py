@@ -23,7 +23,7 @@ ORGANS: tuple[str, ...] = (
 """Names of the values 1 to 15 of every label map."""
 ADDED = "finding "
 """Begins the names of parts that a finding adds."""
-_NORMAL_SPLEEN_MM = (80.0, 112.0)
+_NORMAL_SPLEEN_MM = (94.0, 122.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -186,7 +186,7 @@ def back_muscles(densities: Densities, spine: Spine) -> list[Part]:
         line = [(s * 25.0, spine.y_at(z) + float(spine.half_depth[int(z - Z_LOW)]) + 24.0, z) for z in heights]
         radii = (7.0, 13.0, 21.0, 22.0, 19.0, 15.0, 12.0)
         muscle += tube(line, radii)
-        fat += tube(line, [r + 2.5 for r in radii])
+        fat += tube(line, [r + 1.6 for r in radii])
     return [
         Part("fat of the back", BODY, densities.fat, tuple(fat), frozenset({BODY})),
         Part("muscles of the back", BODY, densities.muscle, tuple(muscle), frozenset({BODY})),
@@ -247,4 +247,5 @@ def pelvis_parts(densities: Densities, torso: Torso, spine: Spine) -> list[Part]
         "shoulders": 380.0,
         "marrow of the shoulders": 150.0,
     }
-    return [Part(name, BODY, hu[name], tuple(pieces)) for name, pieces in parts.items()]
+    # Over the body only: nothing may stand out of a thin patient's skin.
+    return [Part(name, BODY, hu[name], tuple(pieces), frozenset({BODY})) for name, pieces in parts.items()]
