@@ -191,7 +191,7 @@ def _fields(hashes: dict[str, str], *, trained: bool) -> dict[str, Any]:
             "seg_token": SEG,
             "splice": "prefix",
             "seg_state": "at",
-            "max_report_tokens": 160,
+            "max_report_tokens": 192,
             "max_answer_tokens": 48,
             "prompts": {
                 "report": "CT of {extent}. Write the report.\n",
