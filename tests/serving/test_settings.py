@@ -41,11 +41,12 @@ def test_a_fraction_of_a_thing_is_refused():
 
 
 def test_a_gpu_bounds_its_cache_by_its_memory():
-    """Eager mode and a fixed cache are for CPUs; on a GPU a share of its memory bounds the cache."""
+    """Eager mode, one process and a fixed cache are for CPUs; on a GPU a share of its memory bounds the cache."""
     language = tiny_language.checkpoint("at", "prefix").language
     cpu = EngineSettings.read(Path("llm"), language, settings(kv_cache_bytes="1000"), on_cpu=True).arguments()
     gpu = EngineSettings.read(Path("llm"), language, settings(gpu_memory_share="0.7"), on_cpu=False).arguments()
     assert (cpu["enforce_eager"], cpu["kv_cache_memory_bytes"]) == (True, 1000)
-    assert "enforce_eager" not in gpu
+    assert cpu["distributed_executor_backend"].endswith("UniProcExecutor")
+    assert gpu.keys().isdisjoint({"enforce_eager", "distributed_executor_backend"})
     assert (gpu["gpu_memory_utilization"], gpu["kv_cache_memory_bytes"]) == (0.7, None)
     assert cpu["max_model_len"] == gpu["max_model_len"] == tiny_language.CONTEXT

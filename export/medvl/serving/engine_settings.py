@@ -25,6 +25,10 @@ ENVIRONMENT = {
 }
 """Defaults that vLLM reads from the environment; they hold only where the variable is not set."""
 
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Runs the model in the engine's own process. On a CPU vLLM would start a worker beside it, which spins for a second
+after every request: with a canary twice a second it kept a core busy for ever. What vLLM fears for, OpenMP's settings,
+stands in :data:`ENVIRONMENT`. By its name, since "uni" is turned into the worker."""
 WORKER_EXTENSION = "medvl.serving.seg_capture.SegCaptureExtension"
 
 
@@ -83,7 +87,8 @@ class EngineSettings:
         }
         if self.on_cpu:
             # 128, the default there, lets nothing shorter hit the prefix cache.
-            return arguments | {"enforce_eager": True, "block_size": 32}
+            executor = {"distributed_executor_backend": ONE_PROCESS} if self.tensor_parallel == 1 else {}
+            return arguments | executor | {"enforce_eager": True, "block_size": 32}
         return arguments | {"gpu_memory_utilization": self.gpu_memory_share}
 
 
