@@ -1,38 +1,31 @@
-"""The tokenizer of the phantom checkpoint: byte-level BPE, trained on sentences of radiology made from a grammar."""
+"""The tokenizer of the phantom checkpoint: byte-level BPE, trained on what is written and asked about phantoms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-EOS, IMAGE, SEG = "<|endoftext|>", "<image>", "[SEG]"
+from medvl.embedded.questions import questions
+from medvl.embedded.random_truth import random_truth
+from medvl.embedded.report import write_report
+from medvl.embedded.requests import requests
+from medvl.embedded.words import SEG
+
+__all__ = ["EOS", "IMAGE", "SEG", "VOCABULARY", "corpus", "train_tokenizer"]
+
+EOS, IMAGE = "<|endoftext|>", "<image>"
 VOCABULARY = 2048
 """At most; the grammar has fewer merges to offer."""
-
-_ORGANS = (
-    *("liver", "spleen", "left kidney", "right kidney", "left lung", "right lung", "heart", "aorta", "trachea"),
-    *("gallbladder", "stomach", "urinary bladder", "spine", "ribs", "pancreas", "left adrenal gland"),
+_SEED, _TRUTHS = 1, 300
+_PROMPTS = (
+    "Write the radiology report of this CT.\n",
+    "Question: Is it normal?\nAnswer: Yes.",
+    f"Segment the liver.\nIt is {SEG}.",
+    "Field of view: 320 x 400 x 400 mm.\n",
 )
-_FINDINGS = (
-    *("nodule", "cyst", "mass", "stone", "lesion", "pleural effusion", "pneumothorax", "hydronephrosis"),
-    *("aneurysm", "vertebral fracture", "calcification", "splenomegaly", "consolidation"),
-)
-_SENTENCES = (
-    "The {organ} is unremarkable.",
-    "There is a {finding} in the {organ}.",
-    "No {finding} is seen in the {organ}.",
-    "The {organ} shows a {finding} measuring 12 mm.",
-    "Is there a {finding} in the {organ}?",
-    "How large is the {finding} in the {organ}?",
-    "Segment the {organ}. It is [SEG].",
-    "The {organ} cannot be assessed: it lies outside the field of view.",
-    "Findings: the {organ} is enlarged. Impression: {finding} of the {organ}.",
-    "Multiple {finding}s are present, the largest in the {organ}.",
-    "The {organ} is absent after surgery; no residual {finding} is identified.",
-)
-_NUMBERS = tuple(f"{whole}.{tenth} mm, {whole} HU, {whole} ml." for whole in range(100) for tenth in (0, 5))
+"""Words around what is asked and said, as prompts have them."""
 
 
 def train_tokenizer() -> Tokenizer:
@@ -46,11 +39,27 @@ def train_tokenizer() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(corpus(np.random.default_rng(_SEED), _TRUTHS), trainer)
     return tokenizer
 
 
-def _corpus() -> Iterator[str]:
-    for sentence, organ, finding in product(_SENTENCES, _ORGANS, _FINDINGS):
-        yield sentence.format(organ=organ, finding=finding)
-    yield from _NUMBERS
+def corpus(rng: np.random.Generator, count: int) -> Iterator[str]:
+    """Yield what is said and asked about ``count`` random truths, and every number that it can take.
+
+    Special tokens are cut out, as the tokenizer never sees their letters.
+    """
+    for _ in range(count):
+        truth = random_truth(rng)
+        yield write_report(truth, rng).replace(SEG, "")
+        for asked in questions(truth, rng):
+            yield f"{asked.question}\n {asked.answer}"
+        for request in requests(truth, rng):
+            yield f"Segment {request.text}."
+    for prompt in _PROMPTS * count:
+        yield prompt.replace(SEG, "")
+    for number in range(1000):
+        yield f" {number} mm" * (_NUMBER_WEIGHT if number % 5 == 0 else 2)
+
+
+_NUMBER_WEIGHT = 20
+"""How often multiples of 5, the sizes of reports, are seen: so often that each is one token."""

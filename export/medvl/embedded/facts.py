@@ -1,0 +1,100 @@
+"""What a report says, as data: the common ground of its writer, its reader and the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from medvl.embedded.truth import Coverage, Finding, FindingKind, Truth
+from medvl.embedded.words import KINDS, NOUNS, SYSTEMS, Grade, grade, rounded_mm
+
+MOST_OF_A_KIND = 3
+"""A report names at most so many findings of one kind in one organ, the largest."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindingFact:
+    """A finding as a report states it.
+
+    Attributes
+    ----------
+    size
+        Millimetres, rounded to 5; the grade of an effusion or pneumothorax.
+    seg
+        Number of its [SEG] among those of the report; None when it has none. It does not count in comparisons.
+    """
+
+    kind: FindingKind
+    organ: str
+    size: int | Grade
+    seg: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFacts:
+    """What a report says.
+
+    Attributes
+    ----------
+    findings
+        In the order of the text. Two alike are two findings: compare with a counter, not a set.
+    normal, absent, not_assessable
+        Organs said to be without finding, removed, outside the field of view.
+    impression
+        Kind and organ of what the impression names, missing organs among it.
+    unread
+        Sentences that are no sentences of a report.
+    """
+
+    findings: tuple[FindingFact, ...] = ()
+    normal: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
+    not_assessable: frozenset[str] = frozenset()
+    impression: frozenset[tuple[FindingKind, str]] = frozenset()
+    unread: tuple[str, ...] = ()
+
+
+def facts(truth: Truth) -> ReportFacts:
+    """Return what a report of ``truth`` has to say."""
+    described = tuple(_described(truth))
+    abnormal = {(f.kind, f.organ) for f in described}
+    absent = organs_with(truth, Coverage.REMOVED)
+    seen = organs_with(truth, Coverage.WHOLE) | organs_with(truth, Coverage.PARTIAL)
+    return ReportFacts(
+        findings=described,
+        normal=seen - {organ for _, organ in abnormal},
+        absent=absent,
+        not_assessable=organs_with(truth, Coverage.OUTSIDE),
+        impression=frozenset(abnormal | {(FindingKind.MISSING_ORGAN, organ) for organ in absent}),
+    )
+
+
+def reported_findings(truth: Truth) -> Iterator[Finding]:
+    """Yield the findings that a report describes, in its order; of alike ones the largest first."""
+    for system in SYSTEMS:
+        for organ in system.organs:
+            for kind in KINDS:
+                yield from truth.of(kind, organ)[:MOST_OF_A_KIND]
+
+
+def seg_targets(truth: Truth) -> tuple[int, ...]:
+    """Return for each [SEG] of a report of ``truth``, in any style, the index of its finding in ``truth.findings``."""
+    return tuple(truth.findings.index(f) for f in reported_findings(truth) if f.value is not None)
+
+
+def organs_with(truth: Truth, coverage: Coverage) -> frozenset[str]:
+    """Return the organs of a coverage, of those that reports speak of."""
+    return frozenset(organ for organ in NOUNS if truth.organs.get(organ) is coverage)
+
+
+def size_in_words(finding: Finding) -> int | Grade:
+    """Return the size of a finding as a report states it."""
+    return grade(finding.size_mm) if KINDS[finding.kind].pleural else rounded_mm(finding.size_mm)
+
+
+def _described(truth: Truth) -> Iterator[FindingFact]:
+    seg = 0
+    for finding in reported_findings(truth):
+        has_voxels = finding.value is not None
+        yield FindingFact(finding.kind, finding.organ, size_in_words(finding), seg if has_voxels else None)
+        seg += has_voxels
