@@ -112,10 +112,10 @@ def phantom(arguments: argparse.Namespace) -> Volume:
     SetupError
         When ``medvl-export`` fails; its own words stand on standard error.
     """
-    folder = arguments.out / f"series-{arguments.slices}x{arguments.side}"
+    folder = arguments.out / f"phantom-{arguments.slices}x{arguments.side}"
     size = ["--slices", str(arguments.slices), "--side", str(arguments.side)]
     run([Path(sys.executable).with_name("medvl-export"), "phantom", "--out", folder, *size])
-    return read_series(folder).volume
+    return read_series(folder / "series").volume
 
 
 def in_one_process(volume: Volume, arguments: argparse.Namespace) -> dict[str, list[float]]:

@@ -113,7 +113,7 @@ async def demo(arguments: argparse.Namespace) -> None:
     path = arguments.series
     if path is None:
         with account.stage("phantom"):
-            path = generate_phantom(out / "series")
+            path = generate_phantom(out / "phantom")
     with account.stage("read"):
         loaded = read_series(path, GeometryPolicy(arguments.geometry_policy))
     for finding in loaded.findings:
@@ -137,7 +137,7 @@ def clear(out: Path) -> None:
 
 
 def generate_phantom(folder: Path) -> Path:
-    """Write the DICOM series of a phantom; return its folder.
+    """Write a phantom; return the folder of its DICOM series.
 
     Raises
     ------
@@ -146,12 +146,12 @@ def generate_phantom(folder: Path) -> Path:
     """
     command = Path(sys.executable).with_name("medvl-export")
     try:
-        subprocess.run([command, "phantom", "--out", folder], check=True)
+        subprocess.run([command, "phantom", "--out", folder, "--slices", "64", "--side", "256"], check=True)
     except (OSError, subprocess.CalledProcessError):
         raise SetupError(
             "The phantom series could not be written: see the lines above, or run make demo again."
         ) from None
-    return folder
+    return folder / "series"
 
 
 async def use_system(client: AsyncClient, loaded: LoadedSeries, out: Path, account: Account) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medvl.client import Client
-from medvl.embedded.phantom import write_phantom_series
+from medvl.embedded.files import write_phantom_series
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.runtime.system import EmbeddedSystem
 

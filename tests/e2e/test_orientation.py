@@ -11,7 +11,7 @@ import pytest
 
 from medvl.client import Client, ObjectPrompt, Point
 from medvl.client.maskfiles import MaskTarget, write_masks
-from medvl.embedded.phantom import IN_PLANE, write_phantom_series
+from medvl.embedded.files import IN_PLANE, write_phantom_series
 from medvl.imaging.series import read_series
 
 

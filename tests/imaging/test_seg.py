@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medvl.contracts.errors import InvalidRequest
-from medvl.embedded.phantom import IN_PLANE, write_phantom_series
+from medvl.embedded.files import IN_PLANE, write_phantom_series
 from medvl.imaging.seg import Maker, Segment, SegUids, build_seg
 from medvl.imaging.series import read_series
 

@@ -19,7 +19,7 @@ from medvl.contracts.errors import (
     SeriesTooLarge,
     TooFewSlices,
 )
-from medvl.embedded.phantom import IN_PLANE, write_phantom_series
+from medvl.embedded.files import IN_PLANE, write_phantom_series
 from medvl.imaging.policy import FindingAction, FindingKind
 from medvl.imaging.series import read_series, source_to_lps
 

@@ -1,74 +1,39 @@
-"""A procedural CT of the trunk with known truth, written as a DICOM series.
-
-Simple on purpose: ellipsoids of plausible place, size and density in a body, with two lesions and noise. All of it
-follows from the seed.
-"""
+"""A procedural CT of the trunk with known truth: everything follows from a seed and a protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from medvl.embedded.anatomy import ORGANS, Anatomy, draw_anatomy
+from medvl.embedded.conditions import MAKERS
+from medvl.embedded.findings import Case, Draft, draw_findings
+from medvl.embedded.frame import PIVOT, BodyFrame, draw_frame
+from medvl.embedded.parts import AIR_HU, BODY
+from medvl.embedded.render import Codes, paint, visible_share
+from medvl.embedded.scanner import Acquisition, Kernel, Protocol, Region, add_table, draw_acquisition, image
+from medvl.embedded.torso import draw_torso
+from medvl.embedded.truth import Coverage, Finding, FindingKind, Truth
 from medvl.imaging.geometry import Geometry
 
-EXTENT_MM = (320.0, 400.0, 400.0)
-"""Height, depth and width of what is scanned."""
-AIR_HU, INTERCEPT_HU = -1000.0, -1024
-_NOISE_HU = 12.0
-_JITTER = 0.04
-"""Spread of centres and sizes, as a share of the extent."""
-
-
-@dataclass(frozen=True)
-class _Organ:
-    name: str
-    hu: float
-    centre: tuple[float, float, float]
-    """Shares of the extent along superior, posterior and left."""
-    radii: tuple[float, float, float]
-
-
-_ORGANS = (
-    _Organ("lung_right", -820.0, (0.78, 0.48, 0.30), (0.22, 0.20, 0.13)),
-    _Organ("lung_left", -820.0, (0.78, 0.48, 0.70), (0.22, 0.20, 0.13)),
-    _Organ("heart", 60.0, (0.70, 0.38, 0.55), (0.12, 0.11, 0.12)),
-    _Organ("liver", 105.0, (0.45, 0.45, 0.33), (0.17, 0.20, 0.17)),
-    _Organ("spleen", 115.0, (0.46, 0.60, 0.74), (0.10, 0.08, 0.07)),
-    _Organ("stomach", 25.0, (0.44, 0.36, 0.64), (0.10, 0.09, 0.09)),
-    _Organ("kidney_right", 150.0, (0.28, 0.62, 0.33), (0.12, 0.07, 0.06)),
-    _Organ("kidney_left", 150.0, (0.30, 0.62, 0.67), (0.12, 0.07, 0.06)),
-    _Organ("aorta", 220.0, (0.50, 0.60, 0.53), (9.0, 0.03, 0.03)),
-    _Organ("vertebral_column", 380.0, (0.50, 0.70, 0.50), (9.0, 0.055, 0.06)),
-)
-_LESIONS = (
-    _Organ("liver_cyst", 5.0, (0.46, 0.42, 0.28), (0.035, 0.035, 0.035)),
-    _Organ("lung_nodule", 40.0, (0.80, 0.45, 0.70), (0.025, 0.025, 0.025)),
-)
-BODY = _Organ("body", 40.0, (0.50, 0.52, 0.50), (9.0, 0.32, 0.42))
-
-IN_PLANE = {
-    "head first supine": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
-    "head first prone": ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)),
-    "feet first supine": ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
-    "feet first prone": ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0)),
-    "decubitus right": ((0.0, -1.0, 0.0), (1.0, 0.0, 0.0)),
-    "decubitus left": ((0.0, 1.0, 0.0), (-1.0, 0.0, 0.0)),
-    "feet first decubitus right": ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0)),
-    "feet first decubitus left": ((0.0, -1.0, 0.0), (-1.0, 0.0, 0.0)),
-}
-"""Every axial orientation of stored pixels: LPS directions along a row and down a column."""
+FIRST_FINDING = 100
+"""Least value of a finding in a label map."""
+WHOLE_SHARE, PARTIAL_SHARE = 0.95, 0.10
+"""From these shares of its volume on an organ counts as seen whole, or in part."""
+_BESIDE_ITS_ORGAN = {FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX}
+_EVERYWHERE = {"body", "vertebral_column", "rib", "aorta"}
+"""Never called outside when any of them is shown."""
+_LEAST_VOXELS = 5
+_MEASURED_BY = {"vertebral_column": ("discs", "sacrum"), "rib": ("ribs",), "body": ("skin",)}
+"""Parts that stand for an organ when its visible share is taken; else the part of its name does."""
 
 
 @dataclass(frozen=True, eq=False)
-class PhantomTruth:
-    """What a phantom holds.
+class Phantom:
+    """A phantom and all that is known of it.
 
     Attributes
     ----------
@@ -77,117 +42,152 @@ class PhantomTruth:
     hu
         int16 [D, R, C], as stored.
     labels
-        uint8 [D, R, C], 0 outside; an organ holds its lesions' voxels no more.
-    names
-        Organ or lesion of each value.
+        uint8 [D, R, C], 0 outside of the skin; values as in ``truth.names``: 1 to 15 organs, from 100 on findings,
+        whose voxels no longer have the value of their organ.
+    truth
+        Organs, findings, names.
+    acquisition
+        How it was scanned.
     """
 
     geometry: Geometry
     hu: NDArray[np.int16]
     labels: NDArray[np.uint8]
-    names: dict[int, str]
+    truth: Truth
+    acquisition: Acquisition
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """Return the voxels of an organ or lesion, bool [D, R, C]."""
-        value = next(v for v, n in self.names.items() if n == name)
-        voxels: NDArray[np.bool_] = self.labels == value
-        return voxels
+        """Return the voxels of an organ, or of a finding by its name in the label map, bool [D, R, C].
+
+        An organ includes its lesions; fluid and gas about a lung are no part of it; ``body`` is all within the skin.
+
+        Raises
+        ------
+        KeyError
+            When there is neither such an organ nor such a finding.
+        """
+        if name == BODY:
+            return np.asarray(self.labels > 0)
+        value = next((v for v, n in self.truth.names.items() if n == name), None)
+        if value is None:
+            raise KeyError(name)
+        lesions = [f.value for f in self.truth.findings if f.organ == name and f.kind not in _BESIDE_ITS_ORGAN]
+        return np.isin(self.labels, [value, *(v for v in lesions if v is not None)])
+
+    def finding_mask(self, finding: Finding) -> NDArray[np.bool_]:
+        """Return the voxels of a finding, bool [D, R, C]; none where it has no voxels of its own."""
+        if finding.value is None:
+            return np.zeros(self.labels.shape, bool)
+        return np.asarray(self.labels == finding.value)
 
 
-def make_phantom(seed: int, *, slices: int = 64, side: int = 256) -> PhantomTruth:
-    """Return a phantom of ``slices`` x ``side`` x ``side`` voxels, canonical; the seed varies sizes and places."""
-    shape = (slices, side, side)
-    height, depth, width = (extent / n for extent, n in zip(EXTENT_MM, shape, strict=True))
-    geometry = Geometry(shape, (height, depth, width), (-200.0, -200.0, 0.0), ((0, 0, 1), (0, 1, 0), (1, 0, 0)))
-    rng = np.random.default_rng(seed)
-    grid = np.meshgrid(*((np.arange(n) + 0.5) / n for n in shape), indexing="ij", sparse=True)
-    hu = np.full(shape, AIR_HU, np.float32)
-    labels = np.zeros(shape, np.uint8)
-    hu[_inside(BODY, grid, np.zeros(3), 1.0)] = BODY.hu
-    names = {}
-    for value, organ in enumerate((*_ORGANS, *_LESIONS), 1):
-        spread = _JITTER if organ in _ORGANS else _JITTER / 4
-        voxels = _inside(organ, grid, rng.normal(0.0, spread / 2, 3), 1.0 + rng.normal(0.0, spread))
-        hu[voxels], labels[voxels], names[value] = organ.hu, value, organ.name
-    noisy = hu + rng.normal(0.0, _NOISE_HU, shape).astype(np.float32)
-    return PhantomTruth(geometry, np.rint(noisy.clip(INTERCEPT_HU, 3071)).astype(np.int16), labels, names)
-
-
-def write_phantom_series(
-    folder: Path,
-    *,
-    seed: int,
-    slices: int = 64,
-    side: int = 256,
-    orientation: str = "head first supine",
-    descending: bool = False,
-) -> PhantomTruth:
-    """Write a phantom as an axial CT series, one file for each slice, explicit little endian.
+def make_phantom(seed: int, protocol: Protocol | None = None) -> Phantom:
+    """Return a phantom; the same bytes for the same seed and protocol.
 
     Parameters
     ----------
-    folder
-        Made when it is not there.
-    orientation
-        One of :data:`IN_PLANE`; how the stored pixels lie.
-    descending
-        Number and name the files from head to feet instead of from feet to head.
+    seed
+        Of patient, findings, acquisition and noise, each with a stream of its own.
+    protocol
+        Ranges of the acquisition; the default is :class:`Protocol`'s.
     """
-    truth = make_phantom(seed, slices=slices, side=side)
-    along_row, down_column = (np.array(axis) for axis in IN_PLANE[orientation])
-    folder.mkdir(parents=True, exist_ok=True)
-    planes = range(slices - 1, -1, -1) if descending else range(slices)
-    for number, plane in enumerate(planes):
-        pixels, origin_mm = _stored(truth, plane, along_row, down_column)
-        dataset = _dataset(seed, number, f"{seed}/{slices}/{side}/{orientation}/{descending}")
-        dataset.ImagePositionPatient = [round(float(v), 6) for v in origin_mm]
-        dataset.ImageOrientationPatient = [*along_row, *down_column]
-        dataset.PixelSpacing = [truth.geometry.spacing_mm[1]] * 2
-        dataset.SliceThickness = truth.geometry.spacing_mm[0]
-        dataset.Rows, dataset.Columns = pixels.shape
-        dataset.PixelData = (pixels - INTERCEPT_HU).astype("<u2").tobytes()
-        dataset.save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
-    return truth
+    body, scan, disease, noise = (np.random.default_rng([seed, stream]) for stream in range(4))
+    torso = draw_torso(body)
+    acquisition = draw_acquisition(scan, protocol or Protocol(), torso, float(PIVOT[2]))
+    frame = draw_frame(scan, acquisition.tilt_deg, acquisition.place_mm)
+    healthy = draw_anatomy(body, torso, acquisition.phase, frame)
+    case = Case(disease, healthy, frame, acquisition.geometry)
+    draw_findings(case, MAKERS)
+    anatomy, drafts, codes = _painted(healthy, case.drafts, frame, acquisition.geometry)
+    truth, values = _truth(seed, anatomy, drafts, codes, frame, acquisition.geometry)
+    densities = np.array([AIR_HU, *(p.hu for p in anatomy.parts)], np.float32)
+    hu = densities[codes]
+    back_mm = _back_mm(codes, acquisition.geometry)
+    add_table(hu, codes == 0, acquisition.geometry, back_mm)
+    return Phantom(acquisition.geometry, image(noise, hu, acquisition), values[codes], truth, acquisition)
 
 
-def _inside(organ: _Organ, grid: Sequence[NDArray[Any]], shift: NDArray[np.float64], scale: float) -> NDArray[np.bool_]:
-    terms = zip(grid, organ.centre, shift, organ.radii, strict=True)
-    squares = [((axis - centre - moved) / (radius * scale)) ** 2 for axis, centre, moved, radius in terms]
-    within: NDArray[np.bool_] = squares[0] + squares[1] + squares[2] < 1.0
-    return within
+def sized(slices: int, side: int) -> Protocol:
+    """Return the protocol of so many slices, rows and columns, about 320 mm high and as wide as any patient."""
+    pixel = round(400.0 / side, 4)
+    spacing = round(320.0 / slices, 4)
+    return Protocol(
+        slices=(slices, slices), spacing_mm=(spacing, spacing), side=side, pixel_mm=(pixel, pixel),
+        extent_mm=(320.0, 320.0), regions=(Region.CHEST_ABDOMEN,),
+    )  # fmt: skip
 
 
-def _stored(
-    truth: PhantomTruth, plane: int, along_row: NDArray[np.float64], down_column: NDArray[np.float64]
-) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """Return the pixels of a slice as they are stored, and the LPS place of the first of them."""
-    # On the canonical plane rows run to posterior (+y) and columns to left (+x).
-    pixels = truth.hu[plane] if along_row[0] else truth.hu[plane].T
-    index = np.array([float(plane), 0.0, 0.0])
-    for stored_axis, direction in ((1, along_row), (0, down_column)):
-        if direction.sum() < 0:
-            pixels = np.flip(pixels, stored_axis)
-            canonical_axis = 2 if direction[0] else 1
-            index[canonical_axis] = truth.hu.shape[canonical_axis] - 1
-    return pixels, truth.geometry.index_to_lps(index)
+def _painted(
+    healthy: Anatomy, drafts: Sequence[Draft], frame: BodyFrame, geometry: Geometry
+) -> tuple[Anatomy, list[Draft], Codes]:
+    """Paint anatomy and findings; without those of which the grid shows next to nothing."""
+    kept = list(drafts)
+    while True:
+        anatomy = healthy
+        for draft in kept:
+            anatomy = draft.applied(anatomy)
+        codes = paint(anatomy.parts, frame, geometry)
+        counts = np.bincount(codes.ravel(), minlength=256)
+        number = {part.name: code for code, part in enumerate(anatomy.parts, 1)}
+        shown = [d for d in kept if not d.parts or sum(counts[number[p.name]] for p in d.parts) >= _LEAST_VOXELS]
+        if len(shown) == len(kept):
+            return anatomy, kept, codes
+        kept = shown
 
 
-def _dataset(seed: int, number: int, identity: str) -> FileDataset:
-    kinds = ("study", "series", "frame", str(number))
-    study, series, frame, instance = (generate_uid(entropy_srcs=["medvl phantom", identity, k]) for k in kinds)
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, instance
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, instance
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, series, frame
-    dataset.PatientName, dataset.PatientID = "PHANTOM", f"PHANTOM-{seed}"
-    dataset.PatientBirthDate, dataset.PatientSex = "", ""
-    dataset.StudyDate, dataset.StudyTime, dataset.StudyID, dataset.AccessionNumber = "20260101", "000000", "1", ""
-    dataset.ReferringPhysicianName, dataset.Manufacturer, dataset.PositionReferenceIndicator = "", "medvl-sam2", ""
-    dataset.Modality, dataset.SeriesNumber, dataset.InstanceNumber = "CT", 1, number + 1
-    dataset.ImageType, dataset.KVP, dataset.AcquisitionNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], 120, 1
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, INTERCEPT_HU, "HU"
-    return dataset
+def _truth(
+    seed: int, anatomy: Anatomy, drafts: Sequence[Draft], codes: Codes, frame: BodyFrame, geometry: Geometry
+) -> tuple[Truth, NDArray[np.uint8]]:
+    """Return the truth, and the label of each code."""
+    values = np.array([0, *(1 + ORGANS.index(p.organ) for p in anatomy.parts)], np.uint8)
+    number = {part.name: code for code, part in enumerate(anatomy.parts, 1)}
+    names = dict(enumerate(ORGANS, 1))
+    findings = []
+    for i, draft in enumerate(drafts):
+        own = [number[p.name] for p in draft.parts]
+        value = FIRST_FINDING + i if own else None
+        if value is not None:
+            values[own] = value
+            same = sum(d.kind is draft.kind for d in drafts[:i])
+            names[value] = draft.kind.value + (f"_{same + 1}" if same else "")
+            centre = geometry.index_to_lps(np.argwhere(np.isin(codes, own)).mean(axis=0))
+        else:
+            centre = frame.to_lps(np.array(draft.centre()))
+        x, y, z = (round(float(v), 2) for v in centre)
+        findings.append(
+            Finding(
+                kind=draft.kind,
+                organ=draft.organ,
+                side=draft.side,
+                size_mm=round(draft.size_mm, 2),
+                centre_lps_mm=(x, y, z),
+                value=value,
+            )  # fmt: skip
+        )
+    removed = {d.organ for d in drafts if d.kind is FindingKind.MISSING_ORGAN}
+    shown = set(np.unique(values[np.unique(codes)]).tolist())
+    organs = {
+        organ: Coverage.REMOVED if organ in removed else _coverage(organ, anatomy, 1 + i in shown, frame, geometry)
+        for i, organ in enumerate(ORGANS)
+    }
+    return Truth(seed=seed, organs=organs, findings=tuple(findings), names=names), values
+
+
+def _coverage(organ: str, anatomy: Anatomy, shown: bool, frame: BodyFrame, geometry: Geometry) -> Coverage:
+    if not shown:
+        return Coverage.OUTSIDE
+    pieces = [piece for name in _MEASURED_BY.get(organ, (organ,)) for piece in anatomy.part(name).pieces]
+    share = visible_share(pieces, frame, geometry)
+    if share >= WHOLE_SHARE:
+        return Coverage.WHOLE
+    return Coverage.PARTIAL if share >= PARTIAL_SHARE or organ in _EVERYWHERE else Coverage.OUTSIDE
+
+
+def _back_mm(codes: Codes, geometry: Geometry) -> float:
+    """Return how far the patient's back reaches, LPS y."""
+    rows = codes.any(axis=(0, 2)).nonzero()[0]
+    last = int(rows[-1]) if len(rows) else geometry.shape[1] // 2
+    return geometry.origin_mm[1] + geometry.spacing_mm[1] * last
+
+
+__all__ = ["ORGANS", "Kernel", "Phantom", "Protocol", "Region", "make_phantom", "sized"]

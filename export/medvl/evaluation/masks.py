@@ -47,20 +47,27 @@ class Target:
 
 
 def by_name(case: Case, volume: Volume, subject: Subject, checkpoint: Checkpoint) -> tuple[Segmented, ...]:
-    """Ask for every class of the checkpoint that the truth knows."""
-    return tuple(
-        segmented(
-            subject.segment_label(volume, label.name),
-            case.organ(label.name) if case.truth.seen(label.name) else None,
-            volume.geometry.spacing_mm,
-            prompt="name",
-            asked=label.name,
-            name=label.name,
-            kind="organ",
+    """Ask for every class of the checkpoint that the truth knows.
+
+    An organ of which so thin a slice is shown that it counts as outside is neither there nor absent: it is left out.
+    """
+    items = []
+    for name in (label.name for label in checkpoint.labels if label.name in case.truth.organs):
+        mask, seen = case.organ(name), case.truth.seen(name)
+        if seen != mask.any():
+            continue
+        items.append(
+            segmented(
+                subject.segment_label(volume, name),
+                mask if seen else None,
+                volume.geometry.spacing_mm,
+                prompt="name",
+                asked=name,
+                name=name,
+                kind="organ",
+            )
         )
-        for label in checkpoint.labels
-        if label.name in case.truth.organs
-    )
+    return tuple(items)
 
 
 def by_text(case: Case, volume: Volume, subject: Subject, count: int) -> tuple[Segmented, ...]:

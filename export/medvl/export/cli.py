@@ -7,12 +7,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, SetupError
 from medvl.contracts.manifest import Target, verify_repository
 from medvl.export.folders import replacement
 from medvl.export.presets import PRESETS, resolve_checkpoint
+
+if TYPE_CHECKING:
+    from medvl.embedded.phantom import Phantom
 
 # Commands import what needs torch when they run: --help, and a build with nothing to do, answer at once.
 # ruff: noqa: PLC0415
@@ -35,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_build(commands.add_parser("build", help="build the repository of a checkpoint"))
     _add_check(commands.add_parser("check", help="prove a checkpoint folder against the contract"))
     _add_verify(commands.add_parser("verify", help="prove a repository against its manifest"))
-    _add_phantom(commands.add_parser("phantom", help="write a procedural CT series as DICOM"))
+    _add_phantom(commands.add_parser("phantom", help="write procedural CT series with label map and truth"))
     _add_train(commands.add_parser("train-phantom", help="train the phantom checkpoint, in pieces as long as you like"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a checkpoint on phantoms that no training has seen"))
     return parser
@@ -99,23 +102,62 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _add_phantom(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_phantom)
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the files go")
-    parser.add_argument("--seed", type=int, default=0, help="varies the anatomy (0)")
-    parser.add_argument("--slices", type=int, default=64, help="slices (64)")
-    parser.add_argument("--side", type=int, default=256, help="rows and columns (256)")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where series, labels and truth go")
+    parser.add_argument("--seed", type=int, default=0, help="of the first patient (0)")
+    parser.add_argument(
+        "--number", type=int, default=1, help="patients, each in a folder named by its seed if many (1)"
+    )
+    parser.add_argument("--slices", type=int, help="slices of 320 mm; drawn, as is what they cover, when not given")
+    parser.add_argument("--side", type=int, help="rows and columns (256)")
+    parser.add_argument("--format", choices=("dicom", "nifti"), default="dicom", help="of the series (dicom)")
+    parser.add_argument("--orientation", default="head first supine", help="how DICOM pixels are stored (%(default)s)")
+    parser.add_argument("--transfer-syntax", default="explicit", help="of the DICOM files (%(default)s)")
 
 
 def _phantom(options: argparse.Namespace) -> None:
-    from medvl.embedded.phantom import write_phantom_series
+    from medvl.embedded.files import IN_PLANE, NIFTI_FILE, TRANSFER_SYNTAXES
+    from medvl.embedded.phantom import Protocol, make_phantom, sized
 
-    if options.slices < 1 or options.side < 1:
-        raise InvalidRequest("A phantom has at least one slice and one pixel: give positive --slices and --side.")
-    if options.out.is_dir() and any(p.suffix != ".dcm" for p in options.out.iterdir()):
-        raise SetupError(f"The folder {options.out} holds something else than a series: name another with --out.")
-    for stale in options.out.glob("*.dcm"):
-        stale.unlink()
-    write_phantom_series(options.out, seed=options.seed, slices=options.slices, side=options.side)
-    sys.stdout.write(f"{options.out} holds {options.slices} slices\n")
+    if options.seed < 0 or min(n for n in (options.slices, options.side, options.number, 1) if n is not None) < 1:
+        raise InvalidRequest(
+            "A phantom has at least one slice and one pixel: give positive --slices, --side and --number, and no "
+            "negative --seed."
+        )
+    for name, given, known in (
+        ("--orientation", options.orientation, IN_PLANE),
+        ("--transfer-syntax", options.transfer_syntax, TRANSFER_SYNTAXES),
+    ):
+        if given not in known:
+            raise InvalidRequest(f"{name} {given} is not one of: {', '.join(known)}.")
+    side = options.side or 256
+    protocol = sized(options.slices, side) if options.slices else Protocol(side=side)
+    for seed in range(options.seed, options.seed + options.number):
+        folder = options.out if options.number == 1 else options.out / f"{seed}"
+        _clear_series(folder / "series", NIFTI_FILE)
+        _write_phantom(folder, make_phantom(seed, protocol), options)
+
+
+def _clear_series(folder: Path, nifti_file: str) -> None:
+    """Remove an earlier phantom's series, and nothing else."""
+    stale = list(folder.iterdir()) if folder.is_dir() else []
+    if any(p.suffix != ".dcm" and p.name != nifti_file for p in stale):
+        raise SetupError(f"The folder {folder} holds something else than a series: name another with --out.")
+    for path in stale:
+        path.unlink()
+
+
+def _write_phantom(folder: Path, phantom: Phantom, options: argparse.Namespace) -> None:
+    from medvl.embedded import files
+
+    series = folder / "series"
+    if options.format == "nifti":
+        files.write_nifti(series / files.NIFTI_FILE, phantom)
+    else:
+        syntax = files.TRANSFER_SYNTAXES[options.transfer_syntax]
+        files.write_series(series, phantom, orientation=options.orientation, transfer_syntax=syntax)
+    files.write_labels(folder / "labels" / files.LABELS_FILE, phantom)
+    files.write_truth(folder / "truth", phantom)
+    sys.stdout.write(f"{series} holds {phantom.geometry.shape[0]} slices\n")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
