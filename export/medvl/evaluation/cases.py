@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.phantom import make_phantom
-from medvl.embedded.truth import Finding, Truth
+from medvl.embedded.scanner import Protocol
+from medvl.embedded.truth import Truth
 from medvl.imaging.volume import Volume
 from medvl.training.cases import FIRST_SEED
 
@@ -46,9 +46,9 @@ class Case:
     truth: Truth
 
     @classmethod
-    def make(cls, seed: int) -> Case:
-        """Return the phantom of a seed."""
-        phantom = make_phantom(seed)
+    def make(cls, seed: int, protocol: Protocol | None = None) -> Case:
+        """Return the phantom of a seed; the acquisition is that of training unless a protocol says otherwise."""
+        phantom = make_phantom(seed, protocol)
         return cls(seed, Volume(phantom.hu, phantom.geometry), phantom.labels, phantom.truth)
 
     @property
@@ -56,22 +56,14 @@ class Case:
         """What records call it."""
         return str(self.seed)
 
-    @cached_property
-    def sizes(self) -> NDArray[np.int64]:
-        """Voxels of each value of the label map, int64 [256]."""
-        return np.bincount(self.labels.ravel(), minlength=256)
-
     def organ(self, name: str) -> NDArray[np.bool_]:
         """Return the voxels of an organ, with those of the lesions inside it, bool [D, R, C]."""
         return np.isin(self.labels, self.truth.values_of(name))
 
     def findings(self, indices: tuple[int, ...]) -> NDArray[np.bool_]:
         """Return the voxels of findings of the truth by index, bool [D, R, C]."""
-        return np.isin(self.labels, [self.truth.findings[i].value for i in indices])
-
-    def finding(self, finding: Finding) -> NDArray[np.bool_]:
-        """Return the voxels of a finding, bool [D, R, C]."""
-        return self.labels == finding.value
+        values = (self.truth.findings[i].value for i in indices)
+        return np.isin(self.labels, [value for value in values if value is not None])
 
 
 def held_out(first: int, count: int) -> range:

@@ -44,7 +44,7 @@ def correction(wanted: NDArray[np.bool_], found: NDArray[np.bool_]) -> Click | N
     missed, wrong = (largest_component(error) for error in (wanted & ~found, found & ~wanted))
     if not (missed.any() or wrong.any()):
         return None
-    negative = np.count_nonzero(wrong) > np.count_nonzero(missed)
+    negative = bool(np.count_nonzero(wrong) > np.count_nonzero(missed))
     return Click(_interior(wrong if negative else missed), negative)
 
 

@@ -85,7 +85,7 @@ def run(settings: Settings, tell: Tell) -> str:
     folder = resolve_checkpoint(settings.checkpoint)
     checkpoint, records = load_checkpoint(folder), Records(settings.folder)
     with _participants(settings, folder, checkpoint) as participants:
-        results = evaluate(plan, participants, checkpoint, records, tell)
+        results = evaluate(plan, participants, checkpoint, records, tell=tell)
         if settings.real is not None:
             results += real.evaluate_real(settings.real, participants, checkpoint.digest, records, tell)
     found = figures(results)

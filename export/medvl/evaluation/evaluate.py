@@ -61,20 +61,28 @@ class _Task:
 
 
 def evaluate(
-    plan: Plan, participants: Sequence[Participant], checkpoint: Checkpoint, records: Records, tell: Tell
+    plan: Plan,
+    participants: Sequence[Participant],
+    checkpoint: Checkpoint,
+    records: Records,
+    *,
+    make: Callable[[int], Case] = Case.make,
+    tell: Tell,
 ) -> list[Record]:
     """Return the results of all participants, those that were there already among them.
 
     Parameters
     ----------
+    make
+        Makes the case of a seed.
     tell
         Takes a line for each task that is done now.
     """
-    make = lru_cache(_CASES_IN_MEMORY)(Case.make)
+    cached = lru_cache(_CASES_IN_MEMORY)(make)
     results = []
     for index, seed in enumerate(plan.seeds):
         for condition in Condition:
-            scene = _Scene(make, seed, condition)
+            scene = _Scene(cached, seed, condition)
             for participant in (p for p in participants if index < p.cases):
                 for task in _tasks(plan, index, condition, checkpoint):
                     identity = Identity(

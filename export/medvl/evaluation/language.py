@@ -79,7 +79,7 @@ def compare_answer(truth: Truth, asked: QuestionAnswer, text: str) -> Answered:
 
 def _counted(said: ReportFacts) -> Counter[tuple[FindingKind, str]]:
     """Return the findings by kind and organ, removed organs among them."""
-    counts = Counter((f.kind, f.organ) for f in said.findings if f.kind is not FindingKind.MISSING_ORGAN)
+    counts: Counter[tuple[FindingKind, str]] = Counter((f.kind, f.organ) for f in said.findings)
     counts.update((FindingKind.MISSING_ORGAN, organ) for organ in said.absent)
     return counts
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,15 +109,18 @@ def by_points(
 
 def targets(case: Case, count: int) -> list[Target]:
     """Return the organs and findings of a case to point at, at most ``count`` of each; the same for the same seed."""
-    rng = np.random.default_rng([case.seed, _OBJECTS])
-    organs = [name for name in case.truth.organs if name != "body" and _large(case, case.truth.values_of(name))]
-    findings = [f for f in case.truth.findings if f.value is not None and _large(case, (f.value,))]
+    rng, truth = np.random.default_rng([case.seed, _OBJECTS]), case.truth
+    organs = [name for name in truth.organs if name != "body" and truth.seen(name)]
+    of_organs = (Target(organs[i], organs[i], "organ", case.organ(organs[i])) for i in rng.permutation(len(organs)))
+    of_findings = (
+        Target(truth.names[f.value], f.kind.value, "finding", case.findings((int(i),)))
+        for i in rng.permutation(len(truth.findings))
+        if (f := truth.findings[i]).value is not None
+    )
     return [
-        *(Target(organs[i], organs[i], "organ", case.organ(organs[i])) for i in rng.permutation(len(organs))[:count]),
-        *(
-            Target(f"{f.kind.value} {f.value}", f.kind.value, "finding", case.finding(f))
-            for f in (findings[i] for i in rng.permutation(len(findings))[:count])
-        ),
+        target
+        for candidates in (of_organs, of_findings)
+        for target in islice((t for t in candidates if np.count_nonzero(t.mask) >= _LEAST_VOXELS), count)
     ]
 
 
@@ -153,7 +157,3 @@ def _corrected(target: Target, volume: Volume, subject: Subject, clicks: int) ->
             given.append(further)
             found = subject.segment_points(volume, given)
         yield found
-
-
-def _large(case: Case, values: tuple[int, ...]) -> bool:
-    return int(sum(case.sizes[v] for v in values)) >= _LEAST_VOXELS

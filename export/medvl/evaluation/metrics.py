@@ -63,6 +63,6 @@ def _surface_mm(mask: NDArray[np.bool_], spacing_mm: Triple) -> NDArray[np.float
 
 def _nearest_mm(points: NDArray[np.float32], surface: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the distance of each of points [n, 3] to the nearest of a surface [m, 3]."""
-    tree = cv2.flann_Index(surface, _EXACT_TREE)
+    tree = cv2.flann.Index(surface, _EXACT_TREE)
     _, squares = tree.knnSearch(points, 1, params=_ALL_CHECKS)
     return np.sqrt(np.asarray(squares[:, 0], np.float64))
