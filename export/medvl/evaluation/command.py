@@ -16,7 +16,7 @@ from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.paths import data_folder
 from medvl.evaluation import masks, real, statistics
-from medvl.evaluation.cases import held_out
+from medvl.evaluation.cases import Case, held_out
 from medvl.evaluation.comparison import Comparison, compare
 from medvl.evaluation.evaluate import Participant, Plan, Tell, evaluate
 from medvl.evaluation.figures import Figure, figures
@@ -85,7 +85,7 @@ def run(settings: Settings, tell: Tell) -> str:
     folder = resolve_checkpoint(settings.checkpoint)
     checkpoint, records = load_checkpoint(folder), Records(settings.folder)
     with _participants(settings, folder, checkpoint) as participants:
-        results = evaluate(plan, participants, checkpoint, records, tell=tell)
+        results = evaluate(plan, participants, checkpoint, records, make=Case.make, tell=tell)
         if settings.real is not None:
             results += real.evaluate_real(settings.real, participants, checkpoint.digest, records, tell)
     found = figures(results)

@@ -66,7 +66,7 @@ def evaluate(
     checkpoint: Checkpoint,
     records: Records,
     *,
-    make: Callable[[int], Case] = Case.make,
+    make: Callable[[int], Case],
     tell: Tell,
 ) -> list[Record]:
     """Return the results of all participants, those that were there already among them.
