@@ -27,7 +27,7 @@ KIDNEY = truth((FindingKind.KIDNEY_CYST, "kidney_left", 31.0), (FindingKind.KIDN
 
 def counts(of: Truth, findings: str) -> tuple[int, int, int, int]:
     item = compare_report(of, f"Findings: {findings}{IMPRESSION}")
-    return item.wanted, item.stated, item.matched, item.unread
+    return (*(sum(c.values()) for c in (item.wanted, item.stated, item.matched)), item.unread)
 
 
 def test_a_finding_matches_by_kind_and_organ():
@@ -36,6 +36,14 @@ def test_a_finding_matches_by_kind_and_organ():
     assert counts(CYST, "The liver shows a 20 mm mass [SEG].") == (1, 1, 0, 0)
     assert counts(CYST, "The left kidney shows a 20 mm cyst [SEG].") == (1, 1, 0, 0)
     assert counts(KIDNEY, "The right kidney shows a 30 mm cyst [SEG].") == (2, 1, 0, 0)
+
+
+def test_the_side_is_judged_where_the_kind_is_named():
+    """A cyst in the other kidney is on the wrong side; a finding that has no side does not count."""
+    wrong = compare_report(KIDNEY, f"Findings: The right kidney shows a 30 mm cyst [SEG].{IMPRESSION}")
+    right = compare_report(KIDNEY, f"Findings: The left kidney shows a 30 mm cyst [SEG].{IMPRESSION}")
+    without = compare_report(CYST, f"Findings: The liver shows a 20 mm cyst [SEG].{IMPRESSION}")
+    assert [(i.side_right, i.sided) for i in (wrong, right, without)] == [(0, 1), (1, 1), (0, 0)]
 
 
 def test_a_finding_counts_once():

@@ -150,7 +150,13 @@ def _participants(settings: Settings, folder: Path, checkpoint: Checkpoint) -> I
 def _printed(settings: Settings, checkpoint: Checkpoint, found: list[Figure], compared: Comparison | None) -> str:
     layout = markdown if settings.markdown else plain
     trained = "trained" if checkpoint.trained else "random weights"
-    blocks = [f"Checkpoint {checkpoint.name} {checkpoint.digest[:12]}, {trained}. {DISCLAIMER}\n", table(found, layout)]
+    plan = settings.plan
+    blocks = [
+        f"Checkpoint {checkpoint.name} {checkpoint.digest[:12]}, {trained}. {DISCLAIMER}\n",
+        table(found, layout),
+        f"empty, shuffled: the same subject, shown water and air or the voxels of another case; masks on the first "
+        f"{min(plan.mask_cases, plan.control_cases)} cases.\n",
+    ]
     if compared is not None:
         blocks.append(comparison_table(compared, layout))
     if settings.real is not None:

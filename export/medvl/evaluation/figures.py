@@ -88,14 +88,18 @@ def _parts(item: Item, record: Record) -> Iterator[_Part]:
 
 
 def _of_report(item: Reported) -> Iterator[_Part]:
-    def row(metric: str) -> Row:
-        return Row("reports", metric, ALL)
-
-    yield _Part(row("finding precision"), item.matched, item.stated, item.stated)
-    yield _Part(row("finding recall"), item.matched, item.wanted, item.wanted)
-    yield _Part(row("finding F1"), 2 * item.matched, item.stated + item.wanted)
-    yield _Part(row("invented findings per report"), item.stated - item.matched)
-    yield _Part(row("unreadable sentences per report"), item.unread)
+    for kind in (ALL, *dict.fromkeys((*item.wanted, *item.stated))):
+        wanted, stated, matched = (
+            sum(counts.values()) if kind == ALL else counts.get(kind, 0)
+            for counts in (item.wanted, item.stated, item.matched)
+        )
+        yield _Part(Row("reports", "finding precision", kind), matched, stated, stated)
+        yield _Part(Row("reports", "finding recall", kind), matched, wanted, wanted)
+        yield _Part(Row("reports", "finding F1", kind), 2 * matched, stated + wanted)
+        if kind == ALL:
+            yield _Part(Row("reports", "invented findings per report", ALL), stated - matched)
+    yield _Part(Row("reports", "side right, of findings named", ALL), item.side_right, item.sided, item.sided)
+    yield _Part(Row("reports", "unreadable sentences per report", ALL), item.unread)
     for error_mm in item.errors_mm:
         yield _Part(Row("reports", "size error, median mm", ALL, "median"), error_mm)
 

@@ -27,7 +27,9 @@ class Reported(_Item):
     Attributes
     ----------
     wanted, stated, matched
-        Findings of the truth, of the report, and of both; an organ said to be removed counts as one.
+        Findings of the truth, of the report, and of both, by kind; an organ said to be removed counts as one.
+    sided, side_right
+        Findings of paired organs of which truth and report both name the kind, and those of them on the right side.
     unread
         Sentences that are no sentences of a report.
     errors_mm
@@ -36,9 +38,11 @@ class Reported(_Item):
 
     type: Literal["report"] = "report"
     text: str
-    wanted: int
-    stated: int
-    matched: int
+    wanted: dict[str, int]
+    stated: dict[str, int]
+    matched: dict[str, int]
+    sided: int
+    side_right: int
     unread: int
     errors_mm: tuple[float, ...]
 

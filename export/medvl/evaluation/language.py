@@ -13,7 +13,7 @@ from medvl.embedded.questions import QuestionAnswer, Topic, questions, score_ans
 from medvl.embedded.report import FINDINGS, IMPRESSION, STYLES
 from medvl.embedded.report_reader import parse_report
 from medvl.embedded.truth import FindingKind, Truth
-from medvl.embedded.words import Grade
+from medvl.embedded.words import KINDS, Grade
 from medvl.evaluation.cases import Case
 from medvl.evaluation.items import Answered, Reported
 from medvl.evaluation.subjects import Subject
@@ -23,6 +23,7 @@ QUESTIONS = 12
 """Of a case, balanced over topics and answers."""
 _STREAM = 1
 """Sets the draws of questions apart from others of the same seed."""
+_PAIRED = [kind for kind, words in KINDS.items() if words.paired]
 
 
 def report(case: Case, volume: Volume, subject: Subject) -> tuple[Reported, ...]:
@@ -44,11 +45,15 @@ def compare_report(truth: Truth, text: str) -> Reported:
     """
     said = parse_report(text)
     wanted, stated = _counted(facts(truth)), _counted(said)
+    wanted_kinds, stated_kinds, matched_kinds = (_by_kind(c) for c in (wanted, stated, wanted & stated))
+    both = wanted_kinds & stated_kinds
     return Reported(
         text=text,
-        wanted=wanted.total(),
-        stated=stated.total(),
-        matched=(wanted & stated).total(),
+        wanted=_named(wanted_kinds),
+        stated=_named(stated_kinds),
+        matched=_named(matched_kinds),
+        sided=sum(both[kind] for kind in _PAIRED),
+        side_right=sum(matched_kinds[kind] for kind in _PAIRED),
         unread=len(said.unread),
         errors_mm=tuple(_size_errors_mm(truth, said)),
     )
@@ -82,6 +87,17 @@ def _counted(said: ReportFacts) -> Counter[tuple[FindingKind, str]]:
     counts: Counter[tuple[FindingKind, str]] = Counter((f.kind, f.organ) for f in said.findings)
     counts.update((FindingKind.MISSING_ORGAN, organ) for organ in said.absent)
     return counts
+
+
+def _by_kind(counts: Counter[tuple[FindingKind, str]]) -> Counter[FindingKind]:
+    kinds: Counter[FindingKind] = Counter()
+    for (kind, _), count in counts.items():
+        kinds[kind] += count
+    return kinds
+
+
+def _named(counts: Counter[FindingKind]) -> dict[str, int]:
+    return {kind.value: count for kind, count in counts.items()}
 
 
 def _size_errors_mm(truth: Truth, said: ReportFacts) -> Iterator[float]:
