@@ -34,7 +34,7 @@ def report(case: Case, volume: Volume, subject: Subject) -> tuple[Reported, ...]
 def answers(case: Case, volume: Volume, subject: Subject) -> tuple[Answered, ...]:
     """Ask the questions of a case about a volume."""
     asked = questions(case.truth, np.random.default_rng([case.seed, _STREAM]), QUESTIONS)
-    return tuple(compare_answer(case.truth, one, subject.ask(volume, one.question)) for one in asked)
+    return tuple(compare_answer(one, subject.ask(volume, one.question)) for one in asked)
 
 
 def compare_report(truth: Truth, text: str) -> Reported:
@@ -59,7 +59,7 @@ def compare_report(truth: Truth, text: str) -> Reported:
     )
 
 
-def compare_answer(truth: Truth, asked: QuestionAnswer, text: str) -> Answered:
+def compare_answer(asked: QuestionAnswer, text: str) -> Answered:
     """Return whether an answer is right.
 
     A closed one is right by its decisive word. An open one is right when it can be read and says the same: the size,

@@ -67,8 +67,8 @@ def evaluate_real(
                 subject=participant.subject.name,
                 condition="own",
             )
-            tell(f"real CT {series.name}, {participant.subject.name}")
-            results.append(records.get(identity, partial(_pointed, volume, targets, participant.subject)))
+            work = partial(_pointed, series, volume, targets, participant.subject, tell)
+            results.append(records.get(identity, work))
     return results
 
 
@@ -119,5 +119,8 @@ def _mask(labels: NDArray[np.int16], names: Mapping[int, str], begin: str) -> ND
     return np.isin(labels, [value for value, name in names.items() if name.startswith(begin)])
 
 
-def _pointed(volume: Volume, targets: list[Target], subject: Subject) -> list[Segmented]:
+def _pointed(
+    series: RealSeries, volume: Volume, targets: list[Target], subject: Subject, tell: Tell
+) -> list[Segmented]:
+    tell(f"real CT {series.name}, {subject.name}: {len(targets)} objects")
     return [item for target in targets for item in pointed(target, volume, subject, clicks=CLICKS)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medvl.client import Answer, Box, Client, Mask, Point
+from medvl.client import Box, Client, Point
 from medvl.client import ObjectPrompt as ServedPrompt
 from medvl.contracts.errors import InvalidRequest
 from medvl.evaluation.clicks import Click, VoxelBox
@@ -101,7 +101,7 @@ class ReferenceSubject:
 class _KeepingModel(ReferenceModel):
     """The reference, which keeps what it computed of the latest volume: its questions and prompts share that."""
 
-    kept: dict[Hashable, Any] = field(default_factory=dict)
+    kept: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def vision_tokens(self, volume: Volume) -> Tensor:
         return self._once(volume, "vision tokens", lambda: ReferenceModel.vision_tokens(self, volume))
@@ -110,7 +110,7 @@ class _KeepingModel(ReferenceModel):
         return self._once(volume, window, lambda: ReferenceModel.slice_source(self, volume, window))
 
     def _once(self, volume: Volume, what: str, make: Callable[[], T]) -> T:
-        for key in [key for key in self.kept if key[0] != volume.digest]:  # type: ignore[index]
+        for key in [key for key in self.kept if key[0] != volume.digest]:
             del self.kept[key]
         key = (volume.digest, what)
         if key not in self.kept:
@@ -174,9 +174,7 @@ class ServedSubject:
         return self._segment(volume, ServedPrompt(boxes=(Box(_lps_mm(volume, box.low), _lps_mm(volume, box.high)),)))
 
     def _segment(self, volume: Volume, prompt: ServedPrompt) -> Voxels:
-        answer: Answer = self._client.segment(volume, [prompt]).collect()
-        mask: Mask
-        (mask,) = answer.masks
+        (mask,) = self._client.segment(volume, [prompt]).collect().masks
         return mask.array
 
 
