@@ -13,7 +13,7 @@ from medvl.evaluation.evaluate import Participant, Plan, evaluate
 from medvl.evaluation.records import Records
 from medvl.evaluation.subjects import ReferenceSubject, ServedSubject
 
-TINY = Protocol(slices=(6, 6), side=64, spacing_mm=(25.0, 60.0))
+TINY = Protocol(slices=(8, 8), side=64, spacing_mm=(20.0, 45.0))
 
 
 def test_served_equals_reference(client: Client, phantom_checkpoint: Path, tmp_path: Path):
