@@ -1,36 +1,132 @@
-"""A phantom is the same for its seed, looks like a trunk, and its truth is that of its voxels."""
+"""A phantom is the same for its seed, and is a trunk: organs of the right densities at the right places."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from medvl.embedded.files import write_phantom_series
-from medvl.embedded.phantom import make_phantom, sized
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medvl.embedded.anatomy import ORGANS
+from medvl.embedded.parts import Phase
+from medvl.embedded.phantom import Protocol, make_phantom, sized
+from medvl.embedded.preset import _LABELS
+from medvl.embedded.scanner import Region
+from medvl.embedded.truth import Coverage
+
+from .phantoms import places, small
 
 
 def test_a_seed_is_a_patient():
-    """The same seed gives the same voxels, another one another patient."""
+    """The same seed gives the same voxels, labels and truth; another one another patient."""
     first, again, other = (make_phantom(seed, sized(12, 32)) for seed in (1, 1, 2))
     assert np.array_equal(first.hu, again.hu)
+    assert np.array_equal(first.labels, again.labels)
+    assert first.truth == again.truth
     assert not np.array_equal(first.labels, other.labels)
 
 
-def test_sides():
-    """Liver and right kidney have negative x (LPS), spleen and left kidney positive; kidneys lie below the lungs."""
-    phantom = make_phantom(3, sized(32, 64))
-    places = {
-        name: phantom.geometry.index_to_lps(np.argwhere(phantom.mask(name))).mean(axis=0)
-        for name in phantom.truth.organs
-        if phantom.truth.seen(name)
-    }
-    assert places["liver"][0] < 0 < places["spleen"][0]
-    assert places["kidney_right"][0] < 0 < places["kidney_left"][0]
-    assert places["kidney_left"][2] < places["lung_left"][2]
+def test_the_default_protocol_keeps_its_ranges():
+    """Without a protocol: 40 to 64 slices 1 to 5 mm apart, 256 x 256 pixels of 1.15 to 1.5 mm, real CT's HU."""
+    phantom = make_phantom(7)
+    (slices, rows, columns), (spacing, pixel, _) = phantom.hu.shape, phantom.geometry.spacing_mm
+    assert 40 <= slices <= 64
+    assert (rows, columns) == (256, 256)
+    assert 1.0 <= spacing <= 5.0
+    assert 1.15 <= pixel <= 1.5
+    assert phantom.hu.dtype == np.int16
+    assert phantom.hu.min() < -900
+    assert -1010 < np.median(phantom.hu[:, :3]) < -940, "air beside the patient"
 
 
-def test_files_are_the_same_byte_for_byte(tmp_path):
-    """So that a digest names a phantom."""
-    for name in ("a", "b"):
-        write_phantom_series(tmp_path / name, seed=1, slices=3, side=16)
-    first, second = ([p.read_bytes() for p in sorted((tmp_path / n).iterdir())] for n in ("a", "b"))
-    assert first == second
+def test_organs_are_those_that_the_checkpoint_names():
+    """Labels of the checkpoint, and the body; their values are 1 to 15 in every phantom."""
+    assert set(ORGANS) == {"body", *(name for name, *_ in _LABELS)}
+    for seed in (0, 1):
+        names = small(seed).truth.names
+        assert tuple(names[value] for value in range(1, 16)) == ORGANS
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sides_and_order(seed):
+    """Liver on the right (x < 0), spleen, stomach and heart on the left, lungs above kidneys above bladder."""
+    protocol = Protocol(slices=(90, 90), spacing_mm=(9.0, 9.0), side=80, pixel_mm=(5.5, 5.5), extent_mm=(810.0, 810.0))
+    phantom = make_phantom(seed, replace(protocol, regions=(Region.CHEST_ABDOMEN,)))
+    centre = {organ: places(phantom, phantom.mask(organ)).mean(axis=0) for organ in ORGANS if phantom.truth.seen(organ)}
+    middle = centre["vertebral_column"][0]
+    x = {organ: at[0] - middle for organ, at in centre.items()}
+    z = {organ: at[2] for organ, at in centre.items()}
+    assert x["liver"] < 0 < x["stomach"]
+    assert x["lung_right"] < 0 < x["lung_left"]
+    assert x["heart"] > 0
+    assert z["urinary_bladder"] < z["liver"] < z["heart"] < z["trachea"]
+    for organ, sign in (("kidney_right", -1), ("kidney_left", 1), ("spleen", 1), ("gallbladder", -1)):
+        if organ in centre:
+            assert sign * x[organ] > 0
+            assert z["urinary_bladder"] < z[organ] < z["lung_left"]
+    for organ in ("kidney_right", "kidney_left"):
+        assert organ not in centre or centre[organ][1] > centre["stomach"][1], "kidneys lie behind"
+    assert centre["aorta"][1] < centre["vertebral_column"][1], "the aorta lies before the spine"
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_contrast_follows_the_phase(phase):
+    """Blood of the aorta is as bright as the phase makes it; fat, muscle and lung hardly change."""
+    phantom = make_phantom(3, Protocol(phases=(phase,), side=128, pixel_mm=(2.6, 2.6), regions=(Region.CHEST_ABDOMEN,)))
+    bounds = {Phase.NATIVE: (25, 60), Phase.ARTERIAL: (230, 400), Phase.PORTAL: (110, 200)}
+    low, high = bounds[phase]
+    assert low < np.median(phantom.hu[phantom.mask("aorta")]) < high
+    assert -930 < np.median(phantom.hu[phantom.mask("lung_left")]) < -740
+
+
+@pytest.mark.parametrize("tilt", [0.0, 8.0])
+def test_a_tilted_patient_is_still_a_patient(tilt):
+    """The turn moves organs, not their sizes: volumes stay within a tenth, whatever the tilt."""
+    regions = (Region.ABDOMEN,)
+    volumes = []
+    for bound in (0.0, tilt):
+        protocol = Protocol(slices=(50, 50), side=128, pixel_mm=(2.8, 2.8), regions=regions, tilt_deg=bound)
+        phantom = make_phantom(4, protocol)
+        volumes.append(phantom.mask("liver").sum() * phantom.geometry.voxel_volume_mm3)
+    assert volumes[1] == pytest.approx(volumes[0], rel=0.1)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**31), slices=st.integers(1, 9), side=st.integers(4, 40))
+def test_any_size_can_be_made(seed, slices, side):
+    """Down to one slice; what is asked for is what comes, about 320 mm high and 400 mm wide."""
+    phantom = make_phantom(seed, sized(slices, side))
+    assert phantom.hu.shape == phantom.labels.shape == phantom.geometry.shape == (slices, side, side)
+    assert phantom.geometry.spacing_mm == pytest.approx((320 / slices, 400 / side, 400 / side), rel=1e-3)
+
+
+def test_coverage_is_that_of_the_label_map():
+    """What is seen has voxels; what is whole does not touch the ends of the scan; what was removed has no voxels."""
+    states = set()
+    for seed in range(40):
+        phantom = small(seed)
+        for organ, coverage in phantom.truth.organs.items():
+            mask = phantom.mask(organ)
+            states.add(coverage)
+            if coverage is Coverage.REMOVED:
+                assert not mask.any()
+            if phantom.truth.seen(organ):
+                assert mask.any()
+            if coverage is Coverage.WHOLE:
+                ends = mask[0].sum() + mask[-1].sum()
+                assert ends <= 0.1 * mask.sum()
+        for organ in ("body", "vertebral_column", "rib", "aorta"):
+            assert phantom.truth.seen(organ) == phantom.mask(organ).any()
+    assert states == set(Coverage)
+
+
+def test_body_is_all_within_the_skin_and_masks_are_named():
+    """The body holds every organ, and a name that nothing has is refused."""
+    phantom = small(2)
+    body = phantom.mask("body")
+    assert all((phantom.mask(organ) <= body).all() for organ in ORGANS)
+    assert phantom.hu[~body].max() < 150, "beside the patient there are air and the table, and no bone"
+    with pytest.raises(KeyError, match="pancreas"):
+        phantom.mask("pancreas")

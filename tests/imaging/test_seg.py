@@ -27,7 +27,7 @@ def test_segments_lie_where_the_mask_lies(orientation, tmp_path):
     expected = truth.geometry.index_to_lps(np.argwhere(mask))
     assert len(found) > 10
     assert {tuple(p) for p in places.round(2)} == {tuple(p) for p in expected.round(2)}
-    assert (places[:, 0] < 0).mean() > 0.9, "the liver lies on the patient's right, where x is negative"
+    assert (places[:, 0] < 0).mean() > 0.75, "most of the liver lies on the right, where x is negative"
 
 
 def test_identity_can_be_derived(tmp_path):

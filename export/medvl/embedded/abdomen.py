@@ -10,7 +10,7 @@ from medvl.embedded.skeleton import Spine
 from medvl.embedded.torso import Torso
 
 SPLEEN_LENGTH_MM = 98.0
-_LOOPS = 17
+_LOOPS = 24
 
 
 def liver_parts(rng: np.random.Generator, densities: Densities, torso: Torso) -> list[Part]:
@@ -25,8 +25,9 @@ def liver_parts(rng: np.random.Generator, densities: Densities, torso: Torso) ->
     slope, foot = float(rng.uniform(0.42, 0.62)), float(rng.uniform(218.0, 240.0)) + z
 
     def wedge(x: Floats, y: Floats, z: Floats) -> Bools:
-        # The visceral surface rises to the left and to the back.
-        above: Bools = z > foot + slope * (x + 140.0) + 0.35 * np.clip(y + 10.0, 0.0, 80.0)
+        # The visceral surface rises to the left and to the back, and is hollow.
+        hollow = 0.007 * (y + 48.0) * (y + 48.0) - 0.0005 * (x + 10.0) * (x + 10.0)
+        above: Bools = z > foot + slope * (x + 140.0) + hollow
         return above & torso.below(x, y, z)
 
     whole = union(right, left).clipped(wedge)
@@ -43,7 +44,8 @@ def liver_parts(rng: np.random.Generator, densities: Densities, torso: Torso) ->
 def _liver_vessels(rng: np.random.Generator, torso: Torso) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
     z = torso.breath_mm
     crown, door = torso.place(-26.0, 4.0, 372.0 + z), torso.place(-34.0, -2.0, 312.0 + z)
-    veins, doors = [], []
+    veins: list[Shape] = []
+    doors: list[Shape] = []
     for x, y, height in ((-104.0, 30.0, 330.0), (-84.0, -38.0, 332.0), (-12.0, -46.0, 344.0)):
         end = moved(rng, torso.place(x, y, height + z), 8.0)
         veins += tube([crown, end], (4.6, 2.4))
@@ -92,11 +94,11 @@ def stomach_parts(
 def spleen_shape(rng: np.random.Generator, torso: Torso, length_mm: float) -> Shape:
     """Return the spleen: a crescent under the left ribs, hollow towards the stomach."""
     share = length_mm / SPLEEN_LENGTH_MM
-    x, y, z = moved(rng, torso.place(97.0, 34.0, 334.0 + torso.breath_mm - 26.0 * (share - 1.0)), 2.5)
+    x, y, z = moved(rng, torso.place(96.0, 32.0, 318.0 + torso.breath_mm - 26.0 * (share - 1.0)), 2.5)
     thick = share**0.7
-    radii = near(rng, (23.0 * thick, 36.0 * share**0.8, length_mm / 2), 0.03)
+    radii = near(rng, (27.0 * thick, 40.0 * share**0.8, length_mm / 2), 0.03)
     axes = turned(x_deg=-20.0, y_deg=-9.0, z_deg=14.0)
-    crescent = blob((x - 16.0 * (thick - 1.0), y - 14.0 * (share - 1.0), z), radii, axes, bend=0.38)
+    crescent = blob((x - 16.0 * (thick - 1.0), y - 14.0 * (share - 1.0), z), radii, axes, bend=-0.3)
     return crescent.clipped(torso.below)
 
 
@@ -129,13 +131,14 @@ def bladder_parts(rng: np.random.Generator, densities: Densities, torso: Torso) 
     height = 30.0 * fill
     x, y, z = torso.place(0.0, -26.0, 14.0 + height)
     radii = near(rng, (41.0 * fill, 33.0 * fill, height), 0.06)
+    wall = (radii[0] + 3.0, radii[1] + 3.0, radii[2] + 3.0)
     behind = blob(torso.place(0.0, 8.0, 32.0), near(rng, (26.0, 18.0, 25.0), 0.12))
     rectum = [torso.place(0.0, 40.0, -10.0), torso.place(0.0, 42.0, 40.0), torso.place(6.0, 30.0, 80.0)]
     return [
         Part("behind the bladder", BODY, densities.muscle, (behind,)),
         Part("rectum", BODY, densities.bowel, tube(rectum, (11.0, 17.0, 15.0))),
         Part("rectal gas", BODY, -600.0, tube([rectum[1], rectum[2]], (8.0, 6.0))),
-        Part("bladder wall", BODY, densities.muscle, (blob((x, y, z), tuple(r + 3.0 for r in radii)),)),  # type: ignore[arg-type]
+        Part("bladder wall", BODY, densities.muscle, (blob((x, y, z), wall),)),
         Part(
             "urinary_bladder", "urinary_bladder", densities.urine, (blob((x, y, z), radii, lumps=lumpy(rng, 90, 0.1)),)
         ),

@@ -12,7 +12,7 @@ from medvl.embedded.abdomen import bladder_parts, bowel_parts, kidney_parts, liv
 from medvl.embedded.frame import BodyFrame
 from medvl.embedded.parts import BODY, Densities, Part, Phase, draw_densities
 from medvl.embedded.shapes import Shape, Vector
-from medvl.embedded.skeleton import Spine, draw_spine, pelvis_parts, rib_parts, spine_parts
+from medvl.embedded.skeleton import Spine, back_muscles, draw_spine, pelvis_parts, rib_parts, spine_parts
 from medvl.embedded.thorax import airway_parts, aorta_line, heart_parts, lung_parts, vessel_parts
 from medvl.embedded.torso import Torso
 
@@ -23,7 +23,7 @@ ORGANS: tuple[str, ...] = (
 """Names of the values 1 to 15 of every label map."""
 ADDED = "finding "
 """Begins the names of parts that a finding adds."""
-_NORMAL_SPLEEN_MM = (80.0, 112.0)
+_NORMAL_SPLEEN_MM = (94.0, 122.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +95,7 @@ def draw_anatomy(rng: np.random.Generator, torso: Torso, phase: Phase, frame: Bo
         Part("skin", BODY, densities.fat, (torso.skin.shape(),)),
         Part("wall", BODY, densities.muscle, (torso.wall.shape(),)),
         Part("cavity", BODY, densities.fat, (torso.cavity.shape(),)),
+        *back_muscles(densities, spine),
         muscle,
         *lung_parts(rng, densities, torso),
         *bowel_parts(rng, densities, torso, spine),

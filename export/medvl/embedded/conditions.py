@@ -1,7 +1,8 @@
-"""Findings that change an organ or its place: fluid and gas about the lungs, aneurysm, large spleen, surgery, fracture."""
+"""Findings that change an organ or its place: fluid and gas about lungs, aorta, spleen and spine, surgery."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from medvl.embedded.lesions import (
     lung_nodules,
 )
 from medvl.embedded.parts import AIR_HU, BODY, Part
-from medvl.embedded.shapes import Bools, Floats, Inside, Shape, Vector, capsule
+from medvl.embedded.shapes import Bools, Floats, Shape, Vector, capsule
 from medvl.embedded.skeleton import Vertebra
 from medvl.embedded.torso import Z_LOW
 from medvl.embedded.truth import FindingKind, Side
@@ -39,7 +40,11 @@ def _effusion(case: Case, side: Side) -> bool:
     depth_mm = case.uniform(least, max(least + 5.0, 58.0))
     depth = case.body_mm(depth_mm)
     full, top = 372.0, 400.0 + 2.6 * depth
-    shape = _layer(case, side, depth, lambda z: np.clip((top - z) * (1.0 / (top - full)), 0.0, 1.0), behind=True)
+
+    def share(z: Floats) -> Floats:
+        return np.clip((top - z) * (1.0 / (top - full)), 0.0, 1.0)
+
+    shape = _layer(case, side, depth, share, behind=True)
     low, high = shape.low, shape.high
     shape = replace(shape, low=(low[0], 0.0, low[2]), high=(high[0], high[1], min(top, high[2])))
     part = Part("effusion", organ, case.uniform(4.0, 22.0), (shape,), frozenset({organ}))
@@ -74,13 +79,13 @@ def _gas(case: Case, side: Side) -> bool:
     return case.accept(draft)
 
 
-def _layer(case: Case, side: Side, depth: float, share: Inside | object, *, behind: bool) -> Shape:
+def _layer(case: Case, side: Side, depth: float, share: Callable[[Floats], Floats], *, behind: bool) -> Shape:
     """Return the part of a pleural cavity within ``depth`` of its back or front wall, along y."""
     cavity, lung = case.anatomy.torso.cavity, case.anatomy.part(f"lung_{side}").pieces[0]
     sign = 1.0 if behind else -1.0
 
     def near_wall(x: Floats, y: Floats, z: Floats) -> Bools:
-        reach = share(z) * (sign * depth)  # type: ignore[operator]
+        reach = share(z) * (sign * depth)
         # Only towards the wall in question: the step must not leave the cavity at its other side.
         beyond: Bools = (cavity.level(x, y + reach, z) > 0.98) & (np.abs(reach) > 0.5)
         return beyond
@@ -122,7 +127,7 @@ def _aneurysm(case: Case, heights: tuple[float, float], diameter_mm: float) -> b
     return case.accept(Draft(FindingKind.AORTIC_ANEURYSM, "aorta", None, diameter_mm, whole, parts, after="aorta"))
 
 
-def _chain(x: np.ndarray, y: np.ndarray, z: np.ndarray, radius: np.ndarray) -> tuple[Shape, ...]:  # type: ignore[type-arg]
+def _chain(x: Floats, y: Floats, z: Floats, radius: Floats) -> tuple[Shape, ...]:
     points: list[Vector] = [(float(a), float(b), float(c)) for a, b, c in zip(x, y, z, strict=True)]
     ends = zip(points[:-1], points[1:], radius[:-1], radius[1:], strict=True)
     return tuple(capsule(a, b, float(r), float(q)) for a, b, r, q in ends)

@@ -19,7 +19,7 @@ from medvl.imaging.geometry import Geometry
 LEAST_SEEN = 0.6
 """Share of a finding that must lie within the field of view; otherwise it is not drawn."""
 SIDES: tuple[Side, Side] = ("left", "right")
-_CANDIDATES, _PROBES = 3000, 22
+_CANDIDATES, _PROBES, _LATTICE = 3000, 22, 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class Case:
 
     def accept(self, draft: Draft) -> bool:
         """Take a finding into the patient if enough of it is seen."""
-        if visible_share(draft.place, self.frame, self.geometry) < LEAST_SEEN:
+        if visible_share(draft.place, self.frame, self.geometry, _LATTICE) < LEAST_SEEN:
             return False
         draft = numbered(draft, len(self.drafts))
         self.anatomy = draft.applied(self.anatomy)

@@ -53,7 +53,7 @@ class BodyFrame:
 
     def to_body(self, lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return body positions [..., 3] of LPS positions [..., 3]."""
-        return (lps_mm - self.place_mm) @ self.rotation.T / self.scale + PIVOT + self._warp(lps_mm)
+        return np.asarray((lps_mm - self.place_mm) @ self.rotation.T / self.scale + PIVOT + self._warp(lps_mm))
 
     def to_lps(self, body_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return LPS positions [..., 3] of body positions [..., 3]; undoes :meth:`to_body` to a thousandth of a mm."""

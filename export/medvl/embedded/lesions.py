@@ -56,7 +56,8 @@ def liver_cysts(case: Case) -> bool:
     least = case.least_mm(10.0)
     if least > 32.0:
         return False
-    return any([_liver_cyst(case, _skewed(case, least, 50.0)) for _ in range(int(case.rng.integers(1, 3)))])
+    drawn = [_liver_cyst(case, _skewed(case, least, 50.0)) for _ in range(int(case.rng.integers(1, 3)))]
+    return any(drawn)
 
 
 def _liver_cyst(case: Case, diameter_mm: float) -> bool:

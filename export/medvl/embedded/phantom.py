@@ -27,6 +27,8 @@ _BESIDE_ITS_ORGAN = {FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX}
 _EVERYWHERE = {"body", "vertebral_column", "rib", "aorta"}
 """Never called outside when any of them is shown."""
 _LEAST_VOXELS = 5
+_LATTICE = {"rib": 24, "vertebral_column": 14}
+"""Points per axis of what fills little of its box."""
 _MEASURED_BY = {"vertebral_column": ("discs", "sacrum"), "rib": ("ribs",), "body": ("skin",)}
 """Parts that stand for an organ when its visible share is taken; else the part of its name does."""
 
@@ -98,13 +100,12 @@ def make_phantom(seed: int, protocol: Protocol | None = None) -> Phantom:
     healthy = draw_anatomy(body, torso, acquisition.phase, frame)
     case = Case(disease, healthy, frame, acquisition.geometry)
     draw_findings(case, MAKERS)
-    anatomy, drafts, codes = _painted(healthy, case.drafts, frame, acquisition.geometry)
-    truth, values = _truth(seed, anatomy, drafts, codes, frame, acquisition.geometry)
-    densities = np.array([AIR_HU, *(p.hu for p in anatomy.parts)], np.float32)
-    hu = densities[codes]
-    back_mm = _back_mm(codes, acquisition.geometry)
-    add_table(hu, codes == 0, acquisition.geometry, back_mm)
-    return Phantom(acquisition.geometry, image(noise, hu, acquisition), values[codes], truth, acquisition)
+    painting = _painted(healthy, case.drafts, frame, acquisition.geometry)
+    densities = np.array([AIR_HU, *(p.hu for p in painting.anatomy.parts)], np.float32)
+    hu, labels = densities[painting.codes], painting.values()[painting.codes]
+    add_table(hu, labels == 0, acquisition.geometry, _back_mm(painting.codes, acquisition.geometry))
+    found = image(noise, hu, acquisition)
+    return Phantom(acquisition.geometry, found, labels, _truth(seed, painting), acquisition)
 
 
 def sized(slices: int, side: int) -> Protocol:
@@ -117,67 +118,83 @@ def sized(slices: int, side: int) -> Protocol:
     )  # fmt: skip
 
 
-def _painted(
-    healthy: Anatomy, drafts: Sequence[Draft], frame: BodyFrame, geometry: Geometry
-) -> tuple[Anatomy, list[Draft], Codes]:
+@dataclass(frozen=True, eq=False)
+class _Painting:
+    """What was painted: the anatomy with findings, and the code of its parts at each voxel."""
+
+    anatomy: Anatomy
+    drafts: list[Draft]
+    codes: Codes
+    frame: BodyFrame
+    geometry: Geometry
+
+    def codes_of(self, draft: Draft) -> list[int]:
+        """Return the codes that a finding's own parts have."""
+        names = {p.name for p in draft.parts}
+        return [code for code, part in enumerate(self.anatomy.parts, 1) if part.name in names]
+
+    def values(self) -> NDArray[np.uint8]:
+        """Return the value in the label map of each code."""
+        values = np.array([0, *(1 + ORGANS.index(p.organ) for p in self.anatomy.parts)], np.uint8)
+        for number, draft in enumerate(self.drafts):
+            values[self.codes_of(draft)] = FIRST_FINDING + number
+        return values
+
+
+def _painted(healthy: Anatomy, drafts: Sequence[Draft], frame: BodyFrame, geometry: Geometry) -> _Painting:
     """Paint anatomy and findings; without those of which the grid shows next to nothing."""
     kept = list(drafts)
     while True:
         anatomy = healthy
         for draft in kept:
             anatomy = draft.applied(anatomy)
-        codes = paint(anatomy.parts, frame, geometry)
-        counts = np.bincount(codes.ravel(), minlength=256)
-        number = {part.name: code for code, part in enumerate(anatomy.parts, 1)}
-        shown = [d for d in kept if not d.parts or sum(counts[number[p.name]] for p in d.parts) >= _LEAST_VOXELS]
+        painting = _Painting(anatomy, kept, paint(anatomy.parts, frame, geometry), frame, geometry)
+        counts = np.bincount(painting.codes.ravel(), minlength=256)
+        shown = [d for d in kept if not d.parts or counts[painting.codes_of(d)].sum() >= _LEAST_VOXELS]
         if len(shown) == len(kept):
-            return anatomy, kept, codes
+            return painting
         kept = shown
 
 
-def _truth(
-    seed: int, anatomy: Anatomy, drafts: Sequence[Draft], codes: Codes, frame: BodyFrame, geometry: Geometry
-) -> tuple[Truth, NDArray[np.uint8]]:
-    """Return the truth, and the label of each code."""
-    values = np.array([0, *(1 + ORGANS.index(p.organ) for p in anatomy.parts)], np.uint8)
-    number = {part.name: code for code, part in enumerate(anatomy.parts, 1)}
-    names = dict(enumerate(ORGANS, 1))
-    findings = []
-    for i, draft in enumerate(drafts):
-        own = [number[p.name] for p in draft.parts]
-        value = FIRST_FINDING + i if own else None
-        if value is not None:
-            values[own] = value
-            same = sum(d.kind is draft.kind for d in drafts[:i])
-            names[value] = draft.kind.value + (f"_{same + 1}" if same else "")
-            centre = geometry.index_to_lps(np.argwhere(np.isin(codes, own)).mean(axis=0))
-        else:
-            centre = frame.to_lps(np.array(draft.centre()))
-        x, y, z = (round(float(v), 2) for v in centre)
-        findings.append(
-            Finding(
-                kind=draft.kind,
-                organ=draft.organ,
-                side=draft.side,
-                size_mm=round(draft.size_mm, 2),
-                centre_lps_mm=(x, y, z),
-                value=value,
-            )  # fmt: skip
-        )
-    removed = {d.organ for d in drafts if d.kind is FindingKind.MISSING_ORGAN}
-    shown = set(np.unique(values[np.unique(codes)]).tolist())
-    organs = {
-        organ: Coverage.REMOVED if organ in removed else _coverage(organ, anatomy, 1 + i in shown, frame, geometry)
-        for i, organ in enumerate(ORGANS)
-    }
-    return Truth(seed=seed, organs=organs, findings=tuple(findings), names=names), values
+def _truth(seed: int, painting: _Painting) -> Truth:
+    names, drafts = dict(enumerate(ORGANS, 1)), painting.drafts
+    for number, draft in enumerate(drafts):
+        if draft.parts:
+            same = sum(d.kind is draft.kind for d in drafts[:number])
+            names[FIRST_FINDING + number] = draft.kind.value + (f"_{same + 1}" if same else "")
+    findings = tuple(_finding(painting, number) for number in range(len(drafts)))
+    return Truth(seed=seed, organs=_organs(painting), findings=findings, names=names)
 
 
-def _coverage(organ: str, anatomy: Anatomy, shown: bool, frame: BodyFrame, geometry: Geometry) -> Coverage:
-    if not shown:
-        return Coverage.OUTSIDE
-    pieces = [piece for name in _MEASURED_BY.get(organ, (organ,)) for piece in anatomy.part(name).pieces]
-    share = visible_share(pieces, frame, geometry)
+def _finding(painting: _Painting, number: int) -> Finding:
+    draft = painting.drafts[number]
+    if draft.parts:
+        voxels = np.argwhere(np.isin(painting.codes, painting.codes_of(draft)))
+        centre = painting.geometry.index_to_lps(voxels.mean(axis=0))
+    else:
+        centre = painting.frame.to_lps(np.array(draft.centre()))
+    x, y, z = (round(float(v), 2) for v in centre)
+    return Finding(
+        kind=draft.kind,
+        organ=draft.organ,
+        side=draft.side,
+        size_mm=round(draft.size_mm, 2),
+        centre_lps_mm=(x, y, z),
+        value=FIRST_FINDING + number if draft.parts else None,
+    )
+
+
+def _organs(painting: _Painting) -> dict[str, Coverage]:
+    removed = {d.organ for d in painting.drafts if d.kind is FindingKind.MISSING_ORGAN}
+    codes = np.flatnonzero(np.bincount(painting.codes.ravel(), minlength=1))
+    shown = {painting.anatomy.parts[code - 1].organ for code in codes if code}
+    coverage = dict.fromkeys(ORGANS, Coverage.OUTSIDE) | dict.fromkeys(removed, Coverage.REMOVED)
+    return coverage | {organ: _coverage(organ, painting) for organ in shown}
+
+
+def _coverage(organ: str, painting: _Painting) -> Coverage:
+    pieces = [piece for name in _MEASURED_BY.get(organ, (organ,)) for piece in painting.anatomy.part(name).pieces]
+    share = visible_share(pieces, painting.frame, painting.geometry, per_axis=_LATTICE.get(organ, 9))
     if share >= WHOLE_SHARE:
         return Coverage.WHOLE
     return Coverage.PARTIAL if share >= PARTIAL_SHARE or organ in _EVERYWHERE else Coverage.OUTSIDE
@@ -185,7 +202,7 @@ def _coverage(organ: str, anatomy: Anatomy, shown: bool, frame: BodyFrame, geome
 
 def _back_mm(codes: Codes, geometry: Geometry) -> float:
     """Return how far the patient's back reaches, LPS y."""
-    rows = codes.any(axis=(0, 2)).nonzero()[0]
+    rows = np.flatnonzero(codes.any(axis=(0, 2)))
     last = int(rows[-1]) if len(rows) else geometry.shape[1] // 2
     return geometry.origin_mm[1] + geometry.spacing_mm[1] * last
 

@@ -72,11 +72,11 @@ def _meeting(pieces: Sequence[Shape], boxes: Sequence[Box], frame: Box) -> Itera
             yield piece, (cut[0], cut[1], cut[2])
 
 
-def visible_share(pieces: Sequence[Shape], frame: BodyFrame, geometry: Geometry) -> float:
+def visible_share(pieces: Sequence[Shape], frame: BodyFrame, geometry: Geometry, per_axis: int = 9) -> float:
     """Return the share of a region's volume that lies within the field of view, from lattices of points."""
     whole = seen = 0.0
     for piece in pieces:
-        points, volume = samples(piece)
+        points, volume = samples(piece, per_axis)
         whole += len(points) * volume
         seen += volume * int(in_view(points, frame, geometry).sum())
     return seen / whole if whole else 0.0

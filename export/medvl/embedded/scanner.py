@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.embedded.parts import AIR_HU, Phase
-from medvl.embedded.torso import Torso
+from medvl.embedded.torso import SHOULDERS_Z, Z_LOW, Torso
 from medvl.imaging.geometry import Geometry
 
 LEAST_HU, MOST_HU = -1024, 3071
@@ -37,7 +37,7 @@ class Kernel(StrEnum):
 _REGIONS: dict[Region, tuple[Range, Range]] = {
     Region.CHEST: ((438.0, 462.0), (250.0, 330.0)),
     Region.ABDOMEN: ((285.0, 310.0), (200.0, 270.0)),
-    Region.ABDOMEN_PELVIS: ((185.0, 205.0), (330.0, 400.0)),
+    Region.ABDOMEN_PELVIS: ((150.0, 190.0), (330.0, 400.0)),
     Region.CHEST_ABDOMEN: ((355.0, 385.0), (300.0, 400.0)),
 }
 """Middle along z of the body frame, and extent, millimetres."""
@@ -114,14 +114,14 @@ def draw_acquisition(rng: np.random.Generator, protocol: Protocol, torso: Torso,
     middle = rng.uniform(*middles)
     extent = float(np.clip(rng.uniform(*extents), *protocol.extent_mm))
     slices, spacing = _slices(rng, protocol, extent)
-    rows = _pixel(rng, protocol, torso)
+    pixel = _pixel(rng, protocol, torso, middle, extent)
     shape = (slices, protocol.side, protocol.side)
-    lengths = np.array([spacing * (slices - 1), rows * (protocol.side - 1), rows * (protocol.side - 1)])
-    offset = rng.uniform(-_LARGEST_OFFSET_MM, _LARGEST_OFFSET_MM, 2) * min(1.0, rows * protocol.side / 350.0)
+    lengths = np.array([spacing * (slices - 1), pixel * (protocol.side - 1), pixel * (protocol.side - 1)])
+    offset = rng.uniform(-_LARGEST_OFFSET_MM, _LARGEST_OFFSET_MM, 2) * min(1.0, pixel * protocol.side / 350.0)
     bed = float(rng.uniform(-900.0, 300.0))
     origin = [round(float(v), 3) for v in (-lengths[2] / 2, -lengths[1] / 2, bed)]
     geometry = Geometry(
-        shape, (spacing, rows, rows), (origin[0], origin[1], origin[2]), ((0, 0, 1), (0, 1, 0), (1, 0, 0))
+        shape, (spacing, pixel, pixel), (origin[0], origin[1], origin[2]), ((0, 0, 1), (0, 1, 0), (1, 0, 0))
     )
     place = np.array([offset[0], offset[1] - 8.0, bed + lengths[0] / 2 + pivot_z - middle])
     return Acquisition(
@@ -136,10 +136,11 @@ def _slices(rng: np.random.Generator, protocol: Protocol, extent_mm: float) -> t
     return slices, round(float(np.clip(extent_mm / slices, *protocol.spacing_mm)), 3)
 
 
-def _pixel(rng: np.random.Generator, protocol: Protocol, torso: Torso) -> float:
+def _pixel(rng: np.random.Generator, protocol: Protocol, torso: Torso, middle_z: float, extent_mm: float) -> float:
     ends = protocol.pixel_mm or (1.15 * 256 / protocol.side, 1.5 * 256 / protocol.side)
-    needed = 2.0 * float(torso.skin.half_width[150:500].max()) * float(rng.uniform(1.03, 1.2)) / protocol.side
-    return round(float(np.clip(needed, *ends)), 4)
+    low, high = middle_z - extent_mm / 2, min(middle_z + extent_mm / 2, SHOULDERS_Z)
+    width = 2.0 * float(torso.skin.half_width[max(int(low - Z_LOW), 0) : int(high - Z_LOW)].max())
+    return round(float(np.clip(width * rng.uniform(1.03, 1.2) / protocol.side, *ends)), 4)
 
 
 def image(rng: np.random.Generator, hu: NDArray[np.float32], acquisition: Acquisition) -> NDArray[np.int16]:
@@ -160,12 +161,12 @@ def image(rng: np.random.Generator, hu: NDArray[np.float32], acquisition: Acquis
     gain = np.float32(acquisition.noise_hu / float(np.sqrt((kernel**2).sum())))
     row, column = _separated(acquisition.kernel)
     found = np.empty(hu.shape, np.int16)
-    for plane, own, out in zip(hu, noise, found, strict=True):
-        own *= gain
-        own += plane
-        wide = cv2.sepFilter2D(own, -1, row, column, borderType=cv2.BORDER_REPLICATE)
+    noise *= gain
+    noise += hu
+    for plane, out in zip(noise, found, strict=True):
+        wide = cv2.sepFilter2D(plane, -1, row, column, borderType=cv2.BORDER_REPLICATE)
         if acquisition.kernel is Kernel.SHARP:
-            wide = np.float32(1 + _EDGE) * own - np.float32(_EDGE) * wide
+            wide = np.float32(1 + _EDGE) * plane - np.float32(_EDGE) * wide
         np.clip(np.rint(wide, out=wide), LEAST_HU, MOST_HU, out=wide)
         out[:] = wide
     return found

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
+"""Coordinates; float32 on grids."""
 Bools = NDArray[np.bool_]
 Vector = tuple[float, float, float]
 Inside = Callable[[Floats, Floats, Floats], Bools]

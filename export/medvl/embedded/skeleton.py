@@ -94,14 +94,13 @@ def draw_spine(rng: np.random.Generator, torso: Torso) -> Spine:
     z = np.arange(Z_LOW, Z_HIGH + 1.0)
     size = float(rng.uniform(0.93, 1.07))
     vertebrae = tuple(_vertebrae())
-    bone, marrow, arch = (np.zeros(len(z), bool) for _ in range(3))
+    bone, marrow, arch = np.zeros(len(z), bool), np.zeros(len(z), bool), np.zeros(len(z), bool)
     for vertebra in vertebrae:
         bone |= (z >= vertebra.low) & (z <= vertebra.high)
         marrow |= (z >= vertebra.low + 2.0) & (z <= vertebra.high - 2.0)
         arch |= (z >= vertebra.low + 0.35 * (vertebra.high - vertebra.low)) & (z <= vertebra.high)
-    middle, width, depth = (_smooth(t) for t in (_MIDDLE_Y, _HALF_WIDTH, _HALF_DEPTH))
-    return Spine(middle * np.float32(torso.depth), width * np.float32(size), depth * np.float32(size),
-                 bone, marrow, arch, vertebrae)  # fmt: skip
+    middle, width, depth = _smooth(_MIDDLE_Y, torso.depth), _smooth(_HALF_WIDTH, size), _smooth(_HALF_DEPTH, size)
+    return Spine(middle, width, depth, bone, marrow, arch, vertebrae)
 
 
 def _vertebrae() -> list[Vertebra]:
@@ -115,8 +114,8 @@ def _vertebrae() -> list[Vertebra]:
     return found
 
 
-def _smooth(values: tuple[float, ...]) -> NDArray[np.float32]:
-    table = np.interp(np.arange(Z_LOW, Z_HIGH + 1.0), _MARKS, values)
+def _smooth(values: tuple[float, ...], factor: float) -> NDArray[np.float32]:
+    table = factor * np.interp(np.arange(Z_LOW, Z_HIGH + 1.0), _MARKS, values)
     kernel = np.hanning(63)[1:-1]
     return np.convolve(np.pad(table, 30, mode="edge"), kernel / kernel.sum(), mode="valid").astype(np.float32)
 
@@ -127,13 +126,15 @@ def spine_parts(rng: np.random.Generator, spine: Spine) -> list[Part]:
     wide_low, wide_high = spine.box(SACRUM_TOP - 20.0, Z_HIGH, 38.0, 42.0)
     column, marrow_hu = "vertebral_column", float(rng.uniform(120.0, 220.0))
     y = spine.y_at(95.0)
-    sacrum = blob((0.0, y + 8.0, 92.0), (46.0, 17.0, 58.0), turned(x_deg=22.0), boxy=True, taper=0.55)
+    sacrum = blob((0.0, y + 8.0, 92.0), (47.0, 17.0, 56.0), turned(x_deg=24.0), taper=0.5)
+    core = blob((0.0, y + 8.0, 92.0), (41.0, 13.0, 50.0), turned(x_deg=24.0), taper=0.5)
     return [
         Part("arches", column, 380.0, (Shape(wide_low, wide_high, spine.arches),)),
         Part("discs", column, 85.0, (Shape(low, high, spine.bodies(0.97, None)),)),
         Part("vertebrae", column, 430.0, (Shape(low, high, spine.bodies(1.0, spine.bone)),)),
         Part("marrow", column, marrow_hu, (Shape(low, high, spine.bodies(0.86, spine.marrow)),)),
-        Part("sacrum", column, 330.0, (sacrum,)),
+        Part("sacrum", column, 360.0, (sacrum,)),
+        Part("marrow of the sacrum", column, marrow_hu * 0.8, (core,)),
         Part("canal", BODY, 28.0, (Shape(low, wide_high, spine.canal),)),
     ]
 
@@ -176,9 +177,31 @@ def _rib_end(number: Floats) -> Floats:
     return ends.take(np.rint(number).astype(np.int32), mode="clip")
 
 
+def back_muscles(densities: Densities, spine: Spine) -> list[Part]:
+    """Return the muscles along the spine, and the fat that sets them off from the wall."""
+    fat: list[Shape] = []
+    muscle: list[Shape] = []
+    for s in (-1.0, 1.0):
+        heights = (0.0, 110.0, 180.0, 260.0, 350.0, 460.0, 580.0)
+        line = [(s * 25.0, spine.y_at(z) + float(spine.half_depth[int(z - Z_LOW)]) + 24.0, z) for z in heights]
+        radii = (7.0, 13.0, 21.0, 22.0, 19.0, 15.0, 12.0)
+        muscle += tube(line, radii)
+        fat += tube(line, [r + 1.6 for r in radii])
+    return [
+        Part("fat of the back", BODY, densities.fat, tuple(fat), frozenset({BODY})),
+        Part("muscles of the back", BODY, densities.muscle, tuple(muscle), frozenset({BODY})),
+    ]
+
+
 def pelvis_parts(densities: Densities, torso: Torso, spine: Spine) -> list[Part]:
     """Return hip bones, femoral heads, shoulder blades, collar bones and psoas muscles, left and right."""
-    parts: dict[str, list[Shape]] = {"psoas": [], "hips": [], "marrow of the hips": [], "shoulders": []}
+    parts: dict[str, list[Shape]] = {
+        "psoas": [],
+        "hips": [],
+        "marrow of the hips": [],
+        "shoulders": [],
+        "marrow of the shoulders": [],
+    }
     for s in (-1.0, 1.0):
         w, y = torso.width, spine.y_at(250.0)
         line = [
@@ -197,13 +220,32 @@ def pelvis_parts(densities: Densities, torso: Torso, spine: Spine) -> list[Part]
             *tube([torso.place(s * 84.0, 28.0, 20.0), torso.place(s * 64.0, 34.0, -20.0)], (13.0, 14.0)),
             *tube([torso.place(s * 102.0, 6.0, 36.0), torso.place(s * 138.0, 12.0, 8.0)], (17.0, 18.0)),
         ]
-        parts["marrow of the hips"] += [blob(torso.place(s * 94.0, 8.0, 38.0), (20.0, 20.0, 24.0))]
+        parts["marrow of the hips"] += [
+            blob(torso.place(s * 93.0, 8.0, 38.0), (23.0, 24.0, 30.0)),
+            blob(ilium, (5.0, 46.0, 56.0), wing, bend=-0.4 * s),
+        ]
         blade = turned(x_deg=8.0, z_deg=s * 52.0)
         parts["shoulders"] += [
             blob(torso.place(s * 104.0, 80.0, 500.0), (5.0, 42.0, 62.0), blade),
-            *tube([torso.place(s * 18.0, -56.0, 566.0), torso.place(s * 70.0, -52.0, 580.0),
-                   torso.place(s * 132.0, 0.0, 596.0)], (7.0, 6.0, 6.0)),
+            *tube(
+                [
+                    torso.place(s * 18.0, -56.0, 566.0),
+                    torso.place(s * 70.0, -52.0, 580.0),
+                    torso.place(s * 132.0, 0.0, 596.0),
+                ],
+                (7.0, 6.0, 6.0),
+            ),
             blob(torso.place(s * 140.0, 18.0, 582.0), (22.0, 23.0, 24.0)),
+        ]
+        parts["marrow of the shoulders"] += [
+            blob(torso.place(s * 140.0, 18.0, 582.0), (18.5, 19.0, 20.0)),
         ]  # fmt: skip
-    hu = {"psoas": densities.muscle, "hips": 390.0, "marrow of the hips": 210.0, "shoulders": 380.0}
-    return [Part(name, BODY, hu[name], tuple(pieces)) for name, pieces in parts.items()]
+    hu = {
+        "psoas": densities.muscle,
+        "hips": 390.0,
+        "marrow of the hips": 170.0,
+        "shoulders": 380.0,
+        "marrow of the shoulders": 150.0,
+    }
+    # Over the body only: nothing may stand out of a thin patient's skin.
+    return [Part(name, BODY, hu[name], tuple(pieces), frozenset({BODY})) for name, pieces in parts.items()]

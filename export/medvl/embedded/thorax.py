@@ -10,7 +10,7 @@ from medvl.embedded.skeleton import Spine
 from medvl.embedded.torso import Torso
 
 LUNG_LOW, LUNG_HIGH = 262.0, 606.0
-_BRANCHES = 9
+_BRANCHES = 11
 _AORTIC_RADII = (16.0, 15.5, 15.0, 14.0, 13.0, 12.5, 12.0, 12.0, 11.5, 11.0, 10.5, 9.5, 9.0)
 CARINA_Z = 500.0
 
@@ -49,7 +49,7 @@ def _vessels(rng: np.random.Generator, torso: Torso, sign: float) -> list[Shape]
     for _ in range(_BRANCHES):
         way = np.array([sign * rng.uniform(0.15, 1.0), rng.normal(0.1, 0.55), rng.normal(-0.1, 0.8)])
         tips = [(hilum, way / np.linalg.norm(way), float(rng.uniform(3.4, 5.0)))]
-        for length in (34.0, 28.0, 26.0):
+        for length in (36.0, 32.0, 30.0):
             grown = []
             for begin, along, radius in tips:
                 end = begin + along * length

@@ -14,6 +14,8 @@ from medvl.embedded.shapes import Bools, Floats, Shape
 
 Z_LOW, Z_HIGH = -80.0, 680.0
 """Ends of the tables; the trunk goes on unchanged beyond them."""
+SHOULDERS_Z = 540.0
+"""From here up fields of view cut the shoulders."""
 _ROUND, _BOXY = 0.65, 0.35
 """Weights of the squares and fourth powers that make the superellipse."""
 _MARKS = (0.0, 60.0, 120.0, 200.0, 300.0, 400.0, 500.0, 545.0, 575.0, 590.0, 602.0, 640.0)
@@ -139,25 +141,27 @@ def draw_torso(rng: np.random.Generator) -> Torso:
     width = float(rng.uniform(0.92, 1.06) + 0.0022 * fat)
     depth = float(rng.uniform(0.92, 1.06) + 0.0045 * fat)
     breath = float(rng.uniform(-14.0, 14.0))
-    wall = Section(_table(_WALL_WIDTH) * width, _table(_WALL_DEPTH) * depth, _table(_WALL_MIDDLE) * depth)
-    layer = _table(_FAT) * np.float32(fat)
+    wall = Section(_table(_WALL_WIDTH, width), _table(_WALL_DEPTH, depth), _table(_WALL_MIDDLE, depth))
+    layer = _table(_FAT, fat)
     front, back = float(rng.uniform(0.8, 1.2)), float(rng.uniform(0.7, 1.0))
     skin = Section(
         wall.half_width + layer + 2.0,
         wall.half_depth + layer * np.float32((front + back) / 2) + 2.0,
         wall.middle_y + layer * np.float32((back - front) / 2),
     )
-    front_y, back_y = _table(_CAVITY_FRONT) * depth, _table(_CAVITY_BACK) * depth
-    cavity = Section(_table(_CAVITY_WIDTH) * width, (front_y + back_y) / 2, (back_y - front_y) / 2)
+    front_y, back_y = _table(_CAVITY_FRONT, depth), _table(_CAVITY_BACK, depth)
+    cavity = Section(
+        _table(_CAVITY_WIDTH, width), (front_y + back_y) * np.float32(0.5), (back_y - front_y) * np.float32(0.5)
+    )
     tops = 388.0 + breath + rng.normal(0.0, 4.0), 376.0 + breath + rng.normal(0.0, 4.0)
     dome = Diaphragm(float(tops[0]), float(tops[1]), float(rng.uniform(0.95, 1.08)) * width)
     return Torso(skin, wall, cavity.grown(9.0), cavity, dome, width, depth, breath, fat)
 
 
-def _table(values: tuple[float, ...]) -> NDArray[np.float32]:
+def _table(values: tuple[float, ...], factor: float) -> NDArray[np.float32]:
     z = np.arange(Z_LOW, Z_HIGH + 1.0)
     table = np.interp(z, _MARKS, values)
     # Rounds the corners that straight pieces between the marks leave.
     kernel = np.hanning(33)[1:-1]
     smooth = np.convolve(np.pad(table, 15, mode="edge"), kernel / kernel.sum(), mode="valid")
-    return smooth.astype(np.float32)
+    return (factor * smooth).astype(np.float32)

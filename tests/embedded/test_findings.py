@@ -1,0 +1,135 @@
+"""Findings are where and what the truth says, and can be seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from medvl.embedded.lesions import LEAST_CONTRAST_HU
+from medvl.embedded.phantom import FIRST_FINDING
+from medvl.embedded.truth import Coverage, FindingKind
+
+from .phantoms import SEEDS, all_findings, extent_mm, places, small
+
+LESIONS = {
+    FindingKind.LUNG_NODULE,
+    FindingKind.LIVER_CYST,
+    FindingKind.LIVER_MASS,
+    FindingKind.KIDNEY_CYST,
+    FindingKind.HYDRONEPHROSIS,
+}
+WITHOUT_VOXELS = {FindingKind.SPLENOMEGALY, FindingKind.MISSING_ORGAN}
+
+
+def test_every_kind_comes_often_enough():
+    """Each in at least one phantom of twenty; a quarter of the phantoms has no finding, none has more than 4 kinds."""
+    kinds = [{f.kind for f in small(seed).truth.findings} for seed in SEEDS]
+    seen = Counter(kind for of_one in kinds for kind in of_one)
+    assert all(seen[kind] >= 0.05 * len(kinds) for kind in FindingKind), seen
+    assert 0.15 < sum(not k for k in kinds) / len(kinds) < 0.4
+    assert max(map(len, kinds)) <= 4
+
+
+def test_values_and_voxels():
+    """A finding has a value of its own and voxels with it, except where the truth says that it has none."""
+    for phantom, finding in all_findings():
+        if finding.kind in WITHOUT_VOXELS:
+            assert finding.value is None
+            assert not phantom.finding_mask(finding).any()
+        else:
+            assert finding.value is not None
+            assert finding.value >= FIRST_FINDING
+            assert phantom.finding_mask(finding).any()
+            centre = places(phantom, phantom.finding_mask(finding)).mean(axis=0)
+            assert np.allclose(centre, finding.centre_lps_mm, atol=0.01)
+            assert phantom.truth.names[finding.value].startswith(finding.kind)
+    for seed in SEEDS:
+        phantom = small(seed)
+        assert set(np.unique(phantom.labels)) <= {0, *phantom.truth.names}
+
+
+def test_lesions_belong_to_their_organ():
+    """A nodule, cyst, mass or stone is part of its organ's mask; fluid and gas about a lung are not."""
+    for phantom, finding in all_findings():
+        mask, organ = phantom.finding_mask(finding), phantom.mask(finding.organ)
+        outside = {FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX}
+        assert (mask & organ).sum() == (0 if finding.kind in outside else mask.sum())
+        assert finding.side is None or finding.organ.endswith(finding.side)
+
+
+def test_lesions_lie_in_or_at_their_organ():
+    """The voxels around a lesion are those of its organ, at least a part of them."""
+    for phantom, finding in all_findings():
+        if finding.kind not in LESIONS:
+            continue
+        mask = phantom.finding_mask(finding)
+        d, r, c = np.argwhere(mask).mean(axis=0).round().astype(int)
+        box = (slice(max(d - 5, 0), d + 6), slice(max(r - 8, 0), r + 9), slice(max(c - 8, 0), c + 9))
+        near = phantom.mask(finding.organ)[box] & ~mask[box]
+        assert near.any()
+
+
+def test_sizes_are_those_of_the_voxels():
+    """The longest diameter in the truth is that of the mask, to within two voxels and a fifth of it."""
+    measured = 0
+    for phantom, finding in all_findings():
+        if finding.kind in LESIONS:
+            points = places(phantom, phantom.finding_mask(finding))
+            margin = 2.2 * max(phantom.geometry.spacing_mm) + 0.2 * finding.size_mm
+            assert extent_mm(points) == pytest.approx(finding.size_mm, abs=margin), finding
+            measured += 1
+    assert measured > 30
+
+
+def test_sizes_are_in_their_ranges():
+    """Aneurysms measure 40 to 80 mm, large spleens over 140, normal ones less than 130, nodules at most 35."""
+    for phantom, finding in all_findings():
+        if finding.kind is FindingKind.AORTIC_ANEURYSM:
+            assert 40 <= finding.size_mm <= 80
+        if finding.kind is FindingKind.SPLENOMEGALY:
+            assert finding.size_mm > 140
+            if phantom.truth.organs["spleen"] is Coverage.WHOLE:
+                assert extent_mm(places(phantom, phantom.mask("spleen"))) > 130
+        if finding.kind is FindingKind.LUNG_NODULE:
+            assert finding.size_mm < 35
+    for seed in SEEDS:
+        phantom = small(seed)
+        if phantom.truth.organs["spleen"] is Coverage.WHOLE and not phantom.truth.of(FindingKind.SPLENOMEGALY):
+            assert extent_mm(places(phantom, phantom.mask("spleen"))) < 132
+
+
+def test_several_cysts_of_a_kidney_differ_in_size():
+    """So that "the larger cyst" has one answer."""
+    pairs = 0
+    for seed in SEEDS:
+        for organ in ("kidney_left", "kidney_right"):
+            sizes = [f.size_mm for f in small(seed).truth.of(FindingKind.KIDNEY_CYST, organ)]
+            pairs += len(sizes) > 1
+            assert all(b < 0.8 * a for a, b in pairwise(sizes)), sizes
+    assert pairs > 0
+
+
+def test_lesions_can_be_seen():
+    """Their density differs from that of their organ by 20 HU and more."""
+    for phantom, finding in all_findings():
+        if finding.kind in {FindingKind.LIVER_CYST, FindingKind.LIVER_MASS} and finding.size_mm > 25:
+            lesion = phantom.hu[phantom.finding_mask(finding)]
+            liver = phantom.hu[phantom.labels == 1 + list(phantom.truth.organs).index("liver")]
+            assert abs(np.median(lesion) - np.median(liver)) > LEAST_CONTRAST_HU - 4, "noise moves medians"
+        if finding.kind is FindingKind.LUNG_NODULE:
+            assert phantom.hu[phantom.finding_mask(finding)].max() > -450
+        if finding.kind is FindingKind.KIDNEY_STONE:
+            assert phantom.hu[phantom.finding_mask(finding)].max() > 180
+
+
+def test_a_removed_organ_leaves_fat_and_its_neighbours():
+    """Nothing of it is left, its place is fat for the most part, the other organs are there."""
+    removed = [(p, f) for p, f in all_findings() if f.kind is FindingKind.MISSING_ORGAN]
+    assert len({f.organ for _, f in removed}) >= 3
+    for phantom, finding in removed:
+        assert not phantom.mask(finding.organ).any()
+        assert phantom.truth.organs[finding.organ] is Coverage.REMOVED
+        assert phantom.truth.seen("liver")
