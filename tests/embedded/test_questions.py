@@ -50,6 +50,9 @@ def _answer(truth: Truth, question: str) -> QuestionAnswer:
         ("Is there a cyst in the left kidney?", "No, only in the right kidney."),
         ("Does the scan show a left-sided kidney cyst?", "No, only in the right kidney."),
         ("Is there a cyst in the liver?", "No."),
+        ("Is there a nodule?", "No."),
+        ("Is the spleen enlarged?", "No."),
+        ("Are the lungs clear?", "Yes, the lungs are normal."),
         ("On which side is the renal cyst?", "Right."),
         ("On which side is the pleural effusion?", "Neither."),
         ("How many kidney cysts are there?", "One."),
@@ -80,6 +83,13 @@ def test_what_is_outside_cannot_be_assessed():
     asked = {q.question for q in all_questions(truth)}
     assert "Is there a lung nodule?" not in asked, "one lung was not seen"
     assert "Is there a nodule in the right lung?" in asked
+
+
+def test_an_organ_with_a_finding_is_not_called_outside():
+    """An effusion at the base of a lung that is hardly seen makes the lung abnormal, not invisible."""
+    truth = _truth((FindingKind.PLEURAL_EFFUSION, "lung_left", 15.0), lung_left=Coverage.OUTSIDE)
+    assert _answer(truth, "Is the left lung normal?").answer == "No, there is a pleural effusion."
+    assert _answer(truth, "Is the left lung visible?").answer == "Yes."
 
 
 def test_comparisons():

@@ -97,6 +97,13 @@ def test_a_report_of_much():
     assert seg_targets(truth) == (0, 2, 1)
 
 
+def test_an_organ_with_a_finding_is_not_called_outside():
+    """However little of it is seen: the sentences of a report never contradict one another."""
+    said = facts(_truth((FindingKind.PLEURAL_EFFUSION, "lung_left", 15.0), lung_left=Coverage.OUTSIDE))
+    assert said.not_assessable == frozenset()
+    assert "lung_left" not in said.normal
+
+
 def test_at_most_three_of_a_kind_are_named():
     """The largest three of one organ; the others are left out of text and facts."""
     truth = _truth(*((FindingKind.LIVER_CYST, "liver", mm) for mm in (10.0, 40.0, 30.0, 20.0)))

@@ -52,6 +52,8 @@ def _presence(truth: Truth, concept: Concept) -> Iterator[Asked]:
     ]
     if concept.many:
         patterns.append(f"(Are there|Do you see|Can you see|Does the (CT|scan) show) (any |){concept.many}?")
+    if not concept.sided:
+        patterns += _as_state(concept, concept.organs[0])
     yield from _whether(truth, concept, concept.organs, tuple(patterns))
     if FindingKind.SPLENOMEGALY in concept.kinds:
         return
@@ -67,9 +69,18 @@ def _presence(truth: Truth, concept: Concept) -> Iterator[Asked]:
         if concept.sided:
             some = "" if concept.one.startswith("(hydro") else "a "
             patterns.append(f"{_SEE} {some}{side}(-sided|) {concept.sided}?")
+            patterns += _as_state(concept, organ)
         if not concept.pleural:
             patterns.append(f"Does the {organ_words(organ)} (have|contain|show) {concept.a}?")
         yield from _whether(truth, concept, (organ,), tuple(patterns))
+
+
+def _as_state(concept: Concept, organ: str) -> list[str]:
+    """Return patterns that ask for a finding as a state of its organ."""
+    if not concept.state:
+        return []
+    noun = organ_words(organ)
+    return [f"Is the {noun} {concept.state}?", f"Does the {noun} (look|appear|seem) {concept.state}?"]
 
 
 def _whether(truth: Truth, concept: Concept, organs: tuple[str, ...], patterns: tuple[str, ...]) -> Iterator[Asked]:
@@ -107,7 +118,7 @@ def _side(truth: Truth, concept: Concept) -> Iterator[Asked]:
     expected = ("neither", *sides)[-1] if len(sides) < 2 else "both"
     patterns = (
         f"(On which|On what|Which|What) side is the {concept.own}?",
-        f"(On which|Which) side has (the|a) {concept.sided}?",
+        f"(On which|Which) side has the {concept.sided}?",
         f"Is the {concept.own} (on the left or (on |)the right|on the right or (on |)the left)?",
         f"Is the {concept.own} (left or right|right or left|left, right or bilateral)?",
         f"Is the {concept.own} left-sided(, right-sided or bilateral| or right-sided)?",
@@ -120,22 +131,20 @@ def _side(truth: Truth, concept: Concept) -> Iterator[Asked]:
 
 def _number(truth: Truth, concept: Concept) -> Iterator[Asked]:
     if _settled(truth, concept):
-        yield from _how_many(len(concept.found(truth)), concept.many)
+        yield from _how_many(len(concept.found(truth)), concept.many, "")
     if concept.sided:
         for organ in filter(truth.seen, concept.organs):
-            yield from _how_many(len(concept.found(truth, organ)), f"{concept.bare_many} {place(concept, organ)}")
+            yield from _how_many(len(concept.found(truth, organ)), concept.bare_many, f" {place(concept, organ)}")
 
 
-def _how_many(number: int, many: str) -> Iterator[Asked]:
+def _how_many(number: int, many: str, at: str) -> Iterator[Asked]:
     if number >= len(NUMBERS):
         return
-    noun, _, at = many.partition(" (in")
-    at = f" (in{at}" if at else ""
     patterns = (
-        f"How many {noun} (are there|are present|are visible|can you see|do you see|are seen){at}?",
-        f"(What is|Tell me|Give) the number of {many}?",
-        f"(Count|Please count) the {many}.",
-        f"(Number of|How many) {many}?",
+        f"How many {many} (are there|are present|are visible|can you see|do you see|are seen){at}?",
+        f"(What is|Tell me|Give) the number of {many}{at}?",
+        f"(Count|Please count) the {many}{at}.",
+        f"(Number of|How many) {many}{at}?",
     )
     yield Asked(patterns, f"{NUMBERS[number].capitalize()}.", Topic.NUMBER, str(number), trap=number > 1)
 

@@ -14,6 +14,7 @@ from medvl.embedded.words import (
     NOUNS,
     OPERATIONS,
     PAIRS,
+    SYSTEMS,
     article,
     is_or_are,
     listed,
@@ -44,7 +45,7 @@ def _normality(truth: Truth, said: ReportFacts, organs: tuple[str, ...]) -> Iter
     is_are = is_or_are(noun_phrase(organs))
     do = "Do" if is_are == "are" else "Does"
     closed = (
-        f"{is_are.capitalize()} the {noun} (normal|unremarkable|healthy|intact|okay)?",
+        f"{is_are.capitalize()} the {noun} (normal|unremarkable|healthy|okay|{_state(organs)})?",
         f"{do} the {noun} (look|appear|seem) (normal|unremarkable|healthy)?",
         f"Would you call the {noun} normal?",
         f"The {noun}: normal?",
@@ -81,6 +82,10 @@ def _normality(truth: Truth, said: ReportFacts, organs: tuple[str, ...]) -> Iter
     for patterns, (word, expected) in ((closed, yes), (asked_abnormal, no)):
         reason = f"there is {wrong}" if wrong else state
         yield Asked(patterns, f"{word}, {reason}.", Topic.NORMALITY, expected)
+
+
+def _state(organs: tuple[str, ...]) -> str:
+    return next(system.state for system in SYSTEMS if organs[0] in system.organs)
 
 
 def _what(said: ReportFacts, organs: tuple[str, ...]) -> str:

@@ -112,7 +112,7 @@ def choose(pool: Sequence[Asked], rng: np.random.Generator, count: int) -> list[
     while by_topic and len(chosen) < count:
         topic = _drawn({t: weights[t] for t in by_topic}, rng)
         left = by_topic[topic]
-        group = _drawn({a.group: _NOTHING.get(a.group, 1.0) for a in left}, rng)
+        group = _drawn({a.group: _RARER.get((a.topic, a.group), 1.0) for a in left}, rng)
         of_answer = [a for a in left if a.group == group]
         trap = _drawn({a.trap: 1.0 for a in of_answer}, rng)
         candidates = [a for a in of_answer if a.trap is trap]
@@ -134,9 +134,14 @@ def score_answer(expected: QuestionAnswer, text: str) -> bool:
     return any(said.startswith(f"{word} ") for word in _decisive(expected.expected))
 
 
-_ONE_ANSWER_WEIGHT = 0.35
-_NOTHING = {"none": 0.3, "neither": 0.3, "0": 0.4}
-"""Weights of answers that many questions have in every truth."""
+_ONE_ANSWER_WEIGHT = 0.25
+_RARER = {
+    (Topic.ORGAN, "none"): 0.25,
+    (Topic.SIDE, "neither"): 0.25,
+    (Topic.NUMBER, "0"): 0.4,
+    (Topic.PRESENCE, "no"): 0.7,
+}
+"""Weights of answers that every truth offers, beside 1 of the others that few do."""
 _LOWER_CASE, _NO_MARK, _SUFFIX = 0.2, 0.2, 0.15
 """Shares of questions typed in lower case, without question mark, and with the scan named."""
 _SCAN = "( on this CT| on this scan| in this CT| in this study| in this patient| on the CT)"

@@ -56,6 +56,7 @@ class ReportFacts:
 
 def facts(truth: Truth) -> ReportFacts:
     """Return what a report of ``truth`` has to say."""
+    truth = as_seen(truth)
     described = tuple(_described(truth))
     abnormal = {(f.kind, f.organ) for f in described}
     absent = organs_with(truth, Coverage.REMOVED)
@@ -67,6 +68,15 @@ def facts(truth: Truth) -> ReportFacts:
         not_assessable=organs_with(truth, Coverage.OUTSIDE),
         impression=frozenset(abnormal | {(FindingKind.MISSING_ORGAN, organ) for organ in absent}),
     )
+
+
+def as_seen(truth: Truth) -> Truth:
+    """Return ``truth`` where an organ that shows a finding is within the field of view, however little of it is.
+
+    Otherwise an effusion at the base of a lung would be described beside the sentence that the lung is not included.
+    """
+    shown = {f.organ for f in truth.findings if truth.organs[f.organ] is Coverage.OUTSIDE}
+    return truth.model_copy(update={"organs": truth.organs | dict.fromkeys(shown, Coverage.PARTIAL)})
 
 
 def reported_findings(truth: Truth) -> Iterator[Finding]:

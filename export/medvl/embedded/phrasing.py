@@ -50,6 +50,8 @@ class Concept:
         Plurals of ``own`` and ``bare``; empty when it is not counted.
     sided
         After ``a left`` or ``left``: ``(kidney|renal) cyst``; empty for what has no side.
+    state
+        What an organ with it is: ``(enlarged|too large)``; empty when there is no such word.
     """
 
     kinds: tuple[FindingKind, ...]
@@ -60,6 +62,7 @@ class Concept:
     many: str = ""
     bare_many: str = ""
     sided: str = ""
+    state: str = ""
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -78,14 +81,14 @@ class Concept:
 
 
 def _counted(kind: FindingKind, adjectives: str, nouns: str, plurals: str) -> Concept:
-    own, many = f"({adjectives}) {nouns}", f"({adjectives}) {plurals}"
+    own, many = f"({adjectives}){nouns}", f"({adjectives}){plurals}"
     sided = own if KINDS[kind].paired else ""
     return Concept((kind,), f"a {own}", f"a {nouns}", own, nouns, many, plurals, sided)
 
 
 _LESION = (FindingKind.LIVER_CYST, FindingKind.LIVER_MASS)
 CONCEPTS = (
-    _counted(FindingKind.LUNG_NODULE, "lung|pulmonary", "nodule", "nodules"),
+    _counted(FindingKind.LUNG_NODULE, "lung |pulmonary |", "nodule", "nodules"),
     Concept(
         (FindingKind.PLEURAL_EFFUSION,),
         one="(a pleural effusion|an effusion|pleural fluid|fluid in the pleural space)",
@@ -108,9 +111,10 @@ CONCEPTS = (
         a="an aneurysm",
         own="(aortic aneurysm|aneurysm of the aorta|aneurysm)",
         bare="aneurysm",
+        state="(dilated|aneurysmal|widened|too wide)",
     ),
-    _counted(FindingKind.LIVER_MASS, "liver|hepatic", "mass", "masses"),
-    _counted(FindingKind.LIVER_CYST, "liver|hepatic", "cyst", "cysts"),
+    _counted(FindingKind.LIVER_MASS, "liver |hepatic |", "mass", "masses"),
+    _counted(FindingKind.LIVER_CYST, "liver |hepatic ", "cyst", "cysts"),
     Concept(
         _LESION,
         one="a (liver|hepatic|focal liver) lesion",
@@ -126,6 +130,7 @@ CONCEPTS = (
         a="enlargement",
         own="(splenomegaly|enlargement of the spleen|splenic enlargement)",
         bare="enlargement",
+        state="(enlarged|too large|larger than normal|bigger than normal)",
     ),
     Concept(
         (FindingKind.HYDRONEPHROSIS,),
@@ -134,17 +139,19 @@ CONCEPTS = (
         own="hydronephrosis",
         bare="hydronephrosis",
         sided="hydronephrosis",
+        state="(hydronephrotic|obstructed)",
     ),
-    _counted(FindingKind.KIDNEY_STONE, "kidney|renal", "(stone|calculus)", "(stones|calculi)"),
-    _counted(FindingKind.KIDNEY_CYST, "kidney|renal", "cyst", "cysts"),
+    _counted(FindingKind.KIDNEY_STONE, "kidney |renal |", "(stone|calculus)", "(stones|calculi)"),
+    _counted(FindingKind.KIDNEY_CYST, "kidney |renal ", "cyst", "cysts"),
     Concept(
         (FindingKind.VERTEBRAL_FRACTURE,),
         one="(a vertebral fracture|a spinal fracture|a compression fracture|a fractured vertebra|a spine fracture)",
         a="(a fracture|a compression fracture)",
-        own="(vertebral|spinal|compression|vertebral compression) fracture",
+        own="(vertebral |spinal |compression |vertebral compression |)fracture",
         bare="fracture",
-        many="(vertebral|spinal|compression) fractures",
+        many="(vertebral |spinal |compression |)fractures",
         bare_many="fractures",
+        state="(fractured|broken)",
     ),
 )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medvl.embedded.facts import as_seen
 from medvl.embedded.phrasing import CONCEPTS, Concept, expand, organ_words, pick, place
 from medvl.embedded.truth import Coverage, FindingKind, Truth
 from medvl.embedded.words import NOUNS, capitalised, clearly_larger, side_of
@@ -99,6 +100,7 @@ def requests(truth: Truth, rng: np.random.Generator, count: int = 4) -> list[Seg
 
 def request_pool(truth: Truth) -> tuple[Wanted, ...]:
     """Return everything that can be asked for, each thing once; the same for the same truth."""
+    truth = as_seen(truth)
     return (*_organs(truth), *(w for concept in CONCEPTS for w in _findings(truth, concept)))
 
 
@@ -126,7 +128,7 @@ def _findings(truth: Truth, concept: Concept) -> Iterator[Wanted]:
         return
     for organ in concept.organs:
         at = place(concept, organ)
-        names = [f"(the|the|a) {concept.bare} {at}"]
+        names = [f"the {concept.bare} {at}", f"(the {concept.bare}|{concept.a}) {at}"]
         sizes = [f"the SIZE {concept.bare} {at}"]
         if concept.sided:
             names.append(f"(the |){side_of(organ)}(-sided|) {concept.sided}")
