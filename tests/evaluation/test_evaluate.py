@@ -154,3 +154,11 @@ def test_a_masks_voxels_come_back(tmp_path, contract, case, perfect):
     again = [r for r in results(tmp_path, contract, case, perfect) if r.key == record.key]
     item = next(i for i in again[0].items if i.asked == "spleen")
     assert np.array_equal(item.voxels(), case(int(record.case)).organ("spleen"))
+
+
+def test_only_masks_that_are_compared_are_kept(tmp_path, contract, case, perfect):
+    """Those of the case itself after one prompt; they are most of what a result weighs."""
+    for record in results(tmp_path, contract, case, perfect):
+        for item in record.items:
+            if item.type == "mask" and item.found:
+                assert (item.mask is not None) == (record.condition == "own" and item.clicks <= 1)

@@ -62,12 +62,16 @@ def compare(records: Iterable[Record], first: str, second: str) -> Comparison:
     )
 
 
+def is_compared(item: Item) -> bool:
+    """Whether two subjects are asked this alike: a second click follows from the first mask."""
+    return not isinstance(item, Segmented) or item.clicks <= 1
+
+
 def _pairs(first: Iterable[Item], second: Iterable[Item]) -> Iterator[tuple[Item, Item]]:
-    """Yield what both were asked alike: a second click follows from the first mask, so it is another question."""
+    """Yield what both were asked alike."""
     others = {_asked(item): item for item in second}
     for item in first:
-        alike = not isinstance(item, Segmented) or item.clicks <= 1
-        if alike and (other := others.get(_asked(item))) is not None:
+        if is_compared(item) and (other := others.get(_asked(item))) is not None:
             yield item, other
 
 

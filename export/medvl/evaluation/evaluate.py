@@ -10,7 +10,8 @@ from functools import cached_property, lru_cache, partial
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.evaluation import language, masks
 from medvl.evaluation.cases import Case, Condition, partner, shown
-from medvl.evaluation.items import Item
+from medvl.evaluation.comparison import is_compared
+from medvl.evaluation.items import Item, Segmented
 from medvl.evaluation.records import Identity, Record, Records
 from medvl.evaluation.subjects import Subject
 from medvl.imaging.volume import Volume
@@ -123,7 +124,13 @@ def _timed(task: _Task, scene: _Scene, subject: Subject, tell: Tell) -> Sequence
     items = task.run(case, volume, subject)
     took_s = time.perf_counter() - start_s
     tell(f"case {scene.seed}, {subject.name}, {scene.condition}: {task.name}, {took_s:.1f} s")
-    return items
+    return [_kept(item, scene.condition) for item in items]
+
+
+def _kept(item: Item, condition: Condition) -> Item:
+    """Leave out masks that will not be compared."""
+    compared = condition is Condition.OWN and is_compared(item)
+    return item.without_voxels() if isinstance(item, Segmented) and not compared else item
 
 
 def _tasks(plan: Plan, index: int, condition: Condition, checkpoint: Checkpoint) -> Iterator[_Task]:

@@ -79,7 +79,7 @@ class Segmented(_Item):
     hd95_mm
         None where either mask is empty.
     mask
-        Packed as it travels, in base64; empty when not found.
+        Packed as it travels, in base64; None when not found, or where nothing will be compared with it.
     """
 
     type: Literal["mask"] = "mask"
@@ -93,10 +93,14 @@ class Segmented(_Item):
     dice: float | None = None
     hd95_mm: float | None = None
     shape: tuple[int, int, int]
-    mask: str = ""
+    mask: str | None = None
+
+    def without_voxels(self) -> Segmented:
+        """Return it without its mask, which is most of its size."""
+        return self.model_copy(update={"mask": None})
 
     def voxels(self) -> NDArray[np.bool_]:
-        """Return the mask, bool [D, R, C]."""
+        """Return the mask, bool [D, R, C]; it must have been kept."""
         return unpack_mask(base64.b64decode(self.mask), self.shape) if self.mask else np.zeros(self.shape, np.bool_)
 
 
@@ -135,5 +139,5 @@ def segmented(
         dice=None if wanted is None else dice(found, wanted),
         hd95_mm=None if wanted is None else hd95_mm(found, wanted, spacing_mm),
         shape=found.shape,
-        mask=base64.b64encode(pack_mask(found)).decode() if is_found else "",
+        mask=base64.b64encode(pack_mask(found)).decode() if is_found else None,
     )

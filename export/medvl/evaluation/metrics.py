@@ -15,8 +15,8 @@ _ALL_CHECKS = {"checks": -1}
 
 def dice(found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
     """Return the Dice coefficient of two masks of one shape; 1 when both are empty."""
-    sizes = np.count_nonzero(found) + np.count_nonzero(wanted)
-    return 2.0 * np.count_nonzero(found & wanted) / sizes if sizes else 1.0
+    sizes = int(np.count_nonzero(found)) + int(np.count_nonzero(wanted))
+    return 2.0 * int(np.count_nonzero(found & wanted)) / sizes if sizes else 1.0
 
 
 def hd95_mm(found: NDArray[np.bool_], wanted: NDArray[np.bool_], spacing_mm: Triple) -> float | None:
