@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands.add_parser("verify", help="prove a repository against its manifest"))
     _add_phantom(commands.add_parser("phantom", help="write procedural CT series with label map and truth"))
     _add_train(commands.add_parser("train-phantom", help="train the phantom checkpoint, in pieces as long as you like"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure a checkpoint on phantoms that no training has seen"))
     return parser
 
 
@@ -184,6 +185,48 @@ def _train(options: argparse.Namespace) -> None:
         with replacement(options.checkpoint) as staging:
             finish(options.out, staging)
     sys.stdout.write("trained\n" if done else "not finished: run the command again to go on\n")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_evaluate)
+    add = parser.add_argument
+    presets = ", ".join(PRESETS)
+    add("--checkpoint", required=True, metavar="FOLDER|PRESET", help=f"folder, or one of: {presets}")
+    add("--cases", type=int, default=100, metavar="N", help="phantoms for reports and questions (100)")
+    add("--seed", type=int, default=0, help="of the first of them; those of training are refused (0)")
+    add("--mask-cases", type=int, metavar="M", help="the first so many of them for masks (60 at most)")
+    add("--control-cases", type=int, default=20, help="of these, for masks on an empty and another volume (20)")
+    add("--objects", type=int, default=2, help="organs, and again findings, of a case to point at (2)")
+    add("--texts", type=int, default=3, help="findings of a case to ask for in words, and again absent ones (3)")
+    add("--served", metavar="HOST:PORT", help="evaluate the service there, and compare it with the reference")
+    add("--real", type=Path, metavar="FOLDER", help="also point at organs of the real CT in this folder of test data")
+    add("--threads", type=int, default=1, help="threads of torch (1)")
+    add("--json", type=Path, metavar="FILE", help="write every figure there")
+    add("--work", type=Path, metavar="FOLDER", help="results that are done, for a second run (beside the JSON)")
+    add("--markdown", action="store_true", help="print tables in Markdown")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    import torch
+
+    from medvl.evaluation.command import Settings, run
+
+    torch.set_num_threads(options.threads)
+    settings = Settings(
+        checkpoint=options.checkpoint,
+        cases=options.cases,
+        seed=options.seed,
+        mask_cases=options.mask_cases,
+        control_cases=options.control_cases,
+        objects=options.objects,
+        texts=options.texts,
+        served=options.served,
+        real=options.real,
+        json=options.json,
+        work=options.work,
+        markdown=options.markdown,
+    )
+    sys.stdout.write(run(settings, _progress))
 
 
 def _progress(line: str) -> None:

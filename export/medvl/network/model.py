@@ -122,11 +122,8 @@ class ReferenceModel:
         window
             Name of the window; that of the checkpoint's segmentation by default.
         """
-        spec = self.checkpoint.segmentation
-        window_hu = self.checkpoint.windows[window or spec.window]
-        slices = fit_slices(to_uint8(volume.hu, Window(*window_hu)), spec.side, spec.fit)
-        networks = self.modules.networks
-        source = SliceSource(networks["sam2_image_encoder"], slices)
+        spec, networks = self.checkpoint.segmentation, self.modules.networks
+        source = self.slice_source(volume, window or spec.window)
         steps = TorchSteps(
             mask_decoder=networks["sam2_mask_decoder"],
             memory_encoder=networks["sam2_memory_encoder"],
@@ -135,8 +132,14 @@ class ReferenceModel:
             hidden_size=self.checkpoint.language.hidden_size,
         )
         found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), self._transform(volume))
-        asyncio.run(Propagation(steps, source, len(slices), spec, found).run([prompt]))
+        asyncio.run(Propagation(steps, source, volume.geometry.shape[0], spec, found).run([prompt]))
         return found
+
+    def slice_source(self, volume: Volume, window: str) -> SliceSource:
+        """Return the features of a volume's slices through a window by name."""
+        spec = self.checkpoint.segmentation
+        slices = fit_slices(to_uint8(volume.hu, Window(*self.checkpoint.windows[window])), spec.side, spec.fit)
+        return SliceSource(self.modules.networks["sam2_image_encoder"], slices)
 
     def point(self, volume: Volume, row: float, column: float, label: int) -> PromptPoint:
         """Return a prompt at voxel indices of a slice as SAM2 takes it; ``label`` as in medvl.network.prompts."""

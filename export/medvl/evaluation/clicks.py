@@ -1,0 +1,102 @@
+"""A simulated user who always clicks at the same place: points, boxes and corrections in voxels of the canonical grid.
+
+A click goes to the most interior voxel of the largest slice of what is wanted. A correction goes to the most interior
+voxel of the largest slice of the largest connected error in 3D: it is positive where the object was missed and negative
+where something else was marked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from medvl.evaluation.metrics import bounding_box
+
+Voxel = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """A point on the object, or, when ``negative``, beside it; slice, row and column."""
+
+    voxel: Voxel
+    negative: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelBox:
+    """A box between two corners (slice, row, column): whole slices, edges of pixels at halves."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+def first_click(mask: NDArray[np.bool_]) -> Click:
+    """Return the click on a mask bool [D, R, C] that is not empty."""
+    return Click(_interior(mask))
+
+
+def correction(wanted: NDArray[np.bool_], found: NDArray[np.bool_]) -> Click | None:
+    """Return the click that corrects a mask, None where there is nothing to correct."""
+    missed, wrong = (largest_component(error) for error in (wanted & ~found, found & ~wanted))
+    if not (missed.any() or wrong.any()):
+        return None
+    negative = bool(np.count_nonzero(wrong) > np.count_nonzero(missed))
+    return Click(_interior(wrong if negative else missed), negative)
+
+
+def box_around(mask: NDArray[np.bool_]) -> VoxelBox:
+    """Return the box that a careful user draws around a mask bool [D, R, C] that is not empty.
+
+    A box of the service spans slices and prompts the middle one. So its slices are the object's, and its rectangle is
+    tight on the middle slice; where the object leaves that slice out, it is that of the whole object.
+    """
+    slices, rows, columns = bounding_box(mask)
+    middle = (slices.start + slices.stop - 1) // 2
+    if mask[middle].any():
+        _, rows, columns = bounding_box(mask[middle : middle + 1])
+    return VoxelBox(
+        (slices.start, rows.start - 0.5, columns.start - 0.5), (slices.stop - 1, rows.stop - 0.5, columns.stop - 0.5)
+    )
+
+
+def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the largest part of a mask [D, R, C] whose voxels share faces; the first of equals."""
+    labels, joined = _planes(mask)
+    roots = _roots(labels, joined)
+    if len(roots) == 1:
+        return np.zeros_like(mask)
+    sizes = np.bincount(roots, np.bincount(labels.ravel(), minlength=len(roots)) * (np.arange(len(roots)) > 0))
+    largest: NDArray[np.bool_] = (roots == sizes.argmax())[labels] & mask
+    return largest
+
+
+def _planes(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+    """Label the connected parts of each slice on its own; return the labels, 0 outside, and how many there are."""
+    labels, count = np.zeros(mask.shape, np.int32), 0
+    for number in np.flatnonzero(mask.any((1, 2))):
+        found, own = cv2.connectedComponents(mask[number].astype(np.uint8), connectivity=4)
+        labels[number] = np.where(own > 0, own + count, 0)
+        count += found - 1
+    return labels, count
+
+
+def _roots(labels: NDArray[np.int32], count: int) -> NDArray[np.intp]:
+    """Return for each label the least one that it is connected with through neighbouring slices."""
+    roots = np.arange(count + 1)
+    touching = (labels[:-1] > 0) & (labels[1:] > 0)
+    for pair in np.unique(np.stack([labels[:-1][touching], labels[1:][touching]]), axis=1).T:
+        low, high = sorted(roots[pair].tolist())
+        roots[roots == high] = low
+    return roots
+
+
+def _interior(mask: NDArray[np.bool_]) -> Voxel:
+    number = int(mask.sum((1, 2)).argmax())
+    # A border of background, so that the edge of the image counts as an edge.
+    depth = cv2.distanceTransform(np.pad(mask[number], 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    row, column = np.unravel_index(depth[1:-1, 1:-1].argmax(), mask.shape[1:])
+    return number, int(row), int(column)

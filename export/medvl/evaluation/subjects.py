@@ -1,0 +1,187 @@
+"""What is evaluated, behind one face: the torch reference in this process, and the served system over its protocol."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medvl.client import Box, Client, Point
+from medvl.client import ObjectPrompt as ServedPrompt
+from medvl.contracts.errors import InvalidRequest
+from medvl.evaluation.clicks import Click, VoxelBox
+from medvl.imaging.volume import Volume
+from medvl.network.model import ReferenceMask, ReferenceModel
+from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint
+from medvl.network.torch_steps import SliceSource
+
+Voxels = NDArray[np.bool_]
+T = TypeVar("T")
+
+
+class Subject(Protocol):
+    """Answers about canonical volumes; a mask bool [D, R, C] without a voxel says that nothing was found."""
+
+    name: str
+
+    def report(self, volume: Volume) -> str:
+        """Write a report."""
+
+    def ask(self, volume: Volume, question: str) -> str:
+        """Answer a question."""
+
+    def segment_label(self, volume: Volume, name: str) -> Voxels:
+        """Segment a class by name."""
+
+    def segment_text(self, volume: Volume, text: str) -> Voxels:
+        """Segment what a text describes."""
+
+    def segment_points(self, volume: Volume, clicks: Sequence[Click]) -> Voxels:
+        """Segment what clicks point at."""
+
+    def segment_box(self, volume: Volume, box: VoxelBox) -> Voxels:
+        """Segment what a box holds."""
+
+
+class ReferenceSubject:
+    """The torch reference.
+
+    Parameters
+    ----------
+    folder
+        A checkpoint folder.
+    """
+
+    name = "reference"
+
+    def __init__(self, folder: Path) -> None:
+        loaded = ReferenceModel.load(folder)
+        self._model = _KeepingModel(loaded.checkpoint, loaded.modules, loaded.language)
+
+    def report(self, volume: Volume) -> str:
+        """Write a report."""
+        return self._model.report(volume).text
+
+    def ask(self, volume: Volume, question: str) -> str:
+        """Answer a question."""
+        return self._model.ask(volume, question).text
+
+    def segment_label(self, volume: Volume, name: str) -> Voxels:
+        """Segment a class by name."""
+        return _voxels(self._model.segment_label(volume, name))
+
+    def segment_text(self, volume: Volume, text: str) -> Voxels:
+        """Segment what a text describes."""
+        return _voxels(self._model.segment_text(volume, text))
+
+    def segment_points(self, volume: Volume, clicks: Sequence[Click]) -> Voxels:
+        """Segment what clicks point at."""
+        points: dict[int, tuple[PromptPoint, ...]] = defaultdict(tuple)
+        for click in clicks:
+            number, row, column = click.voxel
+            points[number] += (self._model.point(volume, row, column, NEGATIVE if click.negative else POSITIVE),)
+        return _voxels(self._model.segment(volume, ObjectPrompt(0, dict(points))))
+
+    def segment_box(self, volume: Volume, box: VoxelBox) -> Voxels:
+        """Segment what a box holds; its middle slice is prompted, as the service does."""
+        first, last = round(box.low[0]), round(box.high[0])
+        ends = ((box.low, BOX_FIRST), (box.high, BOX_SECOND))
+        corners = tuple(self._model.point(volume, row, column, label) for (_, row, column), label in ends)
+        prompt = ObjectPrompt(0, {(first + last) // 2: corners}, None, first, last)
+        return _voxels(self._model.segment(volume, prompt))
+
+
+@dataclass(frozen=True, eq=False)
+class _KeepingModel(ReferenceModel):
+    """The reference, which keeps what it computed of the latest volume: its questions and prompts share that."""
+
+    kept: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def vision_tokens(self, volume: Volume) -> Tensor:
+        return self._once(volume, "vision tokens", lambda: ReferenceModel.vision_tokens(self, volume))
+
+    def slice_source(self, volume: Volume, window: str) -> SliceSource:
+        return self._once(volume, window, lambda: ReferenceModel.slice_source(self, volume, window))
+
+    def _once(self, volume: Volume, what: str, make: Callable[[], T]) -> T:
+        for key in [key for key in self.kept if key[0] != volume.digest]:
+            del self.kept[key]
+        key = (volume.digest, what)
+        if key not in self.kept:
+            self.kept[key] = make()
+        kept: T = self.kept[key]
+        return kept
+
+
+class ServedSubject:
+    """A running service.
+
+    Parameters
+    ----------
+    client
+        Connected to it; whoever made it closes it.
+    checkpoint_digest
+        Of the checkpoint that it must serve.
+
+    Raises
+    ------
+    InvalidRequest
+        When it serves another one.
+    """
+
+    name = "served"
+
+    def __init__(self, client: Client, checkpoint_digest: str) -> None:
+        self._client = client
+        provenance = client.describe().provenance
+        if provenance.checkpoint_digest != checkpoint_digest:
+            raise InvalidRequest(
+                f"The service serves the checkpoint {provenance.checkpoint_digest[:12]}, not {checkpoint_digest[:12]}: "
+                "name the checkpoint that it was built from."
+            )
+        self.software = provenance.software
+        self.triton_version = provenance.triton_version
+
+    def report(self, volume: Volume) -> str:
+        """Write a report."""
+        return self._client.report(volume).collect().text
+
+    def ask(self, volume: Volume, question: str) -> str:
+        """Answer a question."""
+        return self._client.ask(volume, question).collect().text
+
+    def segment_label(self, volume: Volume, name: str) -> Voxels:
+        """Segment a class by name."""
+        return self._segment(volume, ServedPrompt(label=name))
+
+    def segment_text(self, volume: Volume, text: str) -> Voxels:
+        """Segment what a text describes."""
+        return self._segment(volume, ServedPrompt(text=text))
+
+    def segment_points(self, volume: Volume, clicks: Sequence[Click]) -> Voxels:
+        """Segment what clicks point at."""
+        points = tuple(Point(_lps_mm(volume, click.voxel), click.negative) for click in clicks)
+        return self._segment(volume, ServedPrompt(points=points))
+
+    def segment_box(self, volume: Volume, box: VoxelBox) -> Voxels:
+        """Segment what a box holds."""
+        return self._segment(volume, ServedPrompt(boxes=(Box(_lps_mm(volume, box.low), _lps_mm(volume, box.high)),)))
+
+    def _segment(self, volume: Volume, prompt: ServedPrompt) -> Voxels:
+        (mask,) = self._client.segment(volume, [prompt]).collect().masks
+        return mask.array
+
+
+def _voxels(mask: ReferenceMask) -> Voxels:
+    return mask.mask if mask.found else np.zeros_like(mask.mask)
+
+
+def _lps_mm(volume: Volume, voxel: tuple[float, float, float]) -> tuple[float, float, float]:
+    x, y, z = volume.geometry.index_to_lps(np.array(voxel)).tolist()
+    return x, y, z

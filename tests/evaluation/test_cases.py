@@ -1,0 +1,53 @@
+"""Cases are held out, and what a subject is shown instead of them lies on the same grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medvl.contracts.errors import InvalidRequest
+from medvl.evaluation.cases import AIR_HU, WATER_HU, Condition, held_out, partner, shown
+from medvl.training.cases import FIRST_SEED
+
+
+@pytest.mark.parametrize(("first", "count"), [(FIRST_SEED - 1, 2), (FIRST_SEED, 1), (FIRST_SEED + 5, 3)])
+def test_seeds_of_training_are_refused(first: int, count: int):
+    """A range that only reaches into them as well; the sentence names where they begin."""
+    with pytest.raises(InvalidRequest, match=str(FIRST_SEED)):
+        held_out(first, count)
+
+
+def test_every_seed_below_is_held_out():
+    """The last one included; its partner in the shuffled control is held out too."""
+    assert list(held_out(FIRST_SEED - 2, 2)) == [FIRST_SEED - 2, FIRST_SEED - 1]
+    assert all(partner(seed) < FIRST_SEED and partner(seed) != seed for seed in (0, 7, FIRST_SEED - 1))
+
+
+@pytest.mark.parametrize(("first", "count"), [(-1, 3), (0, 0)])
+def test_an_evaluation_has_cases(first: int, count: int):
+    """No cases and negative seeds are refused."""
+    with pytest.raises(InvalidRequest):
+        held_out(first, count)
+
+
+def test_controls_keep_the_grid_and_show_something_else(case):
+    """Nothing but water and air, or another patient, at the places of the case's own voxels."""
+    own, other = case(2), case(4)
+    for condition in Condition:
+        volume = shown(own, condition, other)
+        assert volume.geometry == own.volume.geometry
+        assert np.array_equal(volume.hu, own.volume.hu) == (condition is Condition.OWN)
+    assert set(np.unique(shown(own, Condition.EMPTY).hu)) == {AIR_HU, WATER_HU}
+    assert np.isin(shown(own, Condition.SHUFFLED, other).hu, other.volume.hu).all()
+
+
+def test_an_organ_holds_its_lesions(case):
+    """As the phantom itself says, for every organ and finding."""
+    two = case(2)
+    liver = two.organ("liver")
+    cysts = [i for i, f in enumerate(two.truth.findings) if f.organ == "liver"]
+    assert cysts
+    assert (liver & two.findings(tuple(cysts))).sum() == two.findings(tuple(cysts)).sum() > 0
+    effusion = next(i for i, f in enumerate(two.truth.findings) if f.kind == "pleural_effusion")
+    assert not (two.organ("lung_right") & two.findings((effusion,))).any()
+    assert two.organ("body").sum() == (two.labels > 0).sum()

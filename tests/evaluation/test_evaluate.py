@@ -1,0 +1,164 @@
+"""Figures are what they should be for subjects that are known: all right, nothing, and one that stops half-way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+
+from medvl.evaluation.comparison import compare
+from medvl.evaluation.evaluate import Participant, Plan, evaluate
+from medvl.evaluation.figures import Figure, figures
+from medvl.evaluation.records import Record, Records
+from medvl.evaluation.table import markdown, plain, table
+
+SEEDS = range(2, 8)
+PLAN = Plan(seeds=SEEDS, mask_cases=5, control_cases=2, objects=1, texts=2)
+LOWER_IS_BETTER = ("HD95", "invented", "unreadable", "size error")
+
+
+def results(tmp_path, contract, case, *subjects, plan: Plan = PLAN, told: list[str] | None = None) -> list[Record]:
+    participants = [Participant(subject, "test", len(plan.seeds)) for subject in subjects]
+    lines = [] if told is None else told
+    return evaluate(plan, participants, contract, Records(tmp_path), make=case, tell=lines.append)
+
+
+def values(found: Iterable[Figure], condition: str) -> dict[tuple[str, str, str], float]:
+    return {
+        (f.row.section, f.row.metric, f.row.group): f.estimate.value
+        for f in found
+        if f.condition == condition and f.estimate.value is not None
+    }
+
+
+def test_a_perfect_subject_is_right_everywhere(tmp_path, contract, case, perfect):
+    """1 for every share and every Dice, 0 for every error; a size is as far off as reports round it."""
+    found = figures(results(tmp_path, contract, case, perfect))
+    own = values(found, "own")
+    for (section, metric, group), value in own.items():
+        if metric.startswith("size error"):
+            assert value <= 2.5
+        else:
+            expected = 0.0 if metric.startswith(LOWER_IS_BETTER) else 1.0
+            assert value == expected, (section, metric, group)
+    sections = {section for section, _, _ in own}
+    assert sections == {"reports", "questions", "masks by class name", "findings by text", "points", "box"}
+    for metric in ("finding F1", "size error, median mm"):
+        assert ("reports", metric, "all") in own
+    for clicks in ("1 click", "2 clicks", "3 clicks", "4 clicks"):
+        assert {("points", f"Dice, {clicks}", kind) for kind in ("organs", "findings")} <= own.keys()
+
+
+def test_its_answers_follow_from_the_image(tmp_path, contract, case, perfect):
+    """Shown another volume it knows nothing of this case, so the controls stand apart from the figure."""
+    found = figures(results(tmp_path, contract, case, perfect))
+    for condition in ("empty", "shuffled"):
+        control = values(found, condition)
+        assert control["masks by class name", "Dice", "all"] == 0.0
+        assert control["questions", "closed, accuracy", "all"] == 0.0
+        assert control["reports", "finding recall", "all"] == 0.0
+
+
+def test_a_silent_subject_is_right_about_what_is_absent_only(tmp_path, contract, case, silent):
+    """No mask, no finding, no invention; every absent object is answered "not found"."""
+    own = values(figures(results(tmp_path, contract, case, silent)), "own")
+    for (section, metric, group), value in own.items():
+        if metric.startswith("absent"):
+            assert value == 1.0, (section, group)
+        elif metric.startswith(("Dice", "present", "closed", "open", "laterality", "size within", "finding recall")):
+            assert value == 0.0, (section, metric, group)
+    assert own["reports", "invented findings per report", "all"] == 0.0
+    assert ("reports", "finding precision", "all") not in own
+    assert ("masks by class name", "HD95 mm", "all") not in own
+
+
+def test_numbers_of_cases_are_kept(tmp_path, contract, case, perfect):
+    """Language on all cases, masks on the first, their controls on fewer."""
+    records = results(tmp_path, contract, case, perfect)
+    for task, condition, cases in (
+        ("report", "own", 6),
+        ("report", "shuffled", 6),
+        ("masks by name", "own", 5),
+        ("masks by name", "empty", 2),
+    ):
+        assert len({r.case for r in records if r.task == task and r.condition == condition}) == cases
+
+
+def test_a_second_run_asks_for_nothing(tmp_path, contract, case, perfect):
+    """It gives the same results and does no work; more cases cost only the new ones."""
+    first = results(tmp_path, contract, case, perfect)
+    calls, told = perfect.calls, []
+    assert results(tmp_path, contract, case, perfect, told=told) == first
+    assert perfect.calls == calls
+    assert told == []
+    longer = Plan(seeds=range(2, 9), mask_cases=5, control_cases=2, objects=1, texts=2)
+    results(tmp_path, contract, case, perfect, plan=longer, told=told)
+    assert told
+    assert all(line.startswith("case 8,") for line in told)
+
+
+def test_the_truth_stays_here(tmp_path, contract, case, perfect, monkeypatch):
+    """A subject is given volumes and words, never a case."""
+    given = []
+    for name in ("report", "ask", "segment_label", "segment_text", "segment_points", "segment_box"):
+        original = getattr(perfect, name)
+        monkeypatch.setattr(perfect, name, lambda *a, original=original: (given.extend(a), original(*a))[1])
+    results(tmp_path, contract, case, perfect)
+    assert {type(a).__name__ for a in given} == {"Volume", "str", "list", "VoxelBox"}
+
+
+def test_served_and_reference_are_compared(tmp_path, contract, case, perfect, silent):
+    """A subject agrees with itself to the letter; with a silent one only on what neither says or finds."""
+
+    class Twin(type(perfect)):
+        name = "twin"
+
+    twin = Twin(map(case, SEEDS))
+    records = results(tmp_path, contract, case, perfect, twin, silent)
+    same = compare(records, "perfect", "twin")
+    assert same.cases == len(SEEDS)
+    assert same.identical_texts == same.texts > len(SEEDS)
+    assert same.found_alike == same.masks > 0
+    assert (same.mean_dice, same.least_dice) == (1.0, 1.0)
+    other = compare(records, "perfect", "silent")
+    assert (other.texts, other.masks) == (same.texts, same.masks)
+    assert other.identical_texts == 0
+    assert other.least_dice == 0.0
+    assert 0.0 < other.mean_dice < 1.0
+    assert other.found_alike < other.masks
+
+
+def test_a_comparison_of_nothing_has_no_figure(tmp_path, contract, case, perfect):
+    """No mean of no masks."""
+    records = results(tmp_path, contract, case, perfect)
+    nothing = compare(records, "perfect", "served")
+    assert (nothing.cases, nothing.texts, nothing.masks, nothing.mean_dice) == (0, 0, 0, None)
+
+
+@pytest.mark.parametrize("layout", [plain, markdown])
+def test_the_table_shows_every_figure_beside_its_controls(layout, tmp_path, contract, case, perfect):
+    """One line for each, the figure over all before those of its groups."""
+    found = figures(results(tmp_path, contract, case, perfect))
+    text = table(found, layout)
+    body = [line for line in text.splitlines() if "closed, accuracy" in line]
+    assert len(body) == sum(f.row.metric == "closed, accuracy" and f.condition == "own" for f in found)
+    assert " all " in body[0]
+    assert "1.000" in body[0]
+    assert body[0].rstrip(" |").endswith("0.000")
+
+
+def test_a_masks_voxels_come_back(tmp_path, contract, case, perfect):
+    """From the file, so that two subjects can be compared later."""
+    (record, *_) = [r for r in results(tmp_path, contract, case, perfect) if r.task == "masks by name"]
+    again = [r for r in results(tmp_path, contract, case, perfect) if r.key == record.key]
+    item = next(i for i in again[0].items if i.asked == "spleen")
+    assert np.array_equal(item.voxels(), case(int(record.case)).organ("spleen"))
+
+
+def test_only_masks_that_are_compared_are_kept(tmp_path, contract, case, perfect):
+    """Those of the case itself after one prompt; they are most of what a result weighs."""
+    for record in results(tmp_path, contract, case, perfect):
+        for item in record.items:
+            if item.type == "mask" and item.found:
+                assert (item.mask is not None) == (record.condition == "own" and item.clicks <= 1)
