@@ -23,6 +23,7 @@ from medvl.imaging.windows import Window, to_uint8
 
 FIRST_SEED = 1_000_000
 """Of training."""
+_FIRST_CASES = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,10 @@ class CaseStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+
+    def draw(self, rng: np.random.Generator, step: int, most: int) -> Case:
+        """Return one of the first ``most`` cases; each step knows one more, so that nobody waits for all of them."""
+        return self.get(FIRST_SEED + int(rng.integers(min(most, _FIRST_CASES + step))))
 
     def get(self, seed: int) -> Case:
         """Return a case, made the first time."""

@@ -20,11 +20,9 @@ from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.truth import FindingKind
 from medvl.network.modules import Modules
 from medvl.network.vision import STEM_STRIDE, VisionEncoder
-from medvl.training.cases import FIRST_SEED, Case, CaseStore
+from medvl.training.cases import Case, CaseStore
 
 _BATCH = 2
-_FIRST_CASES = 60
-"""Known from the start; each step brings one more, so that nobody waits for all of them to be made."""
 _FIRST_VALUE = 100
 """Of findings in the label map; organs come before, in the order of ORGANS from 1."""
 _LEAST_VOXELS, _LEAST_SHARE = 6, 0.2
@@ -85,9 +83,8 @@ class PerceptionLearner:
         """Return the loss of a batch of volumes."""
         if step >= _STATISTICS_STEPS:
             freeze_statistics(self.module)
-        pool = min(self._cases, _FIRST_CASES + step)
-        seeds = (FIRST_SEED + rng.choice(pool, _BATCH, replace=False)).tolist()
-        grids, labels = zip(*(self._view(self._store.get(seed), rng) for seed in seeds), strict=True)
+        cases = [self._store.draw(rng, step, self._cases) for _ in range(_BATCH)]
+        grids, labels = zip(*(self._view(case, rng) for case in cases), strict=True)
         window = torch.tensor([self._checkpoint.windows[self._checkpoint.vision.window]] * _BATCH)
         with torch.autocast("cpu", torch.bfloat16):
             levels = self.module.encoder(torch.from_numpy(np.stack(grids)), window)

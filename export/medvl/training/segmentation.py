@@ -19,7 +19,7 @@ from medvl.network.prompts import PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.sam2_heads import AllMasks, decode_all, remember
 from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, TrackStep
 from medvl.network.steps import Bank, Decoded, Remembered
-from medvl.training.cases import FIRST_SEED, Case, CaseStore
+from medvl.training.cases import Case, CaseStore
 from medvl.training.clicks import box, click, correction
 from medvl.training.descriptors import KIND_NAMES, LENGTH, Target, Teacher, absent, descriptor, places, targets
 from medvl.training.losses import MaskLoss, mask_loss
@@ -29,7 +29,6 @@ _KINDS: tuple[PromptKind, ...] = ("language", "point", "box", "clicks", "mask")
 _CHANCES = (0.42, 0.2, 0.15, 0.18, 0.05)
 _PLACED = 0.8
 """Share of language prompts that tell the place."""
-_STEPS_PER_CASE = 12
 _SLICES, _OBJECTS, _ABSENT = 3, 6, 2
 _CLIP, _CLIP_OBJECTS = 5, 5
 _LEAST_PIXELS = 6
@@ -67,15 +66,16 @@ class SegmentationLearner:
         Sizes and windows.
     modules
         What is trained, in part ``sam2``.
-    store
-        Cases.
+    store, cases
+        Where cases are, and how many there are; they come again and again.
     clips
         Whether to train the memory on clips, too.
     """
 
-    def __init__(self, checkpoint: Checkpoint, modules: Modules, store: CaseStore, *, clips: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, modules: Modules, store: CaseStore, cases: int, *, clips: bool) -> None:
         self._checkpoint = checkpoint
         self._store = store
+        self._cases = cases
         self._clips = clips
         self.module = Segmenter(modules)
         self.module.train()
@@ -83,21 +83,14 @@ class SegmentationLearner:
         self._encode = ImageEncoder(sam)
         self._decoder = MaskDecoder(sam, modules.seg_projector)
         self._tracker = TrackStep(sam)
-        self._case: tuple[int, Case, tuple[Target, ...]] | None = None
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         """Return the loss of a step: clips on every second one where they are trained."""
-        case, found = self._next_case(step)
+        case = self._store.draw(rng, step, self._cases)
+        found = targets(case.truth, places(case.labels))
         if self._clips and step % 4:
             return self._clip_loss(case, found, rng)
         return self._slice_loss(case, found, rng)
-
-    def _next_case(self, step: int) -> tuple[Case, tuple[Target, ...]]:
-        seed = FIRST_SEED + step // _STEPS_PER_CASE
-        if self._case is None or self._case[0] != seed:
-            case = self._store.get(seed)
-            self._case = (seed, case, targets(case.truth, places(case.labels)))
-        return self._case[1:]
 
     def _slice_loss(
         self, case: Case, found: Sequence[Target], rng: np.random.Generator

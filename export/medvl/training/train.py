@@ -37,14 +37,14 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("perception", 2500, 1.5e-3),
-        Stage("slices", 5500, 6e-4),
+        Stage("slices", 5500, 4e-4),
         Stage("clips", 2800, 3e-4),
         Stage("language", 5000, 8e-4),
         Stage("joint", 3000, 2e-4),
     )
 }
 CASES = 2400
-"""Phantoms of the language path; SAM2 sees further ones."""
+"""Phantoms that training draws from."""
 SEED = 2601
 
 
@@ -106,9 +106,9 @@ def _learner(name: str, out: Path) -> Learner:
     if name == "perception":
         return PerceptionLearner(checkpoint, modules, store, CASES)
     if name == "slices":
-        return SegmentationLearner(checkpoint, modules, store, clips=False)
+        return SegmentationLearner(checkpoint, modules, store, CASES, clips=False)
     if name == "clips":
-        learner = SegmentationLearner(checkpoint, modules, store, clips=True)
+        learner = SegmentationLearner(checkpoint, modules, store, CASES, clips=True)
         learner.module.load_state_dict(_averaged(out, "slices"))
         return learner
     return _language_learner(name, out, checkpoint, modules, store)
