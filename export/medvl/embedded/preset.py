@@ -48,7 +48,6 @@ _TRAINED = "Trained by medvl-export train-phantom on procedural phantoms; no pat
 _UNTRAINED = "Random weights from a seed, made by medvl.embedded.preset; no data."
 
 _LABELS: tuple[tuple[str, str, str], ...] = (
-    ("body", "38266002", "Entire body as a whole"),
     ("lung_left", "44029006", "Left lung structure"),
     ("lung_right", "3341006", "Right lung structure"),
     ("heart", "80891009", "Heart structure"),

@@ -159,7 +159,10 @@ class SegmentationLearner:
                 chosen.append(pool[rng.integers(len(pool))])
                 kinds.append("language")
         masks = np.stack([_mask(t, plane) for t in chosen]) if chosen else np.zeros((0, *plane.shape), np.bool_)
-        prompts = [_prompt(kind, mask, rng) for kind, mask in zip(kinds, masks, strict=True)]
+        prompts = [
+            _prompt(kind, mask, plane == t.values[0] if t.values else mask, rng)
+            for kind, mask, t in zip(kinds, masks, chosen, strict=True)
+        ]
         told = [
             descriptor(t, rng, placed=rng.random() < _PLACED) if kind == "language" else np.zeros(LENGTH, np.float32)
             for t, kind in zip(chosen, kinds, strict=True)
@@ -239,10 +242,12 @@ def _mask(target: Target, plane: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return mask
 
 
-def _prompt(kind: PromptKind, mask: NDArray[np.bool_], rng: np.random.Generator) -> SlicePrompt:
+def _prompt(kind: PromptKind, mask: NDArray[np.bool_], own: NDArray[np.bool_], rng: np.random.Generator) -> SlicePrompt:
+    """Prompt a mask; who clicks on a lesion means the lesion, so organs are clicked on what is only theirs."""
+    clicked = own if own.any() else mask
     makers: dict[PromptKind, Callable[[], tuple[PromptPoint, ...]]] = {
-        "point": lambda: (click(mask, rng),),
-        "clicks": lambda: (click(mask, rng),),
+        "point": lambda: (click(clicked, rng),),
+        "clicks": lambda: (click(clicked, rng),),
         "box": lambda: box(mask, rng),
     }
     return SlicePrompt(makers[kind]()) if kind in makers else SlicePrompt()
