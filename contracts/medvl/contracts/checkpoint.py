@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -208,7 +209,7 @@ class Checkpoint(_Value):
             raise ValueError(f"prompt segment_answer must hold {self.language.seg_token} once")
         return self
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON; it covers every weight through ``files``."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
