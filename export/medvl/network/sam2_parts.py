@@ -19,23 +19,23 @@ NOT_A_POINT, PADDING = -1, -2
 """Labels: SAM2's token of its own, and a point without effect."""
 
 
+def normalised(slices: Tensor) -> Tensor:
+    """Return slices UINT8 [B, S, S] as the trunk takes them, FP32 [B, 3, S, S]."""
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (slices.unsqueeze(1).float() / 255.0 - mean) / std
+
+
 class ImageEncoder(nn.Module):
     """Model ``sam2_image_encoder``."""
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, sam: SAM2Base) -> None:
         super().__init__()
         self.sam = sam
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False)
         _warm_positions(sam)
 
     def forward(self, slices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode slices UINT8 [B, S, S] to f0 [B, C_8, f_4, f_4], f1 [B, C_4, f_2, f_2] and f2 [B, C, f, f]."""
-        images = (slices.unsqueeze(1).float() / 255.0 - self.mean) / self.std
-        f0, f1, f2 = self.sam.forward_image(images)["backbone_fpn"]
+        f0, f1, f2 = self.sam.forward_image(normalised(slices))["backbone_fpn"]
         return f0, f1, f2
 
 

@@ -11,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from medvl.contracts.checkpoint import Checkpoint
+from medvl.embedded.anatomy import ORGANS
 from medvl.network.memory_bank import MemoryBank
 from medvl.network.modules import Modules
 from medvl.network.prompts import PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.sam2_heads import AllMasks, decode_all, remember
-from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, TrackStep
+from medvl.network.sam2_parts import MaskDecoder, TrackStep, normalised
 from medvl.network.steps import Bank, Decoded, Remembered
 from medvl.training.cases import Case, CaseStore
 from medvl.training.clicks import box, click, correction
@@ -31,18 +33,30 @@ _PLACED = 0.8
 """Share of language prompts that tell the place."""
 _SLICES, _OBJECTS, _ABSENT = 3, 6, 2
 _CLIP, _CLIP_OBJECTS = 5, 5
+_FINDING_WEIGHT = 3.0
+"""Of a cell of a finding for the head."""
 _LEAST_PIXELS = 6
 """Of the S x S slice, for an object to be prompted on it."""
 _CLICKS = 4
 
 
 class Segmenter(nn.Module):
-    """SAM2 with the teacher of its language prompts."""
+    """SAM2 with the teacher of its language prompts, and a head that reads from its finest features what each place is.
+
+    The head is in no checkpoint. It teaches the image encoder what there is to tell apart long before prompts do.
+    """
 
     def __init__(self, modules: Modules) -> None:
         super().__init__()
         self.sam = modules.sam2
         self.teacher = Teacher(self.sam.hidden_dim)
+        self.places = nn.Conv2d(self.sam.hidden_dim, 1 + len(KIND_NAMES), 1)
+
+    def features(self, slices: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Return f0, f1 and f2 of slices UINT8 [B, S, S], and the head's logits [B, kinds + 1, f_4, f_4]."""
+        fine, middle, coarse = self.sam.image_encoder(normalised(slices))["backbone_fpn"]
+        decoder = self.sam.sam_mask_decoder
+        return (decoder.conv_s0(fine), decoder.conv_s1(middle), coarse), self.places(fine)
 
 
 @dataclass(eq=False)
@@ -80,7 +94,6 @@ class SegmentationLearner:
         self.module = Segmenter(modules)
         self.module.train()
         sam = self.module.sam
-        self._encode = ImageEncoder(sam)
         self._decoder = MaskDecoder(sam, modules.seg_projector)
         self._tracker = TrackStep(sam)
 
@@ -96,15 +109,28 @@ class SegmentationLearner:
         self, case: Case, found: Sequence[Target], rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         numbers = _slices_with_findings(case, found, _SLICES, rng)
-        features = self._encode(torch.from_numpy(case.slices(numbers, self._checkpoint)))
+        features, seen = self.module.features(torch.from_numpy(case.slices(numbers, self._checkpoint)))
         planes = case.planes(numbers, self._checkpoint)
+        places_loss = self._places_loss(seen, planes, found)
         losses: list[MaskLoss] = []
         for row, plane in enumerate(planes):
             maps = tuple(f[row : row + 1] for f in features)
             asked = self._ask(found, plane, rng, most=_OBJECTS, absent_ones=_ABSENT)
             masks, multimask = self._decode(maps, asked, rng)
             losses.append(mask_loss(masks, torch.from_numpy(asked.masks).float(), multimask))
-        return _mean(losses, "slice")
+        loss, shown = _mean(losses, "slice")
+        return loss + places_loss, shown | {"places": places_loss.item()}
+
+    def _places_loss(self, seen: Tensor, planes: NDArray[np.uint8], found: Sequence[Target]) -> Tensor:
+        """Return the cross entropy of what the head takes the middle of each cell for; 0 is outside the body."""
+        kinds = np.zeros(256, np.int64)
+        for target in found:
+            kinds[target.values[0]] = 1 + KIND_NAMES.index(target.kind)
+        step = planes.shape[-1] // seen.shape[-1]
+        wanted = torch.from_numpy(kinds[planes[:, step // 2 :: step, step // 2 :: step]])
+        rare = torch.ones(1 + len(KIND_NAMES))
+        rare[1 + len(ORGANS) :] = _FINDING_WEIGHT
+        return cross_entropy(seen, wanted, rare)
 
     def _clip_loss(
         self, case: Case, found: Sequence[Target], rng: np.random.Generator
@@ -113,7 +139,7 @@ class SegmentationLearner:
         depth, step = case.labels.shape[0], int(rng.choice([-1, 1]))
         start = int(_slices_with_findings(case, found, 1, rng)[0])
         numbers = np.array([n for n in range(start, start + step * _CLIP, step) if 0 <= n < depth])
-        features = self._encode(torch.from_numpy(case.slices(numbers, self._checkpoint)))
+        features, _ = self.module.features(torch.from_numpy(case.slices(numbers, self._checkpoint)))
         planes = case.planes(numbers, self._checkpoint)
         asked = self._ask(found, planes[0], rng, most=_CLIP_OBJECTS, absent_ones=0)
         if not asked.targets:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.errors import InvalidRequest
-from medvl.embedded.preset import phantom_checkpoint, phantom_language_model, write_checkpoint
+from medvl.embedded.preset import enliven, phantom_checkpoint, phantom_language_model, write_checkpoint
 from medvl.embedded.vocabulary import train_tokenizer
 from medvl.network.modules import Modules
 from medvl.training.cases import CaseStore
@@ -103,6 +103,7 @@ def finish(out: Path, folder: Path) -> None:
 def _learner(name: str, out: Path) -> Learner:
     checkpoint, store = phantom_checkpoint({}, trained=False), CaseStore(out / "cases")
     modules = Modules.build(checkpoint)
+    enliven(modules)
     if name == "perception":
         return PerceptionLearner(checkpoint, modules, store, CASES)
     if name == "slices":
