@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from medvl.training.curves import draw_curves
 from medvl.training.loop import SHOWN_EVERY, Loop, Stage, averaged
 
 STAGE = Stage("toy", 2 * SHOWN_EVERY, 1e-2)
@@ -70,6 +71,15 @@ def test_curves_are_written_down(tmp_path: Path):
     assert [line["step"] for line in lines] == [SHOWN_EVERY, 2 * SHOWN_EVERY]
     assert all(line["error"] > 0 and line["loss"] > 0 for line in lines)
     assert "nothing" not in lines[0]
+
+
+def test_curves_are_drawn(tmp_path: Path):
+    """One picture of all stages, whatever they have shown so far; none at all is a picture, too."""
+    draw_curves(tmp_path, tmp_path / "empty.png")
+    run(tmp_path, Line())
+    draw_curves(tmp_path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "curves.png").stat().st_size > (tmp_path / "empty.png").stat().st_size
 
 
 def test_the_average_follows_the_weights(tmp_path: Path):

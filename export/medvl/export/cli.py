@@ -174,6 +174,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> None:
     import torch
 
+    from medvl.training.curves import draw_curves
     from medvl.training.train import STAGES, finish, train
 
     names = options.stages.split(",") if options.stages else list(STAGES)
@@ -181,6 +182,7 @@ def _train(options: argparse.Namespace) -> None:
         raise InvalidRequest(f"There is no stage {unknown[0]!r}: the stages are {', '.join(STAGES)}.")
     torch.set_num_threads(options.threads)
     done = train(options.out, names, options.minutes, _progress)
+    draw_curves(options.out, options.out / "curves.png")
     if options.checkpoint is not None:
         with replacement(options.checkpoint) as staging:
             finish(options.out, staging)

@@ -3,7 +3,7 @@
 ::
 
     <out>/<stage>.pt      weights, their moving average, optimiser and step
-    <out>/<stage>.jsonl   one line of means for every :data:`SHOWN_EVERY` steps
+    <out>/<stage>.jsonl   one line of means for every :data:`SHOWN_EVERY` steps; drawn by :mod:`medvl.training.curves`
 """
 
 from __future__ import annotations
