@@ -91,6 +91,7 @@ class SegmentationLearner:
         self._store = store
         self._cases = cases
         self._clips = clips
+        self._targets: dict[int, tuple[Target, ...]] = {}
         self.module = Segmenter(modules)
         self.module.train()
         sam = self.module.sam
@@ -100,7 +101,8 @@ class SegmentationLearner:
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
         """Return the loss of a step: clips on every second one where they are trained."""
         case = self._store.draw(rng, step, self._cases)
-        found = targets(case.truth, places(case.labels))
+        found = self._targets.get(case.seed) or targets(case.truth, places(case.labels))
+        self._targets[case.seed] = found
         if self._clips and step % 4:
             return self._clip_loss(case, found, rng)
         return self._slice_loss(case, found, rng)

@@ -3,13 +3,14 @@
 ::
 
     perception  vision encoder                          cases, cell by cell
-    slices      SAM2 without memory, teacher            single slices
+    coarse      SAM2 without memory, teacher            single slices of half the side, a quarter of the work
+    slices      the same                                single slices
     clips       SAM2                                    slices in a row, through the memory
     language    projector, language model, seg projector   features of the encoder that has learnt to see
     joint       the same, and the vision encoder        cases
 
-``perception`` and ``language`` on one side and ``slices`` and ``clips`` on the other do not need each other: two
-processes can run them on two cores. ``language`` teaches the seg projector once ``slices`` has begun.
+``perception`` and ``language`` on one side and the stages of SAM2 on the other do not need each other: two
+processes can run them on two cores. ``language`` teaches the seg projector once SAM2 has begun.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("perception", 2500, 1.5e-3),
-        Stage("slices", 5500, 4e-4),
+        Stage("coarse", 8000, 5e-4),
+        Stage("slices", 5500, 3e-4),
         Stage("clips", 2800, 3e-4),
         Stage("language", 5000, 8e-4),
         Stage("joint", 3000, 2e-4),
@@ -45,6 +47,8 @@ STAGES = {
 }
 CASES = 2400
 """Phantoms that training draws from."""
+_SEGMENTATION = ("coarse", "slices", "clips")
+"""Stages of SAM2, each of which goes on from the one before."""
 SEED = 2601
 
 
@@ -89,8 +93,7 @@ def finish(out: Path, folder: Path) -> None:
     checkpoint = phantom_checkpoint({}, trained=True)
     modules = Modules.build(checkpoint)
     language = phantom_language_model(train_tokenizer())
-    segmenter = _segmenter_stage(out)
-    _take(modules.sam2, _averaged(out, segmenter), "sam.")
+    _take(modules.sam2, _averaged(out, _segmenter_stage(out)), "sam.")
     speaker = "joint" if _begun(out, "joint") else "language"
     weights = _averaged(out, speaker)
     for name, module in (("encoder", modules.vision_encoder), ("projector", modules.projector)):
@@ -106,13 +109,24 @@ def _learner(name: str, out: Path) -> Learner:
     enliven(modules)
     if name == "perception":
         return PerceptionLearner(checkpoint, modules, store, CASES)
-    if name == "slices":
-        return SegmentationLearner(checkpoint, modules, store, CASES, clips=False)
-    if name == "clips":
-        learner = SegmentationLearner(checkpoint, modules, store, CASES, clips=True)
-        learner.module.load_state_dict(_averaged(out, "slices"))
-        return learner
+    if name in _SEGMENTATION:
+        return _segmentation_learner(name, out, checkpoint, store)
     return _language_learner(name, out, checkpoint, modules, store)
+
+
+def _segmentation_learner(name: str, out: Path, checkpoint: Checkpoint, store: CaseStore) -> SegmentationLearner:
+    spec = checkpoint.segmentation
+    if name == "coarse":
+        spec = spec.model_copy(update={"side": spec.side // 2})
+    sized = checkpoint.model_copy(update={"segmentation": spec})
+    modules = Modules.build(sized)
+    enliven(modules)
+    learner = SegmentationLearner(sized, modules, store, CASES, clips=name == "clips")
+    before = _SEGMENTATION[: _SEGMENTATION.index(name)]
+    if before:
+        # Nothing that is learnt depends on the side.
+        learner.module.load_state_dict(_averaged(out, before[-1]))
+    return learner
 
 
 def _language_learner(
@@ -138,7 +152,7 @@ def _language_learner(
 
 
 def _teacher(out: Path, modules: Modules) -> Teacher | None:
-    if not (_begun(out, "slices") or _begun(out, "clips")):
+    if not any(_begun(out, name) for name in _SEGMENTATION):
         return None
     teacher = Teacher(modules.sam2.hidden_dim)
     _take(teacher, _averaged(out, _segmenter_stage(out)), "teacher.")
@@ -146,7 +160,8 @@ def _teacher(out: Path, modules: Modules) -> Teacher | None:
 
 
 def _segmenter_stage(out: Path) -> str:
-    return "clips" if _begun(out, "clips") else "slices"
+    begun = (name for name in reversed(_SEGMENTATION) if _begun(out, name))
+    return next(begun, _SEGMENTATION[0])
 
 
 def _begun(out: Path, name: str) -> bool:
