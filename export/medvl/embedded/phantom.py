@@ -23,7 +23,6 @@ FIRST_FINDING = 100
 """Least value of a finding in a label map."""
 WHOLE_SHARE, PARTIAL_SHARE = 0.95, 0.10
 """From these shares of its volume on an organ counts as seen whole, or in part."""
-_BESIDE_ITS_ORGAN = {FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX}
 _EVERYWHERE = {"body", "vertebral_column", "rib", "aorta"}
 """Never called outside when any of them is shown."""
 _LEAST_VOXELS = 5
@@ -73,8 +72,7 @@ class Phantom:
         value = next((v for v, n in self.truth.names.items() if n == name), None)
         if value is None:
             raise KeyError(name)
-        lesions = [f.value for f in self.truth.findings if f.organ == name and f.kind not in _BESIDE_ITS_ORGAN]
-        return np.isin(self.labels, [value, *(v for v in lesions if v is not None)])
+        return np.isin(self.labels, [value, *self.truth.values_of(name)])
 
     def finding_mask(self, finding: Finding) -> NDArray[np.bool_]:
         """Return the voxels of a finding, bool [D, R, C]; none where it has no voxels of its own."""
