@@ -18,7 +18,6 @@ from medvl.orchestrator.prompts import SpatialObject, TextObject
 from medvl.orchestrator.segmentation import PromptedObjects
 from medvl.orchestrator.vision import VisionEncoder
 from medvl.orchestrator.work import Work
-from medvl.wire.v1 import medvl_pb2 as pb
 
 
 async def segment_objects(
@@ -69,9 +68,7 @@ async def _described(
 
 async def _hidden_states(work: Work, vision: VisionEncoder, prompts: Sequence[str]) -> NDArray[Any]:
     """Return float32 [n, H]: the [SEG] state that the language model gives each prompt."""
-    await work.emitter.progress(pb.STAGE_ENCODE, "vision tokens", 0, 1)
-    tokens = await vision.tokens(work.series, work.checkpoint, work.call)
-    await work.emitter.progress(pb.STAGE_ENCODE, "vision tokens", 1, 1)
+    tokens = await vision.tokens(work)
     with work.call.stages.measure("generate"):
         async with asyncio.TaskGroup() as group:
             states = [group.create_task(_hidden_state(work, tokens, prompt)) for prompt in prompts]

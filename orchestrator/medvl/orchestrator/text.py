@@ -34,9 +34,7 @@ async def write_text(work: Work, vision: VisionEncoder, prompt: str, options: La
     MedvlError
         What failed first; the rest has been cancelled.
     """
-    await work.emitter.progress(pb.STAGE_ENCODE, prompt, 0, 1)
-    tokens = await vision.tokens(work.series, work.checkpoint, work.call)
-    await work.emitter.progress(pb.STAGE_ENCODE, prompt, 1, 1)
+    tokens = await vision.tokens(work)
     async with (
         asyncio.TaskGroup() as segmenting,
         aclosing(generate(work.triton, tokens, prompt, options, work.call)) as deltas,

@@ -14,6 +14,8 @@ from medvl.orchestrator.cache import ArrayCache, KeyedLocks
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.store import StoredSeries
 from medvl.orchestrator.triton import Triton
+from medvl.orchestrator.work import Work
+from medvl.wire.v1 import medvl_pb2 as pb
 
 _Key = tuple[str, str]
 
@@ -39,20 +41,24 @@ class VisionEncoder:
         """Vision tokens held, in bytes."""
         return self._cache.nbytes
 
-    async def tokens(self, series: StoredSeries, checkpoint: Checkpoint, call: Call) -> NDArray[Any]:
+    async def tokens(self, work: Work) -> NDArray[Any]:
         """Return the vision tokens of a series, float32 [T, H] in the language model's embedding space.
+
+        Progress is told where they have to be computed.
 
         Raises
         ------
         MedvlError
             As :meth:`medvl.orchestrator.triton.Triton.infer`.
         """
-        key = (series.digest, checkpoint.digest)
+        key = (work.series.digest, work.checkpoint.digest)
         async with self._locks.of(key):
             tokens = self._cache.get(key)
             if tokens is None:
-                tokens = await self._encode(series, checkpoint, call)
+                await work.emitter.progress(pb.STAGE_ENCODE, key, 0, 1)
+                tokens = await self._encode(work.series, work.checkpoint, work.call)
                 self._cache.put(key, tokens)
+                await work.emitter.progress(pb.STAGE_ENCODE, key, 1, 1)
         return tokens
 
     async def _encode(self, series: StoredSeries, checkpoint: Checkpoint, call: Call) -> NDArray[Any]:
