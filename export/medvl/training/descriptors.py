@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medvl.embedded.anatomy import ORGANS
+from medvl.embedded.parts import BODY
 from medvl.embedded.truth import Finding, FindingKind, Truth
 
 KIND_NAMES: tuple[str, ...] = (*ORGANS, *FindingKind)
@@ -45,9 +46,12 @@ class Target:
 
 
 def targets(truth: Truth, places: Mapping[int, Place]) -> tuple[Target, ...]:
-    """Return everything in a case that has voxels: organs with the lesions inside them, and findings."""
+    """Return what can be asked for in a case and has voxels: organs with the lesions inside them, and findings.
+
+    The body is left out: it is what an untrained network takes everything for, and nobody asks for it.
+    """
     found = []
-    for organ in ORGANS:
+    for organ in (o for o in ORGANS if o != BODY):
         values = tuple(v for v in truth.values_of(organ) if v in places)
         if values:
             found.append(Target(organ, values, is_finding=False, place=_around([places[v] for v in values])))

@@ -124,7 +124,7 @@ class SegmentationLearner:
         return loss + places_loss, shown | {"places": places_loss.item()}
 
     def _places_loss(self, seen: Tensor, planes: NDArray[np.uint8], found: Sequence[Target]) -> Tensor:
-        """Return the cross entropy of what the head takes the middle of each cell for; 0 is outside the body."""
+        """Return the cross entropy of what the head takes the middle of each cell for; 0 is none of the kinds."""
         kinds = np.zeros(256, np.int64)
         for target in found:
             kinds[target.values[0]] = 1 + KIND_NAMES.index(target.kind)
