@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.embedded.anatomy import ORGANS
+from medvl.embedded.parts import BODY
 from medvl.network.memory_bank import MemoryBank
 from medvl.network.modules import Modules
 from medvl.network.prompts import PromptPoint, SlicePrompt, prompt_arrays
@@ -181,7 +182,7 @@ class SegmentationLearner:
         chosen = (findings + organs)[:most]
         kinds: list[PromptKind] = list(rng.choice(np.array(_KINDS), size=len(chosen), p=_CHANCES))
         elsewhere = [t for t in found if not areas[list(t.values)].any()]
-        missing = [absent(k) for k in KIND_NAMES if all(t.kind != k for t in found)]
+        missing = [absent(k) for k in KIND_NAMES if k != BODY and all(t.kind != k for t in found)]
         for pool in (elsewhere, missing)[:absent_ones]:
             if pool:
                 chosen.append(pool[rng.integers(len(pool))])
