@@ -1,0 +1,129 @@
+"""What a step of each stage teaches, and what it leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medvl.contracts.errors import InvalidRequest
+from medvl.embedded.truth import Truth
+from medvl.training import train
+from medvl.training.cases import FIRST_SEED, CaseStore
+from medvl.training.descriptors import LENGTH, Place, descriptor, places, targets
+from medvl.training.loop import Loop
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose stages have all been begun, none of them with a step."""
+    folder = tmp_path_factory.mktemp("run")
+    for name, stage in train.STAGES.items():
+        Loop(stage, train._learner(name, folder), folder, seed=0).save()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One phantom is enough."""
+    monkeypatch.setattr(train, "CASES", 1)
+
+
+def taught(learner: train.Learner, step: int = 1) -> set[str]:
+    """Return the modules, two names deep, that one step gives a gradient."""
+    loss, shown = learner.loss(step, np.random.default_rng(3))
+    assert torch.isfinite(loss)
+    assert shown
+    loss.backward()
+    found = {name for name, p in learner.module.named_parameters() if p.grad is not None and p.grad.any()}
+    return {".".join(name.split(".")[:2]) for name in found}
+
+
+def test_perception_teaches_the_encoder_to_see(out: Path):
+    """Encoder and heads; batch statistics stand still once they are gathered."""
+    learner = train._learner("perception", out)
+    assert {name.split(".")[0] for name in taught(learner)} == {"encoder", "heads"}
+    learner.loss(10_000, np.random.default_rng(0))
+    norms = [m for m in learner.module.modules() if isinstance(m, nn.BatchNorm3d)]
+    assert norms
+    assert not any(m.training for m in norms)
+
+
+def test_slices_teach_everything_but_the_memory(out: Path):
+    """At either side: image encoder, prompts, masks, the teacher of words and the dense head."""
+    for name in ("coarse", "slices"):
+        found = taught(train._learner(name, out))
+        assert {
+            "sam.image_encoder",
+            "sam.sam_mask_decoder",
+            "sam.sam_prompt_encoder",
+            "teacher.0",
+            "places.weight",
+        } <= found
+        assert not {"sam.memory_attention", "sam.memory_encoder"} & found
+
+
+def test_clips_teach_the_memory(out: Path):
+    """Attention, encoder and object pointers, through the slices that are tracked."""
+    found = taught(train._learner("clips", out), step=1)
+    assert {"sam.memory_attention", "sam.memory_encoder", "sam.obj_ptr_proj", "sam.image_encoder"} <= found
+
+
+def test_language_is_taught_on_what_the_encoder_sees(out: Path):
+    """The encoder is left alone until the joint stage; the teacher is never changed."""
+    alone, joint = (
+        {name.split(".")[0] for name in taught(train._learner(name, out))} for name in ("language", "joint")
+    )
+    assert alone == {"projector", "seg_projector", "language", "state_head"}
+    assert joint == alone | {"encoder"}
+
+
+def test_a_stage_without_the_one_before_is_refused(tmp_path: Path):
+    """With the stage to run first."""
+    with pytest.raises(InvalidRequest, match="slices has not begun"):
+        train._learner("clips", tmp_path)
+    with pytest.raises(InvalidRequest, match="perception has not begun"):
+        train._learner("language", tmp_path)
+
+
+def test_what_was_learnt_becomes_a_checkpoint(out: Path, tmp_path: Path):
+    """It keeps the contract and says that it is trained."""
+    from medvl.contracts.checkpoint import load_checkpoint
+    from medvl.export.check import mismatches
+
+    train.finish(out, tmp_path)
+    assert mismatches(tmp_path) == []
+    assert load_checkpoint(tmp_path).trained
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) <= 48_000_000
+
+
+def test_a_case_is_made_once_and_is_the_same_again(out: Path):
+    """Voxels, labels, geometry and truth survive the way to disk."""
+    store = CaseStore(out / "cases")
+    first, again = store.get(FIRST_SEED), store.get(FIRST_SEED)
+    assert np.array_equal(first.hu, again.hu)
+    assert np.array_equal(first.labels, again.labels)
+    assert (first.geometry, first.truth) == (again.geometry, again.truth)
+    assert first.geometry.shape == first.hu.shape
+
+
+def test_places_are_shares_of_the_volume():
+    """Half-open boxes of every value, whatever their shape."""
+    labels = np.zeros((4, 8, 16), np.uint8)
+    labels[1, 2:4, 3] = 7
+    labels[2, 5, 9:11] = 7
+    assert places(labels) == {7: Place((0.5, 0.5, 7 / 16), (0.25, 0.25, 4 / 16))}
+
+
+def test_a_descriptor_says_kind_presence_and_place():
+    """An organ's place is about its lesions too; nobody asks for the body."""
+    truth = Truth(seed=0, organs={}, findings=(), names={1: "body", 7: "liver"})
+    (liver,) = targets(truth, {1: Place((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 7: Place((0.4, 0.3, 0.2), (0.1, 0.1, 0.1))})
+    told, untold = (descriptor(liver, None, placed=placed) for placed in (True, False))
+    assert told[:-8].sum() == untold[:-8].sum() == 1
+    assert told[-8:].tolist() == pytest.approx([1, 1, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1])
+    assert untold[-8:].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert len(told) == LENGTH
