@@ -120,7 +120,6 @@ def _segmentation_learner(name: str, out: Path, checkpoint: Checkpoint, store: C
         spec = spec.model_copy(update={"side": spec.side // 2})
     sized = checkpoint.model_copy(update={"segmentation": spec})
     modules = Modules.build(sized)
-    enliven(modules)
     learner = SegmentationLearner(sized, modules, store, CASES, clips=name == "clips")
     before = _SEGMENTATION[: _SEGMENTATION.index(name)]
     if before:
