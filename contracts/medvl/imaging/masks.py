@@ -121,3 +121,11 @@ def _plane_diameter_mm(plane: NDArray[np.bool_], spacing_mm: tuple[float, ...]) 
     length_mm = float(distance_mm[farthest])
     along = np.abs(between[farthest]) / length_mm if length_mm else np.array([0.0, 1.0])
     return length_mm + float(along @ np.array(spacing_mm))
+
+
+def most_interior(plane: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return row and column of the pixel of a mask [R, C] that lies deepest inside it; the first of equals."""
+    # A border of background, so that the edge of the image counts as an edge.
+    depth = cv2.distanceTransform(np.pad(plane, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    row, column = np.unravel_index(int(depth[1:-1, 1:-1].argmax()), plane.shape)
+    return int(row), int(column)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.evaluation.metrics import bounding_box
+from medvl.imaging.masks import most_interior
 
 Voxel = tuple[int, int, int]
 
@@ -96,7 +97,4 @@ def _roots(labels: NDArray[np.int32], count: int) -> NDArray[np.intp]:
 
 def _interior(mask: NDArray[np.bool_]) -> Voxel:
     number = int(mask.sum((1, 2)).argmax())
-    # A border of background, so that the edge of the image counts as an edge.
-    depth = cv2.distanceTransform(np.pad(mask[number], 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    row, column = np.unravel_index(depth[1:-1, 1:-1].argmax(), mask.shape[1:])
-    return number, int(row), int(column)
+    return number, *most_interior(mask[number])

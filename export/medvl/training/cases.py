@@ -24,6 +24,7 @@ from medvl.imaging.windows import Window, to_uint8
 FIRST_SEED = 1_000_000
 """Of training."""
 _FIRST_CASES = 60
+"""Known before the first step."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from medvl.imaging.masks import most_interior
 from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE, PromptPoint
 
 _CENTRAL = 0.5
@@ -44,10 +44,8 @@ def box(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[PromptPoint,
 def _inside(region: NDArray[np.bool_], rng: np.random.Generator) -> tuple[float, float]:
     """Return x and y of a pixel's centre in a region."""
     if rng.random() < _CENTRAL:
-        # A border of background, so that the edge of the image counts as an edge.
-        depth = cv2.distanceTransform(np.pad(region, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        row, column = most_interior(region)
     else:
         pixels = np.flatnonzero(region)
-        row, column = np.unravel_index(pixels[rng.integers(len(pixels))], region.shape)
-    return float(column) + 0.5, float(row) + 0.5
+        row, column = map(int, np.unravel_index(pixels[rng.integers(len(pixels))], region.shape))
+    return column + 0.5, row + 0.5

@@ -116,7 +116,6 @@ class LanguageLearner:
     ) -> None:
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
-        self._seg, self._end = tokenizer.token_to_id(SEG), tokenizer.token_to_id(EOS)
         self._teacher = teacher
         self._store = store
         self._features = features

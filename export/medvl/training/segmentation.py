@@ -100,7 +100,7 @@ class SegmentationLearner:
         self._tracker = TrackStep(sam)
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        """Return the loss of a step: clips on every second one where they are trained."""
+        """Return the loss of a step: clips on three of four where they are trained."""
         case = self._store.draw(rng, step, self._cases)
         found = self._targets.get(case.seed) or targets(case.truth, places(case.labels))
         self._targets[case.seed] = found

@@ -105,12 +105,12 @@ def finish(out: Path, folder: Path) -> None:
 
 def _learner(name: str, out: Path) -> Learner:
     checkpoint, store = phantom_checkpoint({}, trained=False), CaseStore(out / "cases")
+    if name in _SEGMENTATION:
+        return _segmentation_learner(name, out, checkpoint, store)
     modules = Modules.build(checkpoint)
     enliven(modules)
     if name == "perception":
         return PerceptionLearner(checkpoint, modules, store, CASES)
-    if name in _SEGMENTATION:
-        return _segmentation_learner(name, out, checkpoint, store)
     return _language_learner(name, out, checkpoint, modules, store)
 
 
