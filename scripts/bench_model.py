@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medvl.export.presets import PHANTOM, preset_folder
+from medvl.export.presets import PHANTOM, resolve_checkpoint
 from medvl.imaging.geometry import Geometry
 from medvl.imaging.volume import Volume
 from medvl.network.model import ReferenceModel
@@ -36,7 +36,7 @@ def main() -> int:
     grid = Geometry((depth, rows, columns), (dz, dy, dx), (0.0, 0.0, 0.0), ((0, 0, 1), (0, 1, 0), (1, 0, 0)))
     volume = Volume(hu, grid)
     number, row, column = map(int, arguments.click.split(","))
-    model = ReferenceModel.load(preset_folder(PHANTOM))
+    model = ReferenceModel.load(resolve_checkpoint(PHANTOM))
     samples: dict[str, list[float]] = defaultdict(list)
     for index in range(-1, arguments.rounds):
         for name, ms in one_round(model, volume, arguments.question, (number, row, column)).items():

@@ -1,8 +1,9 @@
 """The main job of ``make demo``: one CT series through the whole system, everything that comes of it under one folder.
 
 The system runs embedded, on loopback: Triton, vLLM inside it, the orchestrator. Without ``--series`` the series is a
-phantom, written as DICOM by ``medvl-export phantom``. Results: ``summary.json``, masks as NIfTI on the series' own
-grid, and pictures of each mask that was found.
+phantom that no training has seen, written as DICOM; what the system says of it is compared with the truth, which the
+system never sees. Results: ``summary.json``, masks as NIfTI on the series' own grid, and pictures of each mask that was
+found.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +29,15 @@ from medvl.client.maskfiles import MaskFormat, MaskTarget, write_masks
 from medvl.client.overlay import write_overlay
 from medvl.client.stream import EventStream, collected
 from medvl.client.terminal import mask_line, printable
-from medvl.contracts.errors import MedvlError, SetupError
+from medvl.contracts.errors import MedvlError
+from medvl.embedded.files import write_labels, write_phantom_series, write_truth
+from medvl.embedded.questions import QuestionAnswer, Topic, questions
+from medvl.embedded.report import write_report
+from medvl.embedded.requests import request_pool
+from medvl.evaluation.cases import Case
+from medvl.evaluation.clicks import box_around, first_click
+from medvl.evaluation.language import compare_answer, compare_report
+from medvl.evaluation.metrics import dice
 from medvl.imaging.policy import GeometryPolicy
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.imaging.volume import Volume
@@ -42,12 +50,24 @@ TEXT = "the largest organ in the abdomen"
 SOFT_TISSUE_HU = (-20, 180)
 BOX_SLICES = 3
 """Slices on either side of the box's middle slice."""
+PHANTOM_SEED = 1003
+"""Of the phantom that is shown; those of training begin at a million."""
+QUESTIONS = 4
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A mask to ask for; of a phantom it is known what the mask should be, bool [D, R, C]."""
+
+    prompt: ObjectPrompt
+    truth: np.ndarray | None = None
 
 
 @dataclass
 class Account:
     """What the summary will say, gathered step by step."""
 
+    answers: list[dict[str, Any]] = field(default_factory=list)
     stages_ms: dict[str, float] = field(default_factory=dict)
     masks: list[dict[str, Any]] = field(default_factory=list)
 
@@ -59,7 +79,7 @@ class Account:
         yield
         self.stages_ms[name] = round((time.perf_counter() - begun_s) * 1000, 3)
 
-    def keep(self, name: str, answer: Answer, loaded: LoadedSeries, out: Path) -> None:
+    def keep(self, name: str, answer: Answer, loaded: LoadedSeries, out: Path, truth: np.ndarray | None = None) -> None:
         """Write the masks of an answer and their pictures under ``out``; ``name`` begins the names of the files."""
         for mask in answer.masks:
             print(mask_line(mask))
@@ -78,6 +98,7 @@ class Account:
                     "volume_mm3": measured.volume_mm3 if measured else 0.0,
                     "score": mask.score,
                     "found": mask.found,
+                    "dice": None if truth is None else round(dice(mask.array, truth), 4),
                 }
             )
 
@@ -110,10 +131,10 @@ async def demo(arguments: argparse.Namespace) -> None:
     account = Account()
     out: Path = arguments.out
     clear(out)
-    path = arguments.series
+    path, case = arguments.series, None
     if path is None:
         with account.stage("phantom"):
-            path = generate_phantom(out / "phantom")
+            path, case = write_phantom(out / "phantom")
     with account.stage("read"):
         loaded = read_series(path, GeometryPolicy(arguments.geometry_policy))
     for finding in loaded.findings:
@@ -122,7 +143,7 @@ async def demo(arguments: argparse.Namespace) -> None:
         with account.stage("start"):
             system = await stack.enter_async_context(EmbeddedSystem(arguments.data, progress=print))
         client = await stack.enter_async_context(AsyncClient(system.endpoint))
-        summary = await use_system(client, loaded, out, account)
+        summary = await use_system(client, loaded, case, out, account)
     summary_file = out / "summary.json"
     summary_file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8")
     show(summary, summary_file)
@@ -136,43 +157,39 @@ def clear(out: Path) -> None:
             stale.unlink()
 
 
-def generate_phantom(folder: Path) -> Path:
-    """Write a phantom; return the folder of its DICOM series.
-
-    Raises
-    ------
-    SetupError
-        When ``medvl-export`` fails; its own words stand on standard error.
-    """
-    command = Path(sys.executable).with_name("medvl-export")
-    try:
-        subprocess.run([command, "phantom", "--out", folder, "--slices", "64", "--side", "256"], check=True)
-    except (OSError, subprocess.CalledProcessError):
-        raise SetupError(
-            "The phantom series could not be written: see the lines above, or run make demo again."
-        ) from None
-    return folder / "series"
+def write_phantom(folder: Path) -> tuple[Path, Case]:
+    """Write a phantom; return the folder of its DICOM series, and what is true of it."""
+    series = folder / "series"
+    phantom = write_phantom_series(series, seed=PHANTOM_SEED)
+    write_labels(folder / "labels" / "labels.nii.gz", phantom)
+    write_truth(folder / "truth", phantom)
+    return series, Case(PHANTOM_SEED, Volume(phantom.hu, phantom.geometry), phantom.labels, phantom.truth)
 
 
-async def use_system(client: AsyncClient, loaded: LoadedSeries, out: Path, account: Account) -> dict[str, Any]:
+async def use_system(
+    client: AsyncClient, loaded: LoadedSeries, case: Case | None, out: Path, account: Account
+) -> dict[str, Any]:
     """Ask the running system everything that the demo shows; return the summary."""
     service = await client.describe()
     with account.stage("upload"):
         await client.put_series(loaded.volume)
     with account.stage("report"):
         report = await read_aloud(client.report(loaded.volume))
-    with account.stage("ask"):
-        print(f"{QUESTION}")
-        answer = await read_aloud(client.ask(loaded.volume, QUESTION))
-    for name, said in (("report", report), ("ask", answer)):
-        account.stages_of(name, said)
-        account.keep(name, said, loaded, out)
-    for name, prompt in prompts(loaded.volume, service).items():
+    account.stages_of("report", report)
+    account.keep("report", report, loaded, out)
+    for number, asked in enumerate(questions_about(case), 1):
+        name = f"ask_{number}"
         with account.stage(name):
-            segmented = await client.segment(loaded.volume, [prompt]).collect()
+            print(asked.question)
+            answer = await read_aloud(client.ask(loaded.volume, asked.question))
+        account.stages_of(name, answer)
+        account.answers.append(answered(asked, answer.text))
+    for name, wish in (wishes(loaded.volume, service) if case is None else wishes_of(case)).items():
+        with account.stage(name):
+            segmented = await client.segment(loaded.volume, [wish.prompt]).collect()
         account.stages_of(name, segmented)
-        account.keep(name, segmented, loaded, out)
-    return summary_of(loaded, service, account, report.text, answer.text)
+        account.keep(name, segmented, loaded, out, wish.truth)
+    return summary_of(loaded, service, account, report.text, case)
 
 
 async def read_aloud(stream: EventStream) -> Answer:
@@ -187,7 +204,31 @@ async def read_aloud(stream: EventStream) -> Answer:
     return collected(events)
 
 
-def prompts(volume: Volume, service: ServiceDescription) -> dict[str, ObjectPrompt]:
+def questions_about(case: Case | None) -> list[QuestionAnswer]:
+    """Return what to ask; of a phantom the answers are known."""
+    if case is None:
+        return [QuestionAnswer(QUESTION, "", Topic.PRESENCE, closed=True, expected="")]
+    return questions(case.truth, np.random.default_rng(case.seed), QUESTIONS)
+
+
+def wishes_of(case: Case) -> dict[str, Wish]:
+    """Return one prompt of each kind, about a phantom's own organs and findings."""
+    volume = case.volume
+    finding = next(w for w in request_pool(case.truth) if w.present and w.findings)
+    words = next(finding.phrasings()).text
+    lesion, kidney = case.findings(finding.findings), case.organ("kidney_left")
+    (click,) = volume.geometry.index_to_lps(np.array([first_click(lesion).voxel]))
+    box = box_around(kidney)
+    corners = volume.geometry.index_to_lps(np.array([box.low, box.high]))
+    return {
+        "segment_label": Wish(ObjectPrompt(label=LABEL), case.organ(LABEL)),
+        "segment_text": Wish(ObjectPrompt(text=words), lesion),
+        "segment_point": Wish(ObjectPrompt(points=(Point(xyz(click)),)), lesion),
+        "segment_box": Wish(ObjectPrompt(boxes=(Box(xyz(corners[0]), xyz(corners[1])),)), kidney),
+    }
+
+
+def wishes(volume: Volume, service: ServiceDescription) -> dict[str, Wish]:
     """Return one prompt of each kind; the point and the box lie inside the body of the series at hand."""
     labels = [label.name for label in service.labels]
     label = LABEL if LABEL in labels else labels[0]
@@ -195,10 +236,10 @@ def prompts(volume: Volume, service: ServiceDescription) -> dict[str, ObjectProm
     corners = volume.geometry.index_to_lps(np.array([spot.box_min, spot.box_max]))
     (point,) = volume.geometry.index_to_lps(np.array([spot.centre]))
     return {
-        "segment_label": ObjectPrompt(label=label),
-        "segment_text": ObjectPrompt(text=TEXT),
-        "segment_point": ObjectPrompt(points=(Point(xyz(point)),)),
-        "segment_box": ObjectPrompt(boxes=(Box(xyz(corners[0]), xyz(corners[1])),)),
+        "segment_label": Wish(ObjectPrompt(label=label)),
+        "segment_text": Wish(ObjectPrompt(text=TEXT)),
+        "segment_point": Wish(ObjectPrompt(points=(Point(xyz(point)),))),
+        "segment_box": Wish(ObjectPrompt(boxes=(Box(xyz(corners[0]), xyz(corners[1])),))),
     }
 
 
@@ -234,8 +275,16 @@ def xyz(point: np.ndarray) -> tuple[float, float, float]:
     return x, y, z
 
 
+def answered(asked: QuestionAnswer, text: str) -> dict[str, Any]:
+    """Return an answer for the summary, beside what is true where that is known."""
+    said = {"question": asked.question, "answer": text}
+    if not asked.answer:
+        return said
+    return said | {"truth": asked.answer, "right": compare_answer(asked, text).right}
+
+
 def summary_of(
-    loaded: LoadedSeries, service: ServiceDescription, account: Account, report: str, answer: str
+    loaded: LoadedSeries, service: ServiceDescription, account: Account, report: str, case: Case | None
 ) -> dict[str, Any]:
     """Return what ``summary.json`` holds; lengths are millimetres, positions LPS."""
     series = series_document(loaded)
@@ -243,8 +292,8 @@ def summary_of(
     return {
         "series": {"digest": series["digest"], "geometry": {**series["geometry"], "findings": series["findings"]}},
         "report": report,
-        "question": QUESTION,
-        "answer": answer,
+        "truth": None if case is None else truth_of(case, report),
+        "answers": account.answers,
         "masks": account.masks,
         "stages_ms": account.stages_ms,
         "checkpoint": {
@@ -257,12 +306,36 @@ def summary_of(
     }
 
 
+def truth_of(case: Case, report: str) -> dict[str, Any]:
+    """Return the report that would have been right, and how the findings of another one agree with it."""
+    compared = compare_report(case.truth, report)
+    return {
+        "report": write_report(case.truth, np.random.default_rng(case.seed)),
+        "findings": {
+            "true": compared.wanted,
+            "stated": compared.stated,
+            "matched": compared.matched,
+        },
+        "unreadable_sentences": compared.unread,
+    }
+
+
 def show(summary: dict[str, Any], path: Path) -> None:
-    """Print where everything lies."""
-    checkpoint = summary["checkpoint"]
+    """Print how all that was said compares with the truth, and where everything lies."""
+    checkpoint, truth = summary["checkpoint"], summary["truth"]
     print(f"\ncheckpoint {checkpoint['name']}{'' if checkpoint['trained'] else ' (NOT trained: random weights)'}")
+    if truth:
+        true, stated, matched = (sum(truth["findings"][key].values()) for key in ("true", "stated", "matched"))
+        print(f"truth      {truth['report'].replace(chr(10), chr(10) + ' ' * 11)}")
+        print(f"report     {matched} of {true} findings right, {stated - matched} of {stated} that are not there")
+    for said in summary["answers"]:
+        verdict = f" ({'right' if said['right'] else 'WRONG: ' + said['truth']})" if "right" in said else ""
+        print(f"answer     {printable(said['question'])} {printable(said['answer'])}{verdict}")
     for mask in summary["masks"]:
-        print(f"mask       {mask['path'] or 'not found'}: {mask['prompt']}, {mask['volume_mm3'] / 1000:.1f} ml")
+        agreement = "" if mask["dice"] is None else f", Dice {mask['dice']:.2f} with the truth"
+        print(
+            f"mask       {mask['path'] or 'not found'}: {mask['prompt']}, {mask['volume_mm3'] / 1000:.1f} ml{agreement}"
+        )
     print(f"pictures   {path.parent / 'overlays'}")
     print(f"summary    {path}")
     print(summary["disclaimer"])

@@ -15,7 +15,7 @@ from typing import TypeVar
 import pytest
 
 from medvl.contracts.paths import data_folder
-from medvl.export.presets import PHANTOM, preset_folder
+from medvl.export.presets import PHANTOM, resolve_checkpoint
 from medvl.runtime.system import EmbeddedSystem, SystemOptions
 from medvl.runtime.triton import TritonServer
 from medvl.runtime.triton_home import TritonHome, install_triton
@@ -54,7 +54,7 @@ def phantom_repository() -> Path:
 @pytest.fixture(scope="session")
 def phantom_checkpoint(phantom_repository: Path) -> Path:
     """The folder of the checkpoint that :func:`phantom_repository` was built from; copy it to change it."""
-    return preset_folder(PHANTOM)
+    return resolve_checkpoint(PHANTOM)
 
 
 @pytest.fixture(scope="session")

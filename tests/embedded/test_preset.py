@@ -1,20 +1,26 @@
-"""The phantom preset: what it says of itself is so, and a seed is a checkpoint."""
+"""The phantom checkpoint: what it says of itself is so, and with random weights a seed is a checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
-from medvl.contracts.checkpoint import load_checkpoint
+from medvl.contracts.checkpoint import LANGUAGE_FOLDER, load_checkpoint
 from medvl.contracts.manifest import files_of, sha256_of
-from medvl.embedded.preset import write_phantom_preset
+from medvl.embedded.preset import phantom_checkpoint, write_untrained
+from medvl.embedded.vocabulary import train_tokenizer
+from medvl.export.check import mismatches
+from medvl.export.presets import PRESETS
+
+SHIPPED = PRESETS["phantom"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("preset")
-    write_phantom_preset(folder, seed=1)
+    folder = tmp_path_factory.mktemp("untrained")
+    write_untrained(folder, seed=1)
     return folder
 
 
@@ -23,20 +29,28 @@ def test_the_same_seed_writes_the_same_bytes(folder: Path, tmp_path: Path):
     again, other = tmp_path / "again", tmp_path / "other"
     for path, seed in ((again, 1), (other, 2)):
         path.mkdir()
-        write_phantom_preset(path, seed)
+        write_untrained(path, seed)
     digests = [{n: sha256_of(p) for n, p in files_of(f).items()} for f in (folder, again, other)]
     assert digests[0] == digests[1]
     assert digests[0].keys() == digests[2].keys()
     assert any(digests[0][name] != digests[2][name] for name in digests[0] if name.endswith(".safetensors"))
 
 
-def test_it_says_that_nobody_trained_it(folder: Path):
-    """Every result carries this, so random weights never pass for a model."""
-    checkpoint = load_checkpoint(folder)
-    assert not checkpoint.trained
-    assert checkpoint.name == "phantom"
+def test_random_weights_never_pass_for_a_model(folder: Path):
+    """Every result carries this."""
+    assert not load_checkpoint(folder).trained
+    assert load_checkpoint(SHIPPED).trained
 
 
-def test_it_fits_into_a_repository(folder: Path):
-    """At most 48 MB, the limit for weights that are kept with the code."""
-    assert sum(p.stat().st_size for p in files_of(folder).values()) <= 48_000_000
+def test_what_ships_keeps_the_contract():
+    """To the hash of every file; with at most 48 MB, the limit for weights that are kept with the code."""
+    assert mismatches(SHIPPED) == []
+    assert sum(p.stat().st_size for p in files_of(SHIPPED).values()) <= 48_000_000
+
+
+def test_what_ships_is_what_the_code_makes():
+    """A change of the networks, the prompts or the grammar's words without new weights would go unseen otherwise."""
+    shipped = load_checkpoint(SHIPPED)
+    assert shipped == phantom_checkpoint(shipped.files, training=shipped.provenance)
+    tokenizer = Tokenizer.from_file(str(SHIPPED / LANGUAGE_FOLDER / "tokenizer.json"))
+    assert tokenizer.get_vocab() == train_tokenizer().get_vocab()

@@ -110,4 +110,4 @@ def silent() -> SilentSubject:
 @pytest.fixture(scope="session")
 def contract() -> Checkpoint:
     """What the phantom checkpoint says of itself."""
-    return phantom_contract({}, trained=True)
+    return phantom_contract({}, training="Trained.")

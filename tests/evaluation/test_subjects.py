@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medvl.contracts.errors import InvalidRequest
-from medvl.embedded.preset import write_phantom_preset
+from medvl.embedded.preset import write_untrained
 from medvl.embedded.scanner import Protocol
 from medvl.evaluation.cases import Case
 from medvl.evaluation.clicks import Click, VoxelBox
@@ -23,7 +23,7 @@ TINY = Protocol(slices=(4, 4), side=32, spacing_mm=(40.0, 90.0))
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A phantom checkpoint with random weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_phantom_preset(folder, 5)
+    write_untrained(folder, 5)
     return folder
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medvl.contracts.checkpoint import Checkpoint, SegmentationSpec, load_checkpoint
-from medvl.embedded.preset import enliven, write_phantom_preset
+from medvl.embedded.preset import enliven, write_untrained
 from medvl.network.modules import Modules
 
 SIDE, DEPTH = 128, 22
@@ -19,7 +19,7 @@ SIDE, DEPTH = 128, 22
 def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint folder of the phantom preset."""
     folder = tmp_path_factory.mktemp("preset")
-    write_phantom_preset(folder, seed=5)
+    write_untrained(folder, seed=5)
     return folder
 
 

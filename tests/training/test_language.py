@@ -78,7 +78,7 @@ def test_every_seg_has_its_target(tokenizer: Any, seed: int):
     places = {v: Place((0.5, 0.5, 0.5), (0.1, 0.1, 0.1)) for v in values}
     nothing = np.zeros(0, np.float16)
     seen = Seen(nothing, nothing, truth, (300.0, 350.0, 350.0), places)
-    said = utterances(seen, phantom_checkpoint({}, trained=False).language.prompts, rng)
+    said = utterances(seen, phantom_checkpoint({}).language.prompts, rng)
     pack = Pack.of(said, tokenizer, VISION)
     assert len(pack.seg) == len(pack.targets)
     for one in said:

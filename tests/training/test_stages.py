@@ -90,13 +90,15 @@ def test_a_stage_without_the_one_before_is_refused(tmp_path: Path):
 
 
 def test_what_was_learnt_becomes_a_checkpoint(out: Path, tmp_path: Path):
-    """It keeps the contract and says that it is trained."""
+    """It keeps the contract and says that it is trained, and how far."""
     from medvl.contracts.checkpoint import load_checkpoint
     from medvl.export.check import mismatches
 
     train.finish(out, tmp_path)
     assert mismatches(tmp_path) == []
-    assert load_checkpoint(tmp_path).trained
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.trained
+    assert "coarse 0 of 8000, slices 0 of" in checkpoint.provenance
     assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) <= 48_000_000
 
 

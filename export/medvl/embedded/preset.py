@@ -1,4 +1,8 @@
-"""The ``phantom`` checkpoint: small enough for a CPU, with every part of the contract; random weights so far."""
+"""The ``phantom`` checkpoint: small enough for a CPU, with every part of the contract, and trained on phantoms.
+
+What ships is the folder ``checkpoints/phantom`` beside this file, as ``medvl-export train-phantom`` wrote it. Tests of
+mechanisms make the same networks with random weights, for which nothing has to be learnt.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +48,7 @@ _SAM2 = {
     "memory_encoder.fuser.layer.dim": CHANNELS,
 }
 
-_TRAINED = "Trained by medvl-export train-phantom on procedural phantoms; no patient's data."
-_UNTRAINED = "Random weights from a seed, made by medvl.embedded.preset; no data."
+UNTRAINED = "Random weights from a seed, made by medvl.embedded.preset; no data."
 
 _LABELS: tuple[tuple[str, str, str], ...] = (
     ("lung_left", "44029006", "Left lung structure"),
@@ -66,8 +69,8 @@ _LABELS: tuple[tuple[str, str, str], ...] = (
 """Name, SNOMED CT code and meaning."""
 
 
-def write_phantom_preset(folder: Path, seed: int) -> None:
-    """Write the checkpoint folder, byte for byte the same for the same seed and software.
+def write_untrained(folder: Path, seed: int) -> None:
+    """Write the checkpoint with random weights, byte for byte the same for the same seed and software.
 
     Parameters
     ----------
@@ -78,14 +81,22 @@ def write_phantom_preset(folder: Path, seed: int) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        modules = Modules.build(phantom_checkpoint({}, trained=False))
+        modules = Modules.build(phantom_checkpoint({}))
         enliven(modules)
-        write_checkpoint(folder, modules, phantom_language_model(train_tokenizer()), trained=False)
+        write_checkpoint(folder, modules, phantom_language_model(train_tokenizer()))
 
 
-def phantom_checkpoint(hashes: dict[str, str], *, trained: bool) -> Checkpoint:
-    """Return what ``checkpoint.json`` says, with the hashes of the other files."""
-    return Checkpoint.model_validate(_fields(hashes, trained=trained))
+def phantom_checkpoint(hashes: dict[str, str], training: str | None = None) -> Checkpoint:
+    """Return what ``checkpoint.json`` says.
+
+    Parameters
+    ----------
+    hashes
+        SHA-256 of the other files.
+    training
+        What the weights were trained with, for the provenance; None for random ones.
+    """
+    return Checkpoint.model_validate(_fields(hashes, training))
 
 
 def phantom_language_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
@@ -108,15 +119,19 @@ def phantom_language_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).float()
 
 
-def write_checkpoint(folder: Path, modules: Modules, language: Qwen2ForCausalLM, *, trained: bool) -> None:
+def write_checkpoint(
+    folder: Path, modules: Modules, language: Qwen2ForCausalLM, training: str | None = None
+) -> None:
     """Write networks and language model as a checkpoint folder; trained weights as FP16, which halves them.
 
     Parameters
     ----------
     folder
         An empty folder.
+    training
+        As in :func:`phantom_checkpoint`.
     """
-    dtype = torch.float16 if trained else torch.float32
+    dtype = torch.float32 if training is None else torch.float16
     for name, module in modules.parts.items():
         tensors = {
             key: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
@@ -129,7 +144,7 @@ def write_checkpoint(folder: Path, modules: Modules, language: Qwen2ForCausalLM,
     )
     language.to(dtype).save_pretrained(folder / LANGUAGE_FOLDER)
     hashes = {name: sha256_of(path) for name, path in sorted(files_of(folder).items())}
-    whole = phantom_checkpoint(hashes, trained=trained)
+    whole = phantom_checkpoint(hashes, training)
     (folder / CHECKPOINT_FILE).write_text(whole.model_dump_json(indent=2) + "\n", "utf-8")
 
 
@@ -163,13 +178,13 @@ def _last_linear(module: nn.Module) -> nn.Linear:
     return _linears(module)[-1]
 
 
-def _fields(hashes: dict[str, str], *, trained: bool) -> dict[str, Any]:
+def _fields(hashes: dict[str, str], training: str | None) -> dict[str, Any]:
     return {
         "format": 1,
         "name": "phantom",
-        "trained": trained,
+        "trained": training is not None,
         "licence": "Apache-2.0",
-        "provenance": _TRAINED if trained else _UNTRAINED,
+        "provenance": training or UNTRAINED,
         "intended_use": "A demonstration and a test instrument. Not for diagnosis.",
         "windows": {WINDOW: (-1000.0, 400.0)},
         "vision": {

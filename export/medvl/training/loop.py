@@ -140,7 +140,7 @@ class Loop:
         return self._folder / f"{self._stage.name}.pt"
 
     def _load(self) -> None:
-        state: dict[str, Any] = torch.load(self._state, weights_only=True)
+        state = _state(self._folder, self._stage.name)
         self._step = state["step"]
         self._learner.module.load_state_dict(state["module"])
         self._average = state["average"]
@@ -178,9 +178,19 @@ class Loop:
 
 def averaged(folder: Path, stage: str) -> dict[str, Tensor]:
     """Return the averaged weights that a stage has come to."""
-    state: dict[str, Any] = torch.load(folder / f"{stage}.pt", weights_only=True)
-    weights: dict[str, Tensor] = state["average"]
+    weights: dict[str, Tensor] = _state(folder, stage)["average"]
     return weights
+
+
+def steps_done(folder: Path, stage: str) -> int:
+    """Return how many steps a stage has come to."""
+    step: int = _state(folder, stage)["step"]
+    return step
+
+
+def _state(folder: Path, stage: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / f"{stage}.pt", weights_only=True, mmap=True)
+    return state
 
 
 def _share(step: int, steps: int) -> float:

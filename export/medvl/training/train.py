@@ -30,14 +30,14 @@ from medvl.network.modules import Modules
 from medvl.training.cases import CaseStore
 from medvl.training.descriptors import Teacher
 from medvl.training.language import LanguageLearner
-from medvl.training.loop import Learner, Loop, Stage, averaged
+from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
 from medvl.training.perception import PerceptionLearner
 from medvl.training.segmentation import SegmentationLearner
 
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("perception", 2500, 1.5e-3),
+        Stage("perception", 5000, 1.5e-3),
         Stage("coarse", 8000, 5e-4),
         Stage("slices", 5500, 3e-4),
         Stage("clips", 2800, 3e-4),
@@ -90,7 +90,7 @@ def finish(out: Path, folder: Path) -> None:
     InvalidRequest
         When a stage has not begun.
     """
-    checkpoint = phantom_checkpoint({}, trained=True)
+    checkpoint = phantom_checkpoint({})
     modules = Modules.build(checkpoint)
     language = phantom_language_model(train_tokenizer())
     _take(modules.sam2, _averaged(out, _segmenter_stage(out)), "sam.")
@@ -100,11 +100,19 @@ def finish(out: Path, folder: Path) -> None:
         _take(module, weights, f"{name}.")
     _take(modules.seg_projector, weights, "seg_projector.")
     _take(language, weights, "language.")
-    write_checkpoint(folder, modules, language, trained=True)
+    write_checkpoint(folder, modules, language, _provenance(out))
+
+
+def _provenance(out: Path) -> str:
+    done = (f"{name} {steps_done(out, name)} of {stage.steps}" for name, stage in STAGES.items() if _begun(out, name))
+    return (
+        "Trained by medvl-export train-phantom on procedural phantoms; no patient's data. "
+        f"Seed {SEED}; steps: {', '.join(done)}."
+    )
 
 
 def _learner(name: str, out: Path) -> Learner:
-    checkpoint, store = phantom_checkpoint({}, trained=False), CaseStore(out / "cases")
+    checkpoint, store = phantom_checkpoint({}), CaseStore(out / "cases")
     if name in _SEGMENTATION:
         return _segmentation_learner(name, out, checkpoint, store)
     modules = Modules.build(checkpoint)
