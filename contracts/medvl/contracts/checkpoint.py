@@ -53,6 +53,9 @@ class VisionSpec(_Value):
     """Kernel of the decomposed depthwise convolutions in the four stages."""
     feature_stages: tuple[int, int]
     """The two stages (1 to 4) whose features go on: low level first, high level second."""
+    stem: Literal["decomposed", "full"] = "decomposed"
+    """The stem's first convolution: three along single axes, which pass three of sixteen voxels (the public design), or
+    one over the whole block, which sees every voxel."""
 
 
 class ProjectorSpec(_Value):

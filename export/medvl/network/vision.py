@@ -6,6 +6,9 @@ A state dict of Med3DVLM's DCFormer loads unchanged. Facts (names, kernel sizes,
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -100,7 +103,8 @@ class DCFormer(nn.Module):
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.last = max(spec.feature_stages)
-        self.s0 = nn.Sequential(*(_stem(1 if i == 0 else spec.dims[0], spec.dims[0]) for i in range(spec.depths[0])))
+        widths = [1] + spec.depths[0] * [spec.dims[0]]
+        self.s0 = nn.Sequential(*(_stem(before, after, spec.stem) for before, after in pairwise(widths)))
         for stage in range(1, 5):
             self.add_module(f"s{stage}", _stage(spec, stage))
 
@@ -137,11 +141,15 @@ class VisionEncoder(nn.Module):
             ``features_low`` FP32 [B, T_low, C_low] and ``features_high`` FP32 [B, T_high, C_high], tokens in C order
             of d, h, w.
         """
+        levels = self.levels(volume_hu, window_hu)
+        low, high = (levels[stage] for stage in self.stages)
+        return low, high
+
+    def levels(self, volume_hu: Tensor, window_hu: Tensor) -> list[Tensor]:
+        """Return the tokens of the stem and of every stage up to the last one that goes on; see :meth:`forward`."""
         lower, upper = (window_hu[:, i].float().reshape(-1, 1, 1, 1) for i in (0, 1))
         scaled = ((volume_hu.float() - lower) / (upper - lower)).clamp(0.0, 1.0)
-        outputs = self.encoder(scaled.permute(0, 2, 3, 1).unsqueeze(1))
-        low, high = (_tokens(outputs[stage]) for stage in self.stages)
-        return low, high
+        return [_tokens(output) for output in self.encoder(scaled.permute(0, 2, 3, 1).unsqueeze(1))]
 
 
 def _along(axis: int, value: int, other: int) -> tuple[int, int, int]:
@@ -149,9 +157,18 @@ def _along(axis: int, value: int, other: int) -> tuple[int, int, int]:
     return first, second, third
 
 
-def _stem(channels_in: int, channels: int) -> nn.Sequential:
+def _stem(channels_in: int, channels: int, kind: Literal["decomposed", "full"]) -> nn.Sequential:
+    first = (
+        DecomposedConv(channels_in, channels, STEM_KERNEL, stride=STEM_STRIDE, activate=True)
+        if kind == "decomposed"
+        else nn.Sequential(
+            nn.Conv3d(channels_in, channels, STEM_KERNEL, stride=STEM_STRIDE, padding=STEM_KERNEL // 2),
+            nn.BatchNorm3d(channels),
+            nn.GELU(),
+        )
+    )
     return nn.Sequential(
-        DecomposedConv(channels_in, channels, STEM_KERNEL, stride=STEM_STRIDE, activate=True),
+        first,
         *(DecomposedConv(channels, channels, 3, activate=True) for _ in range(3)),
     )
 

@@ -1,12 +1,13 @@
 """First stage of the language path: the vision encoder learns to see, cell by cell, before it has to speak.
 
-Each token of both feature levels stands for a cell of the vision grid. Linear heads, which no checkpoint keeps, read
-from it how much of each organ lies in the cell and which findings do. What they can read, a projector can.
+Each place of the stem's and of every stage's output stands for a cell of the vision grid. Linear heads, which no
+checkpoint keeps, read from it how much of each organ lies in the cell and which findings do. What they can read from the
+stages that go on, a projector can; the finer ones teach what is small where it still fills its cell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,8 @@ from medvl.network.vision import STEM_STRIDE, VisionEncoder
 from medvl.training.cases import Case, CaseStore
 
 _BATCH = 2
-_FIRST_VALUE = 100
-"""Of findings in the label map; organs come before, in the order of ORGANS from 1."""
+_KINDS = 1 + len(ORGANS) + len(FindingKind)
+"""What a voxel can be: nothing, an organ, a finding."""
 _LEAST_VOXELS, _LEAST_SHARE = 6, 0.2
 """Of a finding, for it to be in a cell: so many voxels, or so much of it."""
 _AMOUNT_SCALE = 8.0
@@ -36,23 +37,29 @@ _FINDING_WEIGHT, _AMOUNT_WEIGHT = 2.0, 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Cells:
-    """What is in each cell of one level, tokens in C order of d, h, w."""
+    """What is in each cell of one level, cells in C order of d, h, w."""
 
     organs: NDArray[np.float32]
-    """[tokens, organs], share of the cell."""
+    """[cells, organs], share of the cell."""
     findings: NDArray[np.float32]
-    """[tokens, kinds], 0 or 1."""
+    """[cells, kinds], 0 or 1."""
     amounts: NDArray[np.float32]
-    """[tokens, kinds], log(1 + voxels) / 8."""
+    """[cells, kinds], log(1 + voxels) / 8."""
 
 
 class Seeing(nn.Module):
-    """The vision encoder with its heads."""
+    """The vision encoder with a head for its stem and for every stage up to the last one that goes on."""
 
-    def __init__(self, encoder: VisionEncoder, channels: tuple[int, int]) -> None:
+    def __init__(self, encoder: VisionEncoder, channels: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Linear(c, len(ORGANS) + 2 * len(FindingKind)) for c in channels)
+
+    def forward(self, volume_hu: Tensor, window_hu: Tensor) -> list[Tensor]:
+        """Return what each head reads, FP32 [B, cells, organs + 2 kinds]."""
+        with torch.autocast("cpu", torch.bfloat16):
+            levels = self.encoder.levels(volume_hu, window_hu)
+        return [head(level.float()) for head, level in zip(self.heads, levels, strict=True)]
 
 
 class PerceptionLearner:
@@ -74,8 +81,8 @@ class PerceptionLearner:
         self._checkpoint = checkpoint
         self._store = store
         self._cases = cases
-        low, high = (checkpoint.vision.dims[stage] for stage in checkpoint.vision.feature_stages)
-        self.module = Seeing(modules.vision_encoder, (low, high))
+        vision = checkpoint.vision
+        self.module = Seeing(modules.vision_encoder, vision.dims[: max(vision.feature_stages) + 1])
         self.module.encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.module.train()
 
@@ -86,25 +93,23 @@ class PerceptionLearner:
         cases = [self._store.draw(rng, step, self._cases) for _ in range(_BATCH)]
         grids, labels = zip(*(self._view(case, rng) for case in cases), strict=True)
         window = torch.tensor([self._checkpoint.windows[self._checkpoint.vision.window]] * _BATCH)
-        with torch.autocast("cpu", torch.bfloat16):
-            levels = self.module.encoder(torch.from_numpy(np.stack(grids)), window)
         losses: list[Tensor] = []
         shown: dict[str, float] = {}
-        for name, features, head, stage in zip(
-            ("low", "high"), levels, self.module.heads, self._checkpoint.vision.feature_stages, strict=True
-        ):
-            cells = [_cells(label, STEM_STRIDE * 2**stage) for label in labels]
-            loss, seen = _read(head(features.float()), cells)
+        counts = [_counted(label, STEM_STRIDE) for label in labels]
+        for level, read in enumerate(self.module(torch.from_numpy(np.stack(grids)), window)):
+            loss, seen = _read(read, [_cells(one) for one in counts])
+            counts = [_halved(one) for one in counts]
             losses.append(loss)
-            shown |= {f"{name}_{k}": v for k, v in seen.items()}
+            shown |= {f"{name}_{level}": value for name, value in seen.items()}
         return torch.stack(losses).sum(), shown
 
-    def _view(self, case: Case, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+    def _view(self, case: Case, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Return a random part of a case on the vision grid, FP32 HU, and its label map by finding kind."""
         part = _cropped(case, rng)
         hu = part.grid(self._checkpoint).astype(np.float32)
         hu = hu * rng.normal(1.0, 0.03) + rng.normal(0.0, 15.0)
-        hu += rng.normal(0.0, rng.uniform(0.0, 10.0)) * rng.standard_normal(hu.shape, np.float32)
+        if rng.random() < 0.5:
+            hu += rng.uniform(0.0, 15.0) * rng.standard_normal(hu.shape, np.float32)
         return hu, _by_kind(case)[part.label_grid(self._checkpoint)]
 
 
@@ -125,28 +130,43 @@ def _cropped(case: Case, rng: np.random.Generator) -> Case:
     return Case(case.seed, np.ascontiguousarray(case.hu[box]), case.labels[box], case.geometry, case.truth)
 
 
-def _by_kind(case: Case) -> NDArray[np.int16]:
-    """Return a table from values of the label map to organ 1..., or 100 + kind of finding."""
-    table = np.arange(256, dtype=np.int16)
+def _by_kind(case: Case) -> NDArray[np.uint8]:
+    """Return a table from values of the label map to what a voxel can be: 0, organs from 1, then kinds of findings."""
+    table = np.arange(256, dtype=np.uint8)
     for finding in case.truth.findings:
         if finding.value is not None:
-            table[finding.value] = _FIRST_VALUE + tuple(FindingKind).index(finding.kind)
+            table[finding.value] = 1 + len(ORGANS) + tuple(FindingKind).index(finding.kind)
     return table
 
 
-def _cells(labels: NDArray[np.int16], size: int) -> _Cells:
-    """Count a label map [d, h, w] in cells of ``size`` voxels a side; the last ones may be smaller."""
+def _counted(labels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """Return how many voxels of a label map [D, R, C] are what, FP32 [d, h, w, kinds], in cells of ``size`` a side.
+
+    The last cells of an axis may be smaller.
+    """
     cells = [np.arange(n) // size for n in labels.shape]
     d, h, w = (int(c[-1]) + 1 for c in cells)
     index = (cells[0][:, None, None] * h + cells[1][None, :, None]) * w + cells[2][None, None, :]
-    counts = np.bincount((index * 128 + labels).ravel(), minlength=d * h * w * 128).reshape(-1, 128).astype(np.float32)
-    total = counts.sum(1, keepdims=True)
-    kinds = counts[:, _FIRST_VALUE : _FIRST_VALUE + len(FindingKind)]
+    counts = np.bincount((index * _KINDS + labels).ravel(), minlength=d * h * w * _KINDS)
+    return counts.reshape(d, h, w, _KINDS).astype(np.float32)
+
+
+def _halved(counts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the counts of cells twice as large along every axis."""
+    padded = np.pad(counts, [*((0, n % 2) for n in counts.shape[:3]), (0, 0)])
+    d, h, w, kinds = padded.shape
+    summed: NDArray[np.float32] = padded.reshape(d // 2, 2, h // 2, 2, w // 2, 2, kinds).sum((1, 3, 5))
+    return summed
+
+
+def _cells(counts: NDArray[np.float32]) -> _Cells:
+    flat = counts.reshape(-1, _KINDS)
+    kinds = flat[:, 1 + len(ORGANS) :]
     enough = np.minimum(_LEAST_VOXELS, _LEAST_SHARE * kinds.sum(0, keepdims=True))
     return _Cells(
-        organs=counts[:, 1 : 1 + len(ORGANS)] / total,
+        organs=flat[:, 1 : 1 + len(ORGANS)] / flat.sum(1, keepdims=True),
         findings=((kinds > 0) & (kinds >= enough)).astype(np.float32),
-        amounts=(np.log1p(kinds) / _AMOUNT_SCALE).astype(np.float32),
+        amounts=np.log1p(kinds) / _AMOUNT_SCALE,
     )
 
 

@@ -37,7 +37,7 @@ from medvl.training.segmentation import SegmentationLearner
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("perception", 5000, 1.5e-3),
+        Stage("perception", 3500, 1.5e-3),
         Stage("coarse", 8000, 5e-4),
         Stage("slices", 5500, 3e-4),
         Stage("clips", 2800, 3e-4),
