@@ -11,6 +11,7 @@ from torch import Tensor
 from medvl.contracts.checkpoint import Checkpoint, load_checkpoint
 from medvl.embedded.preset import enliven
 from medvl.network.modules import Modules
+from medvl.network.vision import VisionEncoder
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,19 @@ def test_no_axis_is_symmetric(networks: Modules, volume: Tensor, axis: int):
     """A flipped volume is another volume: a network that cannot tell them apart could not tell left from right."""
     window = (-200.0, 200.0)
     assert not torch.allclose(tokens(networks, volume, window), tokens(networks, volume.flip(axis), window), atol=1e-3)
+
+
+def test_a_full_stem_sees_every_voxel(checkpoint: Checkpoint):
+    """The public one, of lines along the axes, passes most of them."""
+    seen = {}
+    for stem in ("full", "decomposed"):
+        spec = checkpoint.vision.model_copy(update={"grid": (32, 32, 32), "stem": stem})
+        encoder = VisionEncoder(spec).eval()
+        volume = torch.rand(1, 32, 32, 32, requires_grad=True)
+        encoder.levels(volume, torch.tensor([[0.0, 1.0]]))[0].square().sum().backward()
+        seen[stem] = (volume.grad != 0).float().mean().item()
+    assert seen["full"] == 1.0
+    assert seen["decomposed"] < 0.5
 
 
 @torch.inference_mode()

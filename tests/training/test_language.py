@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from medvl.contracts.checkpoint import ProjectorSpec
 from medvl.embedded.preset import phantom_checkpoint, phantom_language_model
 from medvl.embedded.random_truth import random_truth
 from medvl.embedded.truth import FindingKind
 from medvl.embedded.vocabulary import train_tokenizer
+from medvl.network.projector import Projector, TokenShape
 from medvl.training.descriptors import Place
-from medvl.training.language import Pack, Seen, Utterance, utterances
+from medvl.training.language import Pack, Seen, Utterance, begin_locally, utterances
 
 VISION = 5
 SAID = (
@@ -39,6 +41,21 @@ def hidden(model, tokens: torch.Tensor, pack: Pack) -> torch.Tensor:
     embeddings = torch.cat([tokens, model.get_input_embeddings()(pack.ids[None])], 1)
     out = model.model(inputs_embeds=embeddings, attention_mask=pack.mask[None, None], position_ids=pack.positions[None])
     return out.last_hidden_state[0, VISION:]
+
+
+def test_a_token_begins_as_the_mean_of_its_cells():
+    """A lesion in one cell changes one token, whatever the mixer's random weights."""
+    low, high = TokenShape(2 * 4 * 4, 6), TokenShape(2 * 2 * 2, 6)
+    spec = ProjectorSpec(architecture="mixer", low_tokens=(8, 8), high_tokens=(8, 8), mlp_depth=2)
+    projector = Projector(spec, low, high, hidden_size=16)
+    begin_locally(projector.low_mixer, (2, 4, 4), (1, 2, 2))
+    features, other = torch.randn(1, 32, 6), torch.randn(1, 8, 6)
+    changed = features.clone()
+    changed[0, 16 + 4 * 1 + 2] *= -1  # slice 1, row 1, column 2: the second block of the first row of blocks
+    with torch.inference_mode():
+        difference = (projector(changed, other) - projector(features, other))[0, :8].abs().sum(1)
+    assert difference.argmax() == 4 + 1
+    assert difference[5] > 3 * difference.sort().values[-2]
 
 
 def test_neighbours_in_a_pack_do_not_hear_each_other(tokenizer: Any, model):

@@ -119,9 +119,7 @@ def phantom_language_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).float()
 
 
-def write_checkpoint(
-    folder: Path, modules: Modules, language: Qwen2ForCausalLM, training: str | None = None
-) -> None:
+def write_checkpoint(folder: Path, modules: Modules, language: Qwen2ForCausalLM, training: str | None = None) -> None:
     """Write networks and language model as a checkpoint folder; trained weights as FP16, which halves them.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from medvl.network.projector import Projector, TokenShape
 from medvl.network.sam2_build import STRIDE, build_sam, build_sam_shapes
 from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, MemoryEncoder, TrackStep
 from medvl.network.seg_projector import SegProjector
-from medvl.network.vision import STEM_STRIDE, VisionEncoder
+from medvl.network.vision import VisionEncoder, cells_of
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,4 @@ def feature_shapes(checkpoint: Checkpoint) -> tuple[TokenShape, TokenShape]:
 
 
 def _shape(checkpoint: Checkpoint, stage: int) -> TokenShape:
-    stride, tokens = STEM_STRIDE * 2**stage, 1
-    for length in checkpoint.vision.grid:
-        tokens *= -(-length // stride)
-    return TokenShape(tokens, checkpoint.vision.dims[stage])
+    return TokenShape(math.prod(cells_of(checkpoint.vision, stage)), checkpoint.vision.dims[stage])

@@ -152,6 +152,13 @@ class VisionEncoder(nn.Module):
         return [_tokens(output) for output in self.encoder(scaled.permute(0, 2, 3, 1).unsqueeze(1))]
 
 
+def cells_of(spec: VisionSpec, stage: int) -> tuple[int, int, int]:
+    """Return how many cells the output of a stage has along d, h and w; stage 0 is the stem."""
+    stride = STEM_STRIDE * 2**stage
+    d, h, w = (-(-length // stride) for length in spec.grid)
+    return d, h, w
+
+
 def _along(axis: int, value: int, other: int) -> tuple[int, int, int]:
     first, second, third = (value if i == axis else other for i in range(3))
     return first, second, third

@@ -44,7 +44,42 @@ _QUESTIONS, _REQUESTS = 10, 8
 _DECISIVE = 2
 """Tokens at the beginning of an answer that count more, because they decide it."""
 _DECISIVE_WEIGHT = 3.0
+_LINEAR_BIAS = 2.0
+"""Where a GELU is nearly a straight line for what a layer norm gives."""
+_NEAR = 0.1
+"""Share of a random initialisation that stays."""
 _STATE_WEIGHT, _PLACE_WEIGHT, _TOKEN_WEIGHT = 0.5, 4.0, 1.0
+
+
+@torch.no_grad()
+def begin_locally(mixer: nn.ModuleList, cells: tuple[int, int, int], pooled: tuple[int, int, int]) -> None:
+    """Let each token of a mixer begin as the mean of neighbouring cells instead of a mixture of all of them.
+
+    From a mixture, a lesion that fills one cell of hundreds is hard to find; training can still mix what helps.
+
+    Parameters
+    ----------
+    cells
+        Depth, rows and columns of the features, whose product is the tokens of the mixer's input.
+    pooled
+        Cells of each axis that make up one token; the tokens of every layer are what is left.
+    """
+    d, h, w = (np.arange(n) // p for n, p in zip(cells, pooled, strict=True))
+    rows, columns = (-(-n // p) for n, p in zip(cells[1:], pooled[1:], strict=True))
+    token = ((d[:, None, None] * rows + h[:, None]) * columns + w).ravel()
+    members = torch.from_numpy(np.eye(int(token.max()) + 1, dtype=np.float32)[:, token])
+    for layer in mixer:
+        first, *further = (m for m in layer.mlp1.modules() if isinstance(m, nn.Linear))
+        # The sum of equals is divided by the root of their number, which keeps the size of what is unlike.
+        _set_near(first, members / members.sum(1, keepdim=True).sqrt(), _LINEAR_BIAS if further else 0.0)
+        for linear in further:
+            _set_near(linear, torch.eye(linear.out_features), -_LINEAR_BIAS)
+        members = torch.eye(len(members))
+
+
+def _set_near(linear: nn.Linear, weight: Tensor, bias: float) -> None:
+    linear.weight.mul_(_NEAR).add_(weight)
+    linear.bias.fill_(bias)
 
 
 @dataclass(frozen=True, slots=True)

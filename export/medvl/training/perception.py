@@ -1,8 +1,8 @@
 """First stage of the language path: the vision encoder learns to see, cell by cell, before it has to speak.
 
 Each place of the stem's and of every stage's output stands for a cell of the vision grid. Linear heads, which no
-checkpoint keeps, read from it how much of each organ lies in the cell and which findings do. What they can read from the
-stages that go on, a projector can; the finer ones teach what is small where it still fills its cell.
+checkpoint keeps, read from it how much of each organ lies in the cell and which findings do. What they can read from
+the stages that go on, a projector can; the finer ones teach what is small where it still fills its cell.
 """
 
 from __future__ import annotations

@@ -27,9 +27,10 @@ from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.preset import enliven, phantom_checkpoint, phantom_language_model, write_checkpoint
 from medvl.embedded.vocabulary import train_tokenizer
 from medvl.network.modules import Modules
+from medvl.network.vision import cells_of
 from medvl.training.cases import CaseStore
 from medvl.training.descriptors import Teacher
-from medvl.training.language import LanguageLearner
+from medvl.training.language import LanguageLearner, begin_locally
 from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
 from medvl.training.perception import PerceptionLearner
 from medvl.training.segmentation import SegmentationLearner
@@ -38,9 +39,9 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("perception", 3500, 1.5e-3),
-        Stage("coarse", 8000, 5e-4),
-        Stage("slices", 5500, 3e-4),
-        Stage("clips", 2800, 3e-4),
+        Stage("coarse", 5000, 5e-4),
+        Stage("slices", 6500, 4e-4),
+        Stage("clips", 2500, 3e-4),
         Stage("language", 5000, 8e-4),
         Stage("joint", 3000, 2e-4),
     )
@@ -50,6 +51,8 @@ CASES = 2400
 _SEGMENTATION = ("coarse", "slices", "clips")
 """Stages of SAM2, each of which goes on from the one before."""
 SEED = 2601
+_LOW_POOLED, _HIGH_POOLED = (1, 2, 2), (1, 1, 1)
+"""Cells of the two levels that a vision token begins with."""
 
 
 def train(out: Path, names: list[str], minutes: float, tell: Callable[[str], None]) -> bool:
@@ -147,7 +150,7 @@ def _language_learner(
         tokenizer,
         teacher=_teacher(out, modules),
         store=store,
-        features=out / "features",
+        features=out / f"features-{steps_done(out, 'perception')}",
         cases=CASES,
         joint=name == "joint",
     )
@@ -155,6 +158,9 @@ def _language_learner(
         learner.module.load_state_dict(_averaged(out, "language"))
     else:
         _take(modules.vision_encoder, _averaged(out, "perception"), "encoder.")
+        low, high = (cells_of(checkpoint.vision, stage) for stage in checkpoint.vision.feature_stages)
+        begin_locally(modules.projector.low_mixer, low, _LOW_POOLED)
+        begin_locally(modules.projector.high_mixer, high, _HIGH_POOLED)
     return learner
 
 
