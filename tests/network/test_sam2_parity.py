@@ -17,6 +17,8 @@ from medvl.contracts.checkpoint import Checkpoint
 from medvl.network.modules import Modules
 from medvl.network.prompts import NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import Propagation
+from medvl.network.sam2_heads import given
+from medvl.network.sam2_parts import TrackStep
 from medvl.network.torch_steps import SliceSource, TorchSteps
 
 from .conftest import DEPTH, SIDE
@@ -205,3 +207,22 @@ def test_a_mask_prompt_is_sam2s(modules: Modules, slices: np.ndarray):
     )
     for expected, got in ((low, found[0]), (pointer, found[2]), (score, found[3])):
         assert torch.allclose(expected, got, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_given_mask_is_what_sam2_takes_it_for(modules: Modules, slices: np.ndarray):
+    """Logits, pointer, score and memory of masks that nobody decodes, one of them empty."""
+    sam = modules.sam2
+    f0, f1, f2 = modules.networks["sam2_image_encoder"](torch.from_numpy(slices[:1]))
+    mask = torch.zeros(2, 1, SIDE, SIDE)
+    mask[0, 0, 30:61, 41:90] = 1.0
+    features = [f.expand(2, -1, -1, -1) for f in (f0, f1)]
+    low, high, iou, _, _, pointer, score = sam._use_mask_as_output(f2.expand(2, -1, -1, -1), features, mask)
+    tokens, _ = TrackStep(sam).no_prompt(2)
+    own, memory = given(sam, f2, (f0, f1), mask, tokens)
+    flat = [f2.expand(2, -1, -1, -1).flatten(2).permute(2, 0, 1)]
+    expected, _ = sam._encode_new_memory(flat, [f2.shape[-2:]], high, score, is_mask_from_pts=False)
+    pairs = [(low, own.mask_logits), (iou, own.iou), (pointer, own.object_pointer), (score, own.object_score)]
+    pairs.append((expected.flatten(2).transpose(1, 2), memory))
+    for wanted, found in pairs:
+        assert torch.allclose(wanted, found, atol=1e-4), (wanted - found).abs().max()

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate
 
 from medvl.network.sam2_attention import two_way
 
+_SURE = 10.0
+"""SAM2's logit of what somebody gave."""
 _OBJECT, _IOU, _MASKS = 0, 1, slice(2, 6)
 """Output tokens: object score, predicted IoU, the single mask and the three of the multimask output."""
 
@@ -131,6 +133,51 @@ def _pick(rows: Tensor, chosen: Tensor) -> Tensor:
     return rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
 
 
+def given(
+    sam: SAM2Base, f2: Tensor, fine: tuple[Tensor, Tensor], mask: Tensor, tokens: Tokens
+) -> tuple[Decoded, Tensor]:
+    """Take masks that somebody gave for what is on a slice, as SAM2 does: they are not decoded, only remembered.
+
+    Parameters
+    ----------
+    f2, fine
+        FP32 [1, ...], features of the slice, without memory.
+    mask
+        FP32 [N, 1, S, S], 0 or 1; an empty one says that the object is not on the slice.
+    tokens
+        Those of no prompt, for N objects.
+
+    Returns
+    -------
+    tuple[Decoded, Tensor]
+        As of a decoded slice, with a predicted IoU of 1; and the memory FP32 [N, HW, Cm].
+    """
+    dense = sam.sam_prompt_encoder.mask_downscaling(sam.mask_downsample(mask))
+    image = f2.expand(mask.shape[0], -1, -1, -1)
+    decoded = decode(sam, image, fine, tokens, dense, torch.zeros_like(tokens.counts[:, 0]))
+    present = mask.flatten(1).amax(1, keepdim=True) > 0
+    sure = torch.where(present, _SURE, -_SURE)
+    full = _SURE * (2.0 * mask - 1.0)
+    own = Decoded(
+        mask_logits=_quarter(full),
+        iou=torch.ones_like(sure),
+        object_pointer=torch.where(present, decoded.object_pointer, sam.no_obj_ptr),
+        object_score=sure,
+    )
+    return own, _remembered(sam, f2, full, sure)
+
+
+def _quarter(full: Tensor) -> Tensor:
+    """Return a map [N, 1, S, S] at a quarter of its side, bilinear with antialiasing.
+
+    Written as a convolution with the triangle that PyTorch's ``antialias`` uses, which other parsers do not know.
+    """
+    taps = torch.tensor([1.0, 3.0, 5.0, 7.0, 7.0, 5.0, 3.0, 1.0])
+    kernel = (taps[:, None] * taps).reshape(1, 1, 8, 8)
+    inside = conv2d(torch.ones_like(full[:1]), kernel, stride=4, padding=2)
+    return conv2d(full, kernel, stride=4, padding=2) / inside
+
+
 def remember(sam: SAM2Base, f2: Tensor, mask_logits: Tensor, object_score: Tensor) -> Tensor:
     """Return the memory FP32 [N, HW, Cm] of a slice.
 
@@ -143,6 +190,11 @@ def remember(sam: SAM2Base, f2: Tensor, mask_logits: Tensor, object_score: Tenso
     """
     side = sam.image_size
     full = interpolate(mask_logits, size=(side, side), mode="bilinear", align_corners=False)
+    return _remembered(sam, f2, full, object_score)
+
+
+def _remembered(sam: SAM2Base, f2: Tensor, full: Tensor, object_score: Tensor) -> Tensor:
+    """Return the memory of masks at full size, logits FP32 [N, 1, S, S]."""
     mask = torch.sigmoid(full) * sam.sigmoid_scale_for_mem_enc + sam.sigmoid_bias_for_mem_enc
     encoder = sam.memory_encoder
     fused = encoder.fuser(encoder.pix_feat_proj(f2) + encoder.mask_downsampler(mask))

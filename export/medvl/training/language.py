@@ -26,6 +26,7 @@ from medvl.embedded.requests import SegmentRequest, requests
 from medvl.embedded.truth import FindingKind, Truth
 from medvl.embedded.vocabulary import EOS, SEG
 from medvl.network.modules import Modules
+from medvl.network.projector import MixerLayer
 from medvl.training.cases import FIRST_SEED, CaseStore
 from medvl.training.descriptors import (
     LENGTH,
@@ -69,6 +70,7 @@ def begin_locally(mixer: nn.ModuleList, cells: tuple[int, int, int], pooled: tup
     token = ((d[:, None, None] * rows + h[:, None]) * columns + w).ravel()
     members = torch.from_numpy(np.eye(int(token.max()) + 1, dtype=np.float32)[:, token])
     for layer in mixer:
+        assert isinstance(layer, MixerLayer)
         first, *further = (m for m in layer.mlp1.modules() if isinstance(m, nn.Linear))
         # The sum of equals is divided by the root of their number, which keeps the size of what is unlike.
         _set_near(first, members / members.sum(1, keepdim=True).sqrt(), _LINEAR_BIAS if further else 0.0)

@@ -166,7 +166,7 @@ def _cells(counts: NDArray[np.float32]) -> _Cells:
     return _Cells(
         organs=flat[:, 1 : 1 + len(ORGANS)] / flat.sum(1, keepdims=True),
         findings=((kinds > 0) & (kinds >= enough)).astype(np.float32),
-        amounts=np.log1p(kinds) / _AMOUNT_SCALE,
+        amounts=(np.log1p(kinds) / _AMOUNT_SCALE).astype(np.float32),
     )
 
 

@@ -19,7 +19,7 @@ from medvl.embedded.parts import BODY
 from medvl.network.memory_bank import MemoryBank
 from medvl.network.modules import Modules
 from medvl.network.prompts import PromptPoint, SlicePrompt, prompt_arrays
-from medvl.network.sam2_heads import AllMasks, decode_all, remember
+from medvl.network.sam2_heads import AllMasks, decode_all, given, remember
 from medvl.network.sam2_parts import MaskDecoder, TrackStep, normalised
 from medvl.network.steps import Bank, Decoded, Remembered
 from medvl.training.cases import Case, CaseStore
@@ -151,6 +151,7 @@ class SegmentationLearner:
         masks, multimask = self._decode(maps[0], asked, rng)
         first = mask_loss(masks, torch.from_numpy(asked.masks).float(), multimask)
         remembered = self._remember(maps[0][2], _chosen(self.module.sam, masks, multimask))
+        remembered = self._with_given(remembered, maps[0], asked)
         bank = MemoryBank({start: remembered}, depth, step, self._checkpoint.segmentation.max_conditioning_slices)
         tracked = []
         for number, own, plane in zip(numbers[1:].tolist(), maps[1:], planes[1:], strict=True):
@@ -246,6 +247,26 @@ class SegmentationLearner:
         tokens, dense = self._tracker.no_prompt(objects)
         fine = (f0.expand(objects, -1, -1, -1), f1.expand(objects, -1, -1, -1))
         return decode_all(self.module.sam, image, fine, tokens, dense)
+
+    def _with_given(self, decoded: Remembered[Tensor], maps: tuple[Tensor, ...], asked: _Asked) -> Remembered[Tensor]:
+        """Replace what was decoded of masks that somebody gave by the masks, as SAM2 does when it tracks them."""
+        rows = [row for row, kind in enumerate(asked.kinds) if kind == "mask"]
+        if not rows:
+            return decoded
+        f0, f1, f2 = maps
+        masks = torch.from_numpy(asked.masks[rows]).float()[:, None]
+        tokens, _ = self._tracker.no_prompt(len(rows))
+        own, memory = given(self.module.sam, f2, (f0, f1), masks, tokens)
+        at = torch.tensor(rows)
+        return Remembered(
+            Decoded(
+                decoded.decoded.mask_logits.index_copy(0, at, own.mask_logits),
+                decoded.decoded.iou.index_copy(0, at, own.iou),
+                decoded.decoded.object_pointer.index_copy(0, at, own.object_pointer),
+                decoded.decoded.object_score.index_copy(0, at, own.object_score),
+            ),
+            decoded.memory.index_copy(0, at, memory),
+        )
 
     def _remember(self, f2: Tensor, decoded: Decoded[Tensor]) -> Remembered[Tensor]:
         return Remembered(decoded, remember(self.module.sam, f2, decoded.mask_logits, decoded.object_score))
