@@ -330,10 +330,11 @@ def test_policies_refuse_nonsense(value):
         RetryPolicy(max_attempts=0)
 
 
-def test_an_object_is_prompted_in_one_way():
-    """Nothing, or two ways at once, is refused."""
-    for fields in ({}, {"label": "liver", "text": "the liver"}, {"label": " "}):
-        with pytest.raises(InvalidRequest, match="exactly one"):
+def test_an_object_is_prompted_in_some_way():
+    """Nothing, two descriptions at once, or a mask without a voxel is refused."""
+    for fields in ({}, {"label": " "}, {"label": "liver", "text": "the liver"}, {"mask": np.zeros((2, 2, 2), bool)}):
+        with pytest.raises(InvalidRequest, match=r"prompted by|no voxel"):
             ObjectPrompt(**fields)
+    assert ObjectPrompt(text="the liver", points=(Point((1.0, 2.0, 3.0), negative=True),)).to_wire().points
     with pytest.raises(InvalidRequest, match="finite"):
         Point((0.0, float("nan"), 0.0))

@@ -154,7 +154,8 @@ def test_an_object_that_is_not_there_writes_nothing(service, medvl, series, tmp_
 REFUSED = {
     "no prompt": (["-o", "m.nii.gz"], "Say what to segment"),
     "no output": (["--label", "liver"], "-o/--output"),
-    "two ways": (["--label", "liver", "--point", "1,2,3", "-o", "m.nii.gz"], "different objects"),
+    "one click for two": (["--label", "a", "--text", "b", "--point", "1,2,3", "-o", "m"], "one --label or --text"),
+    "no mask": (["--mask", "nowhere.nii.gz,2", "-o", "m.nii.gz"], "no file nowhere.nii.gz"),
     "unknown suffix": (["--label", "liver", "-o", "m.png"], r"\.nii\.gz, \.nii or \.dcm"),
     "two in one file": (["--label", "a", "--text", "b", "-o", "m.nii.gz"], "not 2"),
     "seg of a nifti": (["--label", "liver", "-o", "m.dcm"], "DICOM"),
@@ -162,7 +163,7 @@ REFUSED = {
     "half a point": (["--point", "1,2", "-o", "m.nii.gz"], "x,y,z"),
     "flat box": (["--box", "1,2,3,1,2,5", "-o", "m.nii.gz"], "no size"),
     "no time": (["--label", "liver", "--deadline", "-1", "-o", "m.nii.gz"], "positive"),
-    "empty text": (["--text", " ", "-o", "m.nii.gz"], "exactly one"),
+    "empty text": (["--text", " ", "-o", "m.nii.gz"], "give one of these"),
 }
 
 

@@ -34,6 +34,8 @@ class Echo:
     """Slices of every call of the mask decoder."""
     tracked: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     """Slice and objects of every call that tracks."""
+    taken: list[int] = field(default_factory=list)
+    """Slices whose masks somebody gave."""
     before_track: Callable[[int], None] = lambda number: None
 
     async def get(self, slices: Sequence[int]) -> Sequence[int]:
@@ -42,6 +44,12 @@ class Echo:
     async def decode(self, features: Sequence[int], prompts: Sequence[SlicePrompt]) -> Decoded[np.ndarray]:
         self.decoded.append(tuple(features))
         return self._seen(features, [_name(p) for p in prompts])
+
+    async def given(self, features: int, masks: Sequence[np.ndarray]) -> Remembered[np.ndarray]:
+        self.taken.append(features)
+        names = [int(mask.sum()) for mask in masks]
+        decoded = self._seen([features] * len(names), names)
+        return Remembered(decoded, decoded.mask_logits[:, 0, 1:, :])
 
     async def remember(self, features: int, mask_logits: np.ndarray, object_score: np.ndarray) -> np.ndarray:
         return mask_logits[:, 0, 1:, :]
@@ -113,6 +121,11 @@ def by_text(name: int, *, first: int | None = None, last: int | None = None) -> 
     return ObjectPrompt(name, {}, np.full(4, name, np.float32), first, last)
 
 
+def by_mask(name: int, *numbers: int) -> ObjectPrompt:
+    mask = np.arange(64).reshape(8, 8) < name
+    return ObjectPrompt(name, {}, masks=dict.fromkeys(numbers, mask))
+
+
 @pytest.fixture
 def spec(preset_spec: SegmentationSpec) -> SegmentationSpec:
     """Tracking that gives up after three slices without the object, and at most two key slices, four apart."""
@@ -165,6 +178,37 @@ def test_absence_between_prompted_slices_does_not_end_the_tracking(spec: Segment
     assert [n for n, _ in steps.tracked] == [*range(4, 14), 15, 16, 17, 18, 2, 1, 0]
 
 
+def test_given_masks_are_taken_and_tracked_between_and_beyond(spec: SegmentationSpec):
+    """Nothing decodes them; what lies between is filled."""
+    steps = Echo({1: range(5, 14)})
+    heard = propagated(steps, spec, by_mask(1, 6, 9))
+    assert (steps.taken, steps.decoded, heard.prompted_on) == ([6, 9], [], [])
+    assert heard.on[1] == set(range(5, 14))
+    assert heard.endings[1][:2] == (True, (6, 9))
+
+
+def test_a_click_on_a_given_mask_corrects_it(spec: SegmentationSpec):
+    """There the decoder is asked, with the mask; the other slices stay as they were given."""
+    mask = np.ones((8, 8), bool)
+    prompt = ObjectPrompt(1, by_point(1, 9).points, masks={6: mask[:1, :1], 9: mask})
+    steps = Echo({1: range(5, 14)})
+    heard = propagated(steps, spec, prompt)
+    assert (steps.taken, steps.decoded, heard.prompted_on) == ([6], [(9,)], [(1, 9)])
+    arrays = prompt_arrays([prompt.on(9), SlicePrompt()], side=8, hidden_size=4)
+    assert arrays["mask_flag"].tolist() == [[1.0], [0.0]]
+    assert (arrays["mask_input"][0] == 10.0).all()
+
+
+def test_words_choose_slices_beside_those_of_clicks(spec: SegmentationSpec):
+    """Best first, then what was clicked; where words find nothing, the clicks stand alone."""
+    state = np.full(4, 1.0, np.float32)
+    steps = Echo({1: range(8, 12), 2: ()})
+    heard = propagated(steps, spec, ObjectPrompt(1, by_point(1, 15).points, state))
+    assert heard.endings[1][1] == (8, 15)
+    nowhere = propagated(Echo({2: ()}), spec, ObjectPrompt(2, by_point(2, 15).points, np.full(4, 2.0, np.float32)))
+    assert nowhere.endings[2][:2] == (False, (15,))
+
+
 def test_a_box_with_an_extent_is_not_left(spec: SegmentationSpec):
     """Neither by what is told nor by what is computed."""
     steps = Echo({1: range(DEPTH)})
@@ -209,13 +253,6 @@ def test_a_text_that_is_nowhere_is_not_found_and_not_tracked(spec: SegmentationS
     assert score < RULE.min_score
     assert 2 not in heard.slices
     assert all(objects == (1,) for _, objects in steps.tracked)
-
-
-def test_a_text_with_points_takes_their_slices(spec: SegmentationSpec):
-    """Where somebody points, nothing is searched."""
-    point = by_point(3, 8)
-    heard = propagated(Echo({3: range(DEPTH)}), spec, ObjectPrompt(3, point.points, np.full(4, 3, np.float32)))
-    assert heard.prompted_on == [(3, 8)]
 
 
 def test_objects_of_the_same_slices_share_calls_and_leave_one_by_one(spec: SegmentationSpec):
@@ -274,6 +311,12 @@ class _Yielding:
     async def decode(self, features: Sequence[int], prompts: Sequence[SlicePrompt]) -> Decoded[np.ndarray]:
         await asyncio.sleep(0)
         return await self.steps.decode(features, prompts)
+
+    async def given(self, features: int, masks: Sequence[np.ndarray]) -> Remembered[np.ndarray]:
+        self.taken.append(features)
+        names = [int(mask.sum()) for mask in masks]
+        decoded = self._seen([features] * len(names), names)
+        return Remembered(decoded, decoded.mask_logits[:, 0, 1:, :])
 
     async def remember(self, features: int, mask_logits: np.ndarray, object_score: np.ndarray) -> np.ndarray:
         await asyncio.sleep(0)

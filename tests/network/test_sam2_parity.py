@@ -18,7 +18,7 @@ from medvl.network.modules import Modules
 from medvl.network.prompts import NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import Propagation
 from medvl.network.sam2_heads import given
-from medvl.network.sam2_parts import TrackStep
+from medvl.network.sam2_parts import no_prompt
 from medvl.network.torch_steps import SliceSource, TorchSteps
 
 from .conftest import DEPTH, SIDE
@@ -218,7 +218,7 @@ def test_a_given_mask_is_what_sam2_takes_it_for(modules: Modules, slices: np.nda
     mask[0, 0, 30:61, 41:90] = 1.0
     features = [f.expand(2, -1, -1, -1) for f in (f0, f1)]
     low, high, iou, _, _, pointer, score = sam._use_mask_as_output(f2.expand(2, -1, -1, -1), features, mask)
-    tokens, _ = TrackStep(sam).no_prompt(2)
+    tokens, _ = no_prompt(sam, 2)
     own, memory = given(sam, f2, (f0, f1), mask, tokens)
     flat = [f2.expand(2, -1, -1, -1).flatten(2).permute(2, 0, 1)]
     expected, _ = sam._encode_new_memory(flat, [f2.shape[-2:]], high, score, is_mask_from_pts=False)

@@ -63,6 +63,7 @@ class Seen:
     options: list[messages.LanguageOptions] = field(default_factory=list)
     segmenter: list[messages.SegmenterRequest] = field(default_factory=list)
     slices: list[tuple[int, ...]] = field(default_factory=list)
+    masks: list[bytes] = field(default_factory=list)
     volumes: list[np.ndarray] = field(default_factory=list)
     seconds_left: list[float] = field(default_factory=list)
     headers: set[tuple[str, str]] = field(default_factory=set)
@@ -166,6 +167,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         request = messages.SegmenterRequest.model_validate_json(inputs["request"].tobytes())
         if request.series != CANARY_SERIES:
             self.seen.segmenter.append(request)
+            self.seen.masks.append(inputs["masks"].tobytes() if "masks" in inputs else b"")
             self.seen.seconds_left.append(context.time_remaining())
         key = (request.series, request.window_hu)
         if "slices" in inputs:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import grpc
+import numpy as np
 import pytest
 
 from medvl.contracts import errors
+from medvl.imaging.masks import pack_mask
 from medvl.wire.status import from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -29,7 +31,9 @@ OBJECTS = {
     "too many objects": ([pb.ObjectPrompt(label="liver")] * 5, errors.InvalidRequest),
     "no prompt": ([pb.ObjectPrompt()], errors.InvalidRequest),
     "class and text": ([pb.ObjectPrompt(label="liver", text="x")], errors.InvalidRequest),
-    "class and point": ([pb.ObjectPrompt(label="liver", points=[point(*INSIDE)])], errors.InvalidRequest),
+    "damaged mask": ([pb.ObjectPrompt(mask=b"mask")], errors.InvalidRequest),
+    "mask of another volume": ([pb.ObjectPrompt(mask=pack_mask(np.ones((2, 3, 4), bool)))], errors.InvalidRequest),
+    "masks too large": ([pb.ObjectPrompt(mask=b"m" * (2**20 + 1))], errors.InvalidRequest),
     "unknown class": ([pb.ObjectPrompt(label="unicorn")], errors.UnknownLabel),
     "blank text": ([pb.ObjectPrompt(text="  ")], errors.InvalidRequest),
     "too many points": ([pb.ObjectPrompt(points=[point(*INSIDE)] * 4)], errors.InvalidRequest),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medvl.imaging.masks import unpack_mask
+from medvl.imaging.masks import pack_mask, unpack_mask
 from medvl.wire.v1 import medvl_pb2 as pb
 
 from .conftest import Series, System, collect, kinds
@@ -111,6 +111,21 @@ async def test_objects_keep_their_order_and_share_requests_by_window(system: Sys
     by_objects = {tuple(o.object_id for o in r.objects): r.window_hu for r in system.fake.seen.segmenter}
     assert by_objects == {(1,): (-160.0, 240.0), (0, 3): (-160.0, 240.0), (2,): (-1350.0, 150.0)}
     assert events[-1].done.provenance.windows["segmentation"].count("HU") == 2
+
+
+async def test_words_and_clicks_are_one_object(system: System, series: Series):
+    """A class with a correcting click and a mask goes to the segmenter as one object, with all three."""
+    given = np.zeros(series.hu.shape, bool)
+    given[2:4, 3:9, 5:7] = True
+    prompt = pb.ObjectPrompt(label="liver", points=[point(series, 4, 1, 1, negative=True)], mask=pack_mask(given))
+    (mask,) = masks(await segment(system, series, prompt))
+    assert (mask.label, mask.prompt) == ("liver", "liver, 1 point, 1 mask")
+    (asked,) = system.fake.seen.segmenter[-1].objects
+    assert asked.seg_row == 0
+    assert not asked.points[0].positive
+    assert asked.mask is not None
+    sent = system.fake.seen.masks[-1][asked.mask.start : asked.mask.start + asked.mask.length]
+    assert np.array_equal(unpack_mask(sent, series.hu.shape), given)
 
 
 async def test_slices_are_sent_only_to_a_segmenter_that_lacks_them(system: System, series: Series):

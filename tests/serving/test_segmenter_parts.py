@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medvl.contracts.errors import InvalidRequest, PromptOutsideVolume
-from medvl.contracts.messages import BoxPrompt, ObjectPrompts, PointPrompt, SegmenterRequest
+from medvl.contracts.messages import BoxPrompt, GivenMask, ObjectPrompts, PointPrompt, SegmenterRequest
 from medvl.contracts.models import MODELS
-from medvl.imaging.masks import unpack_mask
+from medvl.imaging.masks import pack_mask, unpack_mask
 from medvl.imaging.resample import FitTransform
 from medvl.network.prompts import PromptPoint, SlicePrompt
 from medvl.network.steps import Bank
 from medvl.serving.feature_store import SliceFeatures
 from medvl.serving.mask_volume import MaskVolume, slice_mask
-from medvl.serving.model_prompts import to_model_prompt
+from medvl.serving.model_prompts import given_slices, to_model_prompt
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.triton_steps import Spent, TritonSteps, encode
 
@@ -79,15 +79,39 @@ def test_language_comes_by_row():
     assert prompt.points == {}
 
 
+def test_a_given_mask_comes_slice_by_slice():
+    """Those that hold a voxel, in the pixels of the series and of SAM2's square; a single voxel is never lost."""
+    mask = np.zeros(SHAPE, bool)
+    mask[1, 4:16, 6:20] = True
+    mask[3, 10, 10] = True
+    packed = np.frombuffer(b"..." + pack_mask(mask), np.uint8)
+    prompts = ObjectPrompts(object_id=1, mask=GivenMask(start=3, length=len(packed) - 3), points=(point(1),))
+    given = given_slices(prompts, SHAPE, packed)
+    assert given.keys() == {1, 3}
+    assert np.array_equal(given[3], mask[3])
+    prompt = to_model_prompt(prompts, FitTransform(20, 30, 15, "stretch"), masks=given)
+    assert prompt.given_slices == {3}
+    assert prompt.on(1).mask.sum() == pytest.approx(12 * 14 * (15 / 20) * (15 / 30), rel=0.2)
+    assert prompt.on(3).mask.sum() >= 1
+
+
+def test_a_given_mask_that_is_none_is_refused():
+    """Damaged, of another volume, or without a voxel."""
+    for data in (b"m", pack_mask(np.ones((1, 2, 3), bool)), pack_mask(np.zeros(SHAPE, bool))):
+        prompts = ObjectPrompts(object_id=1, mask=GivenMask(start=0, length=len(data)))
+        with pytest.raises(InvalidRequest, match="mask"):
+            given_slices(prompts, SHAPE, np.frombuffer(data, np.uint8))
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**16)), max_size=8))
 def test_a_packed_volume_holds_the_slices_that_were_put(slices):
     """The last mask of every slice comes back, and slices without one are empty."""
     transform = FitTransform(20, 30, SIDE, "pad")
-    volume, expected = MaskVolume(6, transform), np.zeros(SHAPE, bool)
+    volume, expected = MaskVolume(*SHAPE), np.zeros(SHAPE, bool)
     for number, seed in slices:
         logits = np.random.default_rng(seed).normal(-1.0 + seed % 2, 1.0, (16, 16)).astype(np.float32)
-        volume.put(number, logits)
         expected[number] = slice_mask(logits, transform)
+        volume.put(number, expected[number])
     assert np.array_equal(unpack_mask(volume.pack(), SHAPE), expected)
     assert volume.empty == (not expected.any())
 
@@ -104,7 +128,7 @@ def test_a_good_request_passes():
     corners = (point(0, -0.5, -0.5), point(5, 19.5, 29.5))
     both = ObjectPrompts(object_id=2, points=corners, boxes=(box(row_min=-0.5, column_max=29.5),), seg_row=0)
     slices, states = np.zeros((6, SIDE, SIDE), np.uint8), np.zeros((1, H), np.float32)
-    check_request(request(GOOD, both), CHECKPOINT, slices, states)
+    check_request(request(GOOD, both), CHECKPOINT, slices, states, None)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +139,7 @@ def test_a_good_request_passes():
         ((GOOD, GOOD), InvalidRequest, "2 times"),
         ((ObjectPrompts(object_id=1, seg_row=1),), InvalidRequest, "row 1"),
         ((ObjectPrompts(object_id=1, seg_row=-1),), InvalidRequest, "row -1"),
+        ((ObjectPrompts(object_id=1, mask=GivenMask(start=5, length=4)),), InvalidRequest, "beyond the 8"),
         ((ObjectPrompts(object_id=1, boxes=(box(row_max=2.0),)),), InvalidRequest, "zero size"),
         ((ObjectPrompts(object_id=1, boxes=(box(), box(row_max=8.0))),), InvalidRequest, "give one"),
         ((ObjectPrompts(object_id=1, boxes=(box(last_slice=1),)),), InvalidRequest, "first and last"),
@@ -128,7 +153,7 @@ def test_a_good_request_passes():
 def test_prompts_that_make_no_sense_are_refused(objects, error, named):
     """One sentence names what is wrong, before a network runs."""
     with pytest.raises(error, match=named):
-        check_request(request(*objects), CHECKPOINT, None, np.zeros((1, H), np.float32))
+        check_request(request(*objects), CHECKPOINT, None, np.zeros((1, H), np.float32), np.zeros(8, np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +168,7 @@ def test_prompts_that_make_no_sense_are_refused(objects, error, named):
 def test_tensors_that_do_not_fit_are_refused(slices, states, named):
     """Slices of another volume or size, and states of another width or with NaN, go no further."""
     with pytest.raises(InvalidRequest, match=named):
-        check_request(request(GOOD), CHECKPOINT, slices, states)
+        check_request(request(GOOD), CHECKPOINT, slices, states, None)
 
 
 class Recorder:

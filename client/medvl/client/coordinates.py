@@ -1,9 +1,10 @@
-"""Points and boxes as a person types them: ``x,y,z[,neg]`` and ``x0,y0,z0,x1,y1,z1``."""
+"""Prompts as a person types them: ``x,y,z[,neg]``, ``x0,y0,z0,x1,y1,z1`` and ``FILE[,N]``."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from medvl.client.prompts import Xyz
 from medvl.contracts.errors import InvalidRequest
@@ -56,6 +57,29 @@ def parse_box(text: str) -> TypedBox:
     if sum(a != b for a, b in zip(box.corner, box.opposite, strict=True)) < 2:
         raise InvalidRequest(f"The box {text} has no size: its corners must differ in two coordinates at least.")
     return box
+
+
+@dataclass(frozen=True, slots=True)
+class TypedMask:
+    """A mask as typed: a file, and the segment or value of it that is meant."""
+
+    path: Path
+    segment: int | None
+
+
+def parse_mask(text: str) -> TypedMask:
+    """Read ``FILE`` or ``FILE,N``.
+
+    Raises
+    ------
+    InvalidRequest
+        When there is no such file.
+    """
+    name, comma, number = text.rpartition(",")
+    typed = TypedMask(Path(name), int(number)) if comma and number.strip().isdecimal() else TypedMask(Path(text), None)
+    if not typed.path.is_file():
+        raise InvalidRequest(f"There is no file {typed.path}: name a mask as FILE or FILE,N.")
+    return typed
 
 
 def _numbers(parts: list[str]) -> list[float] | None:

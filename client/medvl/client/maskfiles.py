@@ -1,4 +1,4 @@
-"""Masks in files on the source's own grid: one NIfTI file, one for each object in a folder, or one DICOM SEG."""
+"""Masks in files: written on the source's own grid (NIfTI, a folder of it, or one DICOM SEG), read from either."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Self
 
+import highdicom
 import nibabel
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
 
 from medvl.client.events import Mask, Provenance
 from medvl.client.results import Label
 from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.geometry import Geometry
 from medvl.imaging.nifti import RAS_TO_LPS
 from medvl.imaging.seg import Maker, Segment, build_seg
 from medvl.imaging.series import LoadedSeries
+from medvl.imaging.volume import Volume
 
+_SKEW = 1e-3
+"""Of axes that count as parallel, in voxels for each voxel."""
 _LONGEST_NAME = 60
 """Characters of a file's name that come from a prompt."""
 
@@ -109,6 +117,78 @@ def write_masks(
     for mask in found:
         write_nifti(paths[mask.object_index], loaded, mask.array)
     return paths
+
+
+def read_mask(path: Path, volume: Volume, segment: int | None = None) -> NDArray[np.bool_]:
+    """Return the mask of a file on the grid of a series, bool [D, R, C]; where the file ends, it is empty.
+
+    Parameters
+    ----------
+    path
+        A NIfTI file, in which every voxel that is not 0 counts, or a DICOM SEG.
+    volume
+        The canonical volume of the series. The file may store the same place in another order or direction of axes and
+        with other spacings; each voxel of the series takes the nearest one of the file.
+    segment
+        Number of the segment of a DICOM SEG; None takes its only one. Of a NIfTI file the value that counts.
+
+    Raises
+    ------
+    InvalidRequest
+        When the file is no mask, its axes are not those of the series, it has several segments and none is named, or
+        no voxel of it lies within the series.
+    """
+    voxels, affine = _read_seg(path, segment) if path.suffix.lower() == ".dcm" else _read_labels(path, segment)
+    mask = _on_grid(voxels, affine, volume.geometry)
+    if not mask.any():
+        raise InvalidRequest(f"The mask {path.name} has no voxel within the series: name the mask of this series.")
+    return mask
+
+
+def _read_labels(path: Path, value: int | None) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Return voxels and the matrix from their indices to LPS millimetres."""
+    try:
+        image = nibabel.load(path)
+        values = np.asarray(image.dataobj)
+    except (OSError, ValueError, ImageFileError):
+        raise InvalidRequest(f"The mask {path.name} cannot be read: name a .nii, .nii.gz or .dcm file.") from None
+    if values.ndim != 3:
+        raise InvalidRequest(f"The mask {path.name} has {values.ndim} axes, not 3.")
+    return values != 0 if value is None else values == value, RAS_TO_LPS @ image.affine
+
+
+def _read_seg(path: Path, segment: int | None) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    try:
+        file = highdicom.seg.segread(path)
+    except (OSError, InvalidDicomError, ValueError, AttributeError):
+        raise InvalidRequest(f"The mask {path.name} is no DICOM SEG: name a .dcm file of one, or NIfTI.") from None
+    numbers = list(file.segment_numbers)
+    if segment is None and len(numbers) > 1:
+        raise InvalidRequest(f"The mask {path.name} has the segments {numbers}: name one.")
+    wanted = numbers[0] if segment is None else segment
+    if wanted not in numbers:
+        raise InvalidRequest(f"The mask {path.name} has no segment {wanted}: it has {numbers}.")
+    volume = file.get_volume(segment_numbers=[wanted])
+    return volume.array[..., 0] > 0, volume.affine
+
+
+def _on_grid(voxels: NDArray[np.bool_], affine: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
+    """Return voxels at the places of a grid, nearest neighbour; the axes of both must be parallel."""
+    to_file = np.linalg.inv(affine) @ geometry.affine
+    axes = np.abs(to_file[:3, :3]).argmax(axis=0)
+    along = to_file[axes, range(3)]
+    if sorted(axes) != [0, 1, 2] or np.abs(to_file[:3, :3]).sum() - np.abs(along).sum() > _SKEW:
+        raise InvalidRequest("The axes of the mask are not those of the series: give a mask on the grid of the series.")
+    turned = voxels.transpose(axes)
+    mask = np.zeros(geometry.shape, np.bool_)
+    places, sources = [], []
+    for axis, length in enumerate(geometry.shape):
+        at = np.rint(np.arange(length) * along[axis] + to_file[axes[axis], 3]).astype(int)
+        inside = np.flatnonzero((at >= 0) & (at < turned.shape[axis]))
+        places.append(inside)
+        sources.append(at[inside])
+    mask[np.ix_(*places)] = turned[np.ix_(*sources)]
+    return mask
 
 
 def segments(masks: Sequence[Mask], labels: Sequence[Label]) -> list[Segment]:

@@ -1,11 +1,15 @@
-"""What to segment: one object by class, by free text, or by points and boxes in patient millimetres."""
+"""What to segment: one object in words, or shown by points, boxes and a mask, or both."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.masks import pack_mask
 from medvl.wire.v1 import medvl_pb2 as pb
 
 Xyz = tuple[float, float, float]
@@ -35,27 +39,39 @@ class Box:
         _check_finite(self.opposite_lps_mm)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ObjectPrompt:
-    """One object: exactly one of a class, a text, or points and boxes together.
+    """One object: a class or a text, or points, boxes and a mask, or both, which then correct what the words find.
+
+    Attributes
+    ----------
+    label, text
+        One of them at most.
+    mask
+        bool [D, R, C] on the canonical grid: what the object is on every slice on which it has a voxel. It comes back
+        unchanged there, unless points or boxes on that slice correct it.
 
     Raises
     ------
     InvalidRequest
-        When it holds none of them or more than one.
+        When it describes no object, is a class and a text at once, or its mask has no voxel.
     """
 
     label: str = ""
     text: str = ""
     points: tuple[Point, ...] = ()
     boxes: tuple[Box, ...] = ()
+    mask: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
-        kinds = [bool(self.label.strip()), bool(self.text.strip()), bool(self.points or self.boxes)]
-        if sum(kinds) != 1:
+        if self.label.strip() and self.text.strip():
+            raise InvalidRequest("An object is prompted by a class or by a text, not by both.")
+        if not (self.label.strip() or self.text.strip() or self.points or self.boxes or self.mask is not None):
             raise InvalidRequest(
-                "An object is prompted by a class, by a text, or by points and boxes: give exactly one of these."
+                "An object is prompted by a class, a text, points, boxes or a mask: give one of these."
             )
+        if self.mask is not None and not self.mask.any():
+            raise InvalidRequest("The mask of an object has no voxel: leave it out or mark the object.")
 
     def to_wire(self) -> pb.ObjectPrompt:
         """Return the message of the protocol."""
@@ -64,6 +80,7 @@ class ObjectPrompt:
             text=self.text,
             points=[pb.Point(lps_mm=p.lps_mm, negative=p.negative) for p in self.points],
             boxes=[pb.Box(min_lps_mm=b.corner_lps_mm, max_lps_mm=b.opposite_lps_mm) for b in self.boxes],
+            mask=b"" if self.mask is None else pack_mask(self.mask),
         )
 
 

@@ -62,12 +62,21 @@ class BoxPrompt(Message):
     column_max: float
 
 
+class GivenMask(Message):
+    """Bytes of the ``masks`` tensor: a mask (D, R, C) as it travels, see :mod:`medvl.imaging.masks`."""
+
+    start: int = Field(ge=0)
+    length: int = Field(gt=0)
+
+
 class ObjectPrompts(Message):
     """Everything that describes one object; at least one prompt."""
 
     object_id: int
     points: tuple[PointPrompt, ...] = ()
     boxes: tuple[BoxPrompt, ...] = ()
+    mask: GivenMask | None = None
+    """What the object is on every slice where this mask has a voxel; points on such a slice correct it there."""
     seg_row: int | None = None
     """Row of the ``seg_hidden`` tensor that prompts this object."""
 

@@ -46,6 +46,7 @@ AXES: Mapping[str, str] = MappingProxyType(
         "n_request": "bytes",
         "n_event": "bytes",
         "n_mask": "bytes",
+        "n_masks": "bytes",
     }
 )
 
@@ -251,6 +252,16 @@ _MODELS = (
         (_MEMORY_OUT,),
     ),
     ModelSpec(
+        "sam2_mask_prompt",
+        Kind.NETWORK,
+        "masks that somebody gave for a slice, taken as they are: what tracking needs of them, for N objects",
+        (
+            *(_one(f) for f in _FEATURES),
+            TensorSpec("given_mask", _UINT8, ("N", 1, "S", "S"), "1 on the object, else 0; empty where it is absent"),
+        ),
+        (*_per_object(_DECODED), _MEMORY_OUT),
+    ),
+    ModelSpec(
         "sam2_track_step",
         Kind.NETWORK,
         "memory attention, mask decoder and memory encoder of one slice for N objects, fused into one graph",
@@ -302,6 +313,13 @@ _MODELS = (
                 _FP32,
                 ("n_seg", "H"),
                 "[SEG] states that the request's objects name by row",
+                optional=True,
+            ),
+            TensorSpec(
+                "masks",
+                _UINT8,
+                ("n_masks",),
+                "packed masks of the request's objects, one after another",
                 optional=True,
             ),
         ),

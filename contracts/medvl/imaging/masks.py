@@ -56,17 +56,32 @@ def unpack_mask(packed: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]
         When the bytes are not one zstd frame with exactly the bits of that shape; what a frame claims to hold is
         checked before anything is allocated.
     """
+    check_packed(packed, shape)
     voxels = math.prod(shape)
-    expected_bytes = -(-voxels // 8)
     try:
-        if zstandard.frame_content_size(packed) != expected_bytes:
-            raise InvalidRequest(f"The packed mask does not hold the {voxels} voxels of its volume.")
         bits = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
     except zstandard.ZstdError:
         raise InvalidRequest("The packed mask is damaged.") from None
-    if len(bits) != expected_bytes:
+    if len(bits) != -(-voxels // 8):
         raise InvalidRequest(f"The packed mask does not hold the {voxels} voxels of its volume.")
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=voxels).view(np.bool_).reshape(shape)
+
+
+def check_packed(packed: bytes, shape: tuple[int, int, int]) -> None:
+    """Check what a packed mask claims to hold, without unpacking it.
+
+    Raises
+    ------
+    InvalidRequest
+        When that is not a mask of the shape.
+    """
+    voxels = math.prod(shape)
+    try:
+        claimed = zstandard.frame_content_size(packed)
+    except zstandard.ZstdError:
+        raise InvalidRequest("The packed mask is damaged.") from None
+    if claimed != -(-voxels // 8):
+        raise InvalidRequest(f"The packed mask does not hold the {voxels} voxels of its volume.")
 
 
 def measure(mask: NDArray[np.bool_], geometry: Geometry) -> MaskStats:

@@ -106,6 +106,12 @@ class FitTransform:
         restored: NDArray[np.float32] = cv2.resize(covered, (self.cols, self.rows), interpolation=cv2.INTER_LINEAR)
         return restored
 
+    def mask_to_model(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return a mask bool [rows, cols] as bool [side, side]: pixels of which it covers half, or any if none is."""
+        square = self.to_model(mask.astype(np.uint8) * 255)
+        covered: NDArray[np.bool_] = square >= 128
+        return covered if covered.any() else square > 0
+
     @property
     def _scale_xy(self) -> NDArray[np.float64]:
         height, width = self.fitted_shape

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class ReferenceMask:
 
     mask: NDArray[np.bool_]
     transform: FitTransform
+    given: Mapping[int, NDArray[np.bool_]] = MappingProxyType({})
+    """bool [R, C] by slice, what somebody gave and nothing corrects."""
     found: bool = False
     score: float = 0.0
     key_slices: tuple[int, ...] = ()
@@ -48,7 +51,8 @@ class ReferenceMask:
 
     def worked_on(self, object_id: int, number: int, mask_logits: Tensor, presence: float) -> None:
         """Keep the mask of a slice."""
-        self.mask[number] = self.transform.to_source(mask_logits.numpy()) > 0
+        own = self.given.get(number)
+        self.mask[number] = self.transform.to_source(mask_logits.numpy()) > 0 if own is None else own
 
     def progress(self, done: int, total: int) -> None:
         """Nobody waits here."""
@@ -110,7 +114,13 @@ class ReferenceModel:
         prompt = self.checkpoint.language.prompts.for_text(text, volume.geometry.extent_mm)
         return self._segment_words(volume, prompt, self.checkpoint.segmentation.window)
 
-    def segment(self, volume: Volume, prompt: ObjectPrompt, window: str | None = None) -> ReferenceMask:
+    def segment(
+        self,
+        volume: Volume,
+        prompt: ObjectPrompt,
+        window: str | None = None,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> ReferenceMask:
         """Segment one object.
 
         Parameters
@@ -121,17 +131,24 @@ class ReferenceModel:
             Points in pixels of SAM2's slices, see :meth:`point`.
         window
             Name of the window; that of the checkpoint's segmentation by default.
+        mask
+            bool [D, R, C] to begin with, on the slices where it has a voxel.
         """
+        transform = self._transform(volume)
+        given = {} if mask is None else {int(n): mask[n] for n in np.flatnonzero(mask.any((1, 2)))}
+        prompt = replace(prompt, masks={number: transform.mask_to_model(own) for number, own in given.items()})
         spec, networks = self.checkpoint.segmentation, self.modules.networks
         source = self.slice_source(volume, window or spec.window)
         steps = TorchSteps(
             mask_decoder=networks["sam2_mask_decoder"],
+            mask_prompt=networks["sam2_mask_prompt"],
             memory_encoder=networks["sam2_memory_encoder"],
             track_step=networks["sam2_track_step"],
             side=spec.side,
             hidden_size=self.checkpoint.language.hidden_size,
         )
-        found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), self._transform(volume))
+        kept = {number: given[number] for number in prompt.given_slices}
+        found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), transform, kept)
         asyncio.run(Propagation(steps, source, volume.geometry.shape[0], spec, found).run([prompt]))
         return found
 

@@ -17,7 +17,7 @@ from medvl.contracts.checkpoint import PARTS, Checkpoint
 from medvl.contracts.errors import CheckpointError
 from medvl.network.projector import Projector, TokenShape
 from medvl.network.sam2_build import STRIDE, build_sam, build_sam_shapes
-from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, MemoryEncoder, TrackStep
+from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, MaskPrompt, MemoryEncoder, TrackStep
 from medvl.network.seg_projector import SegProjector
 from medvl.network.vision import VisionEncoder, cells_of
 
@@ -96,6 +96,7 @@ class Modules:
             "sam2_image_encoder": ImageEncoder(self.sam2).eval(),
             "sam2_mask_decoder": MaskDecoder(self.sam2, self.seg_projector).eval(),
             "sam2_memory_encoder": MemoryEncoder(self.sam2).eval(),
+            "sam2_mask_prompt": MaskPrompt(self.sam2).eval(),
             "sam2_track_step": TrackStep(self.sam2).eval(),
         }
 

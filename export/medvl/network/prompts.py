@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,18 @@ class SlicePrompt:
         Points and box corners in the order in which SAM2 is to see them; SAM2 puts a box first.
     seg_hidden
         FP32 [H], the [SEG] state after the language model's final norm.
+    mask
+        bool [S, S], a mask that somebody gave. Alone it is taken as it is; beside points it is what they correct.
     """
 
     points: tuple[PromptPoint, ...] = ()
     seg_hidden: NDArray[np.float32] | None = None
+    mask: NDArray[np.bool_] | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether the mask is taken as it is."""
+        return self.mask is not None and not self.points
 
     @property
     def multimask(self) -> bool:
@@ -60,9 +68,11 @@ class ObjectPrompt:
     points
         Points and box corners by slice.
     seg_hidden
-        FP32 [H]; without points it chooses the key slices itself, with points it joins them on their slices.
+        FP32 [H]; it chooses key slices of its own and joins the points on theirs.
     first_slice, last_slice
         The mask stays within; None leaves that end open.
+    masks
+        bool [S, S] by slice, what somebody gave as the object's mask there.
     """
 
     object_id: int
@@ -70,10 +80,16 @@ class ObjectPrompt:
     seg_hidden: NDArray[np.float32] | None = None
     first_slice: int | None = None
     last_slice: int | None = None
+    masks: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
+
+    @property
+    def given_slices(self) -> frozenset[int]:
+        """The slices whose mask is taken as it is, because no point corrects it."""
+        return frozenset(n for n in self.masks if self.on(n).given)
 
     def on(self, number: int) -> SlicePrompt:
         """Return the prompt on a slice."""
-        return SlicePrompt(self.points.get(number, ()), self.seg_hidden)
+        return SlicePrompt(self.points.get(number, ()), self.seg_hidden, self.masks.get(number))
 
 
 def prompt_arrays(prompts: Sequence[SlicePrompt], *, side: int, hidden_size: int) -> dict[str, np.ndarray]:
@@ -110,12 +126,27 @@ def prompt_arrays(prompts: Sequence[SlicePrompt], *, side: int, hidden_size: int
     return {
         "points": points,
         "labels": labels,
-        "mask_input": np.zeros((count, 1, side // 4, side // 4), np.float32),
-        "mask_flag": np.zeros((count, 1), np.float32),
+        "mask_input": _mask_logits(prompts, side),
+        "mask_flag": _flags(p.mask is not None for p in prompts),
         "seg_hidden": seg_hidden,
         "seg_flag": _flags(p.seg_hidden is not None for p in prompts),
         "multimask_flag": _flags(p.multimask for p in prompts),
     }
+
+
+def given_masks(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Return masks bool [S, S] as ``sam2_mask_prompt`` takes them, UINT8 [N, 1, S, S]."""
+    return np.stack(masks)[:, None].view(np.uint8)
+
+
+def _mask_logits(prompts: Sequence[SlicePrompt], side: int) -> NDArray[np.float32]:
+    """Return masks as prompts FP32 [N, 1, S/4, S/4]: SAM2's logits of 10 and -10, averaged where an edge passes."""
+    logits = np.zeros((len(prompts), 1, side // 4, side // 4), np.float32)
+    for row, mask in enumerate(p.mask for p in prompts):
+        if mask is not None:
+            shares = mask.reshape(side // 4, 4, side // 4, 4).mean((1, 3), dtype=np.float32)
+            logits[row, 0] = 20.0 * shares - 10.0
+    return logits
 
 
 def _flags(values: Iterable[bool]) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
 """From prompts to masks in 3D: SAM2's propagation through a volume, over networks that run anywhere.
 
-A text prompt first chooses its key slices by looking at every slice without memory; points and boxes name theirs. The
-prompted slices condition the tracking of their objects in both directions from the lowest of them, each direction from
-a fresh state, so that neither the order of the directions nor an earlier request has an effect.
+A text prompt first chooses its key slices by looking at every slice without memory; points, boxes and masks name
+theirs. The prompted slices condition the tracking of their objects in both directions from the lowest of them, each
+direction from a fresh state, so that neither the order of the directions nor an earlier request has an effect.
 """
 
 from __future__ import annotations
@@ -57,20 +57,21 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Placed:
-    """An object and the slices on which it is prompted, best first where a text chose them."""
+    """An object and the slices on which it is prompted: those that a text chose, best first, then the others."""
 
     prompt: ObjectPrompt
     key_slices: tuple[int, ...]
     score: float
-    """Of the best slice that a text was looked for on; 0 for points and boxes."""
+    """Of the best slice that a text was looked for on; 0 without a text."""
 
 
 @dataclass
 class _Group(Generic[A]):
-    """Objects that are tracked together because the same slices prompt them."""
+    """Objects that are tracked together because the same slices prompt them, by given masks or otherwise."""
 
     key_slices: tuple[int, ...]
     """Ascending."""
+    given: frozenset[int]
     members: list[_Placed]
     conditioning: dict[int, Remembered[A]] = field(default_factory=dict)
 
@@ -108,7 +109,7 @@ class Propagation(Generic[F, A]):
 
     async def run(self, prompts: Sequence[ObjectPrompt]) -> None:
         """Segment the objects; cancelling the task ends it at the next network call."""
-        searched = sum(not p.points for p in prompts)
+        searched = sum(p.seg_hidden is not None for p in prompts)
         work = _Work(self._listener, self._depth * (searched + len(prompts)))
         groups = list(self._groups([await self._place(p, work) for p in prompts], work))
         for group in groups:
@@ -120,8 +121,9 @@ class Propagation(Generic[F, A]):
             self._end(group)
 
     async def _place(self, prompt: ObjectPrompt, work: _Work) -> _Placed:
-        if prompt.points:
-            return _Placed(prompt, tuple(sorted(prompt.points)), 0.0)
+        named = sorted(prompt.points.keys() | prompt.masks.keys())
+        if prompt.seg_hidden is None:
+            return _Placed(prompt, tuple(named), 0.0)
         scores = [0.0] * self._depth
         allowed = [n for n in range(self._depth) if _within(prompt, n)]
         for start in range(0, len(allowed), MAX_OBJECTS):
@@ -132,32 +134,41 @@ class Propagation(Generic[F, A]):
                 scores[number] = score
             work.add(len(numbers))
         work.add(self._depth - len(allowed))
-        return _Placed(prompt, choose_key_slices(scores, self._spec.key_slices), max(scores))
+        chosen = choose_key_slices(scores, self._spec.key_slices)
+        return _Placed(prompt, (*chosen, *(n for n in named if n not in chosen)), max(scores))
 
     def _groups(self, placed: Sequence[_Placed], work: _Work) -> Iterator[_Group[A]]:
         """Yield the objects by their key slices, as many as one call takes; those that are nowhere have ended."""
-        together: dict[tuple[int, ...], list[_Placed]] = defaultdict(list)
+        together: dict[tuple[tuple[int, ...], frozenset[int]], list[_Placed]] = defaultdict(list)
         for one in placed:
             if one.key_slices:
-                together[tuple(sorted(one.key_slices))].append(one)
+                together[tuple(sorted(one.key_slices)), one.prompt.given_slices].append(one)
             else:
                 self._listener.ended(one.prompt.object_id, one.score, (), found=False)
                 work.add(self._depth)
-        for key_slices, members in together.items():
+        for (key_slices, given), members in together.items():
             for start in range(0, len(members), MAX_OBJECTS):
-                yield _Group(key_slices, members[start : start + MAX_OBJECTS])
+                yield _Group(key_slices, given, members[start : start + MAX_OBJECTS])
 
     async def _prompt(self, group: _Group[A]) -> None:
-        """Decode the prompted slices of a group, tell their masks, and remember them."""
+        """Know the objects of a group on the slices that prompt them."""
         prompts = [member.prompt for member in group.members]
         for number in group.key_slices:
             (features,) = await self._source.get([number])
-            decoded = await self._steps.decode([features] * len(prompts), [p.on(number) for p in prompts])
-            for row, (prompt, score) in enumerate(zip(prompts, _scores(decoded), strict=True)):
-                self._listener.prompted(prompt.object_id, number, decoded.mask_logits[row][0], score)
-            self._tell(number, prompts, decoded)
-            memory = await self._steps.remember(features, decoded.mask_logits, decoded.object_score)
-            group.conditioning[number] = Remembered(decoded, memory)
+            if number in group.given:
+                remembered = await self._steps.given(features, [p.masks[number] for p in prompts])
+            else:
+                remembered = await self._decoded(number, features, prompts)
+            self._tell(number, prompts, remembered.decoded)
+            group.conditioning[number] = remembered
+
+    async def _decoded(self, number: int, features: F, prompts: Sequence[ObjectPrompt]) -> Remembered[A]:
+        """Decode the prompts of a slice, tell their masks at once, and remember them."""
+        decoded = await self._steps.decode([features] * len(prompts), [p.on(number) for p in prompts])
+        for row, (prompt, score) in enumerate(zip(prompts, _scores(decoded), strict=True)):
+            self._listener.prompted(prompt.object_id, number, decoded.mask_logits[row][0], score)
+        memory = await self._steps.remember(features, decoded.mask_logits, decoded.object_score)
+        return Remembered(decoded, memory)
 
     async def _track(self, group: _Group[A], step: int, work: _Work) -> None:
         """Track a group in one direction until its objects have ended."""

@@ -8,7 +8,7 @@ from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
 
 from medvl.network.sam2_attention import RotaryAttention
-from medvl.network.sam2_heads import Tokens, decode, remember
+from medvl.network.sam2_heads import Tokens, decode, given, remember
 from medvl.network.seg_projector import SegProjector
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -128,6 +128,26 @@ class MemoryEncoder(nn.Module):
         return remember(self.sam, f2, mask_logits, object_score)
 
 
+class MaskPrompt(nn.Module):
+    """Model ``sam2_mask_prompt``: masks that somebody gave for one slice of N objects."""
+
+    def __init__(self, sam: SAM2Base) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(self, f0: Tensor, f1: Tensor, f2: Tensor, given_mask: Tensor) -> tuple[Tensor, ...]:
+        """Take masks UINT8 [N, 1, S, S] for what is on the slice of f0, f1 and f2 [1, ...].
+
+        Returns
+        -------
+        tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+            As :class:`MaskDecoder`, with N objects, an IoU of 1 and scores of 10 or -10, and the memory [N, HW, Cm].
+        """
+        tokens, _ = no_prompt(self.sam, given_mask.shape[0])
+        decoded, memory = given(self.sam, f2, (f0, f1), given_mask.float(), tokens)
+        return *decoded.astuple(), memory
+
+
 class TrackStep(nn.Module):
     """Model ``sam2_track_step``: memory attention, mask heads and memory of one slice for N objects."""
 
@@ -172,7 +192,7 @@ class TrackStep(nn.Module):
             As :class:`MaskDecoder`, with N objects, and the memory [N, HW, Cm].
         """
         image = self.conditioned(f2, bank_memory, bank_row, bank_pointer, bank_distance)
-        tokens, dense = self.no_prompt(bank_memory.shape[1])
+        tokens, dense = no_prompt(self.sam, bank_memory.shape[1])
         multimask = torch.ones_like(tokens.counts[:, 0])
         decoded = decode(self.sam, image, (f0, f1), tokens, dense, multimask)
         return *decoded.astuple(), remember(self.sam, f2, decoded.mask_logits, decoded.object_score)
@@ -180,14 +200,6 @@ class TrackStep(nn.Module):
     def conditioned(self, f2: Tensor, memory: Tensor, row: Tensor, pointer: Tensor, distance: Tensor) -> Tensor:
         """Return ``f2`` [1, C, f, f] with the memories of N objects in it, [N, C, f, f]; arguments as for the step."""
         return self._attended(f2, self._memories(memory, row), self._pointers(pointer, distance))
-
-    def no_prompt(self, objects: int) -> tuple[Tokens, Tensor]:
-        """Return the sparse tokens and the dense embedding of slices that nobody prompts."""
-        encoder = self.sam.sam_prompt_encoder
-        # SAM2 decodes "no prompt" as two tokens: an empty point and the padding behind every list of points.
-        empty = encoder.not_a_point_embed.weight.expand(objects, 2, -1)
-        tokens = Tokens(empty, torch.ones_like(empty[..., 0], dtype=torch.bool))
-        return tokens, encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
 
     def _memories(self, memory: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [N, R * HW, Cm] of the spatial memories."""
@@ -219,6 +231,15 @@ class TrackStep(nn.Module):
             x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
         conditioned: Tensor = attention.norm(x).transpose(1, 2).reshape(-1, *f2.shape[1:])
         return conditioned
+
+
+def no_prompt(sam: SAM2Base, objects: int) -> tuple[Tokens, Tensor]:
+    """Return the sparse tokens and the dense embedding of objects that nobody prompts on a slice."""
+    encoder = sam.sam_prompt_encoder
+    # SAM2 decodes "no prompt" as two tokens: an empty point and the padding behind every list of points.
+    empty = encoder.not_a_point_embed.weight.expand(objects, 2, -1)
+    tokens = Tokens(empty, torch.ones_like(empty[..., 0], dtype=torch.bool))
+    return tokens, encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
 
 
 def _positions(sam: SAM2Base, encoding: nn.Module) -> Tensor:

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medvl.network.prompts import SlicePrompt
 
 
@@ -84,6 +87,9 @@ class Steps(Protocol[F_contra, A]):
 
     async def decode(self, features: Sequence[F_contra], prompts: Sequence[SlicePrompt]) -> Decoded[A]:
         """Decode prompts without memory, each on the slice whose features stand at its place; N prompts."""
+
+    async def given(self, features: F_contra, masks: Sequence[NDArray[np.bool_]]) -> Remembered[A]:
+        """Take masks bool [S, S] of N objects for what is on one slice."""
 
     async def remember(self, features: F_contra, mask_logits: A, object_score: A) -> A:
         """Return the memory [N, HW, Cm] of N objects on one slice."""

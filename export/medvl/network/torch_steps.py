@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medvl.network.prompts import SlicePrompt, prompt_arrays
+from medvl.network.prompts import SlicePrompt, given_masks, prompt_arrays
 from medvl.network.steps import Bank, Decoded, Remembered
 
 
@@ -52,6 +53,7 @@ class TorchSteps:
     """The steps of propagation as torch modules of :mod:`medvl.network.sam2_parts`."""
 
     mask_decoder: nn.Module
+    mask_prompt: nn.Module
     memory_encoder: nn.Module
     track_step: nn.Module
     side: int
@@ -63,6 +65,12 @@ class TorchSteps:
         arrays = prompt_arrays(prompts, side=self.side, hidden_size=self.hidden_size)
         with torch.inference_mode():
             return Decoded(*self.mask_decoder(*maps, *map(torch.from_numpy, arrays.values())))
+
+    async def given(self, features: TorchFeatures, masks: Sequence[NDArray[np.bool_]]) -> Remembered[Tensor]:
+        """Take masks bool [S, S] of N objects for what is on one slice."""
+        with torch.inference_mode():
+            *decoded, memory = self.mask_prompt(*features.maps, torch.from_numpy(given_masks(masks)))
+        return Remembered(Decoded(*decoded), memory)
 
     async def remember(self, features: TorchFeatures, mask_logits: Tensor, object_score: Tensor) -> Tensor:
         """Return the memory [N, HW, Cm] of N objects on one slice."""

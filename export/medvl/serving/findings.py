@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medvl.contracts.messages import Message, ObjectMask, Progress, SliceMask
 from medvl.imaging.masks import pack_mask
@@ -26,18 +27,22 @@ class Findings:
     ----------
     send
         Where events go.
-    object_ids
-        The objects of the request.
+    given
+        For each object of the request the masks bool [R, C] by slice that somebody gave and nothing corrects: they
+        come back as they are, not as the network's resolution would have them.
     depth
         Slices of the canonical volume.
     transform
         How its slices lie in SAM2's square.
     """
 
-    def __init__(self, send: Send, object_ids: Iterable[int], depth: int, transform: FitTransform) -> None:
+    def __init__(
+        self, send: Send, given: Mapping[int, Mapping[int, NDArray[np.bool_]]], depth: int, transform: FitTransform
+    ) -> None:
         self._send = send
+        self._given = given
         self._transform = transform
-        self._masks = {object_id: MaskVolume(depth, transform) for object_id in object_ids}
+        self._masks = {object_id: MaskVolume(depth, transform.rows, transform.cols) for object_id in given}
         self._presence: dict[int, dict[int, float]] = {object_id: {} for object_id in self._masks}
         self._told_s = time.monotonic()
 
@@ -48,7 +53,8 @@ class Findings:
 
     def worked_on(self, object_id: int, number: int, mask_logits: np.ndarray, presence: float) -> None:
         """Keep the mask of a slice and how sure the network is that the object is on it, 0 to 1."""
-        self._masks[object_id].put(number, mask_logits)
+        own = self._given[object_id].get(number)
+        self._masks[object_id].put(number, slice_mask(mask_logits, self._transform) if own is None else own)
         self._presence[object_id][number] = presence
 
     def progress(self, done: int, total: int) -> None:

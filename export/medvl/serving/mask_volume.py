@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medvl.imaging.masks import pack_mask
 from medvl.imaging.resample import FitTransform
@@ -13,20 +14,18 @@ class MaskVolume:
 
     Parameters
     ----------
-    depth
-        Slices of the canonical volume.
-    transform
-        How its slices lie in SAM2's square.
+    depth, rows, cols
+        Lengths of its axes.
     """
 
-    def __init__(self, depth: int, transform: FitTransform) -> None:
+    def __init__(self, depth: int, rows: int, cols: int) -> None:
         self._depth = depth
-        self._transform = transform
+        self._rows = rows
+        self._cols = cols
         self._slices: dict[int, np.ndarray] = {}
 
-    def put(self, number: int, mask_logits: np.ndarray) -> None:
-        """Set a slice from its low-resolution logits FP32 [f_4, f_4]."""
-        mask = slice_mask(mask_logits, self._transform)
+    def put(self, number: int, mask: NDArray[np.bool_]) -> None:
+        """Set a slice, bool [R, C]."""
         if mask.any():
             self._slices[number] = np.packbits(mask)
         else:
@@ -39,14 +38,14 @@ class MaskVolume:
 
     def pack(self) -> bytes:
         """Return the whole mask as it travels."""
-        rows, cols = self._transform.rows, self._transform.cols
+        rows, cols = self._rows, self._cols
         mask = np.zeros((self._depth, rows, cols), bool)
         for number, bits in self._slices.items():
             mask[number] = np.unpackbits(bits, count=rows * cols).view(bool).reshape(rows, cols)
         return pack_mask(mask)
 
 
-def slice_mask(mask_logits: np.ndarray, transform: FitTransform) -> np.ndarray:
+def slice_mask(mask_logits: np.ndarray, transform: FitTransform) -> NDArray[np.bool_]:
     """Return the mask bool [R, C] of low-resolution logits FP32 [f_4, f_4], interpolated as logits, then cut at 0."""
-    inside: np.ndarray = transform.to_source(mask_logits) > 0
+    inside: NDArray[np.bool_] = transform.to_source(mask_logits) > 0
     return inside

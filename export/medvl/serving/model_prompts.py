@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
+from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import BoxPrompt, ObjectPrompts, PointPrompt
+from medvl.imaging.masks import unpack_mask
 from medvl.imaging.resample import FitTransform
 from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint
 
 
-def to_model_prompt(prompts: ObjectPrompts, transform: FitTransform, seg_hidden: np.ndarray | None) -> ObjectPrompt:
+def to_model_prompt(
+    prompts: ObjectPrompts,
+    transform: FitTransform,
+    seg_hidden: np.ndarray | None = None,
+    masks: Mapping[int, NDArray[np.bool_]] = MappingProxyType({}),
+) -> ObjectPrompt:
     """Return one object's prompts as propagation takes them.
 
     Parameters
@@ -22,6 +32,8 @@ def to_model_prompt(prompts: ObjectPrompts, transform: FitTransform, seg_hidden:
         How a slice lies in SAM2's square.
     seg_hidden
         FP32 [n, H]: the states that ``prompts.seg_row`` counts, None without any.
+    masks
+        bool [R, C] by slice: what ``prompts.mask`` holds.
     """
     points: dict[int, tuple[PromptPoint, ...]] = defaultdict(tuple)
     # SAM2 sees a box before the points of its slice.
@@ -32,7 +44,28 @@ def to_model_prompt(prompts: ObjectPrompts, transform: FitTransform, seg_hidden:
     first, last = _extent(prompts)
     row = prompts.seg_row
     state = None if row is None or seg_hidden is None else seg_hidden[row]
-    return ObjectPrompt(prompts.object_id, dict(points), state, first, last)
+    fitted = {number: transform.mask_to_model(mask) for number, mask in masks.items()}
+    return ObjectPrompt(prompts.object_id, dict(points), state, first, last, fitted)
+
+
+def given_slices(
+    prompts: ObjectPrompts, shape: tuple[int, int, int], masks: np.ndarray
+) -> dict[int, NDArray[np.bool_]]:
+    """Return the slices bool [R, C] on which a mask that somebody gave has a voxel.
+
+    Raises
+    ------
+    InvalidRequest
+        When its bytes are no mask of that shape, or it has no voxel at all.
+    """
+    given = prompts.mask
+    if given is None:
+        return {}
+    mask = unpack_mask(masks[given.start : given.start + given.length].tobytes(), shape)
+    found = {int(number): mask[number].copy() for number in np.flatnonzero(mask.any(axis=(1, 2)))}
+    if not found:
+        raise InvalidRequest(f"The mask of object {prompts.object_id} has no voxel: leave it out or mark the object.")
+    return found
 
 
 def _extent(prompts: ObjectPrompts) -> tuple[int | None, int | None]:

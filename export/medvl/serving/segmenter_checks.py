@@ -12,7 +12,11 @@ from medvl.contracts.messages import BoxPrompt, ObjectPrompts, PointPrompt, Segm
 
 
 def check_request(
-    request: SegmenterRequest, checkpoint: Checkpoint, slices: np.ndarray | None, seg_hidden: np.ndarray | None
+    request: SegmenterRequest,
+    checkpoint: Checkpoint,
+    slices: np.ndarray | None,
+    seg_hidden: np.ndarray | None,
+    masks: np.ndarray | None,
 ) -> None:
     """Check a request of ``volume_segmenter`` whose tensors have the right dtype and rank.
 
@@ -32,6 +36,9 @@ def check_request(
             raise InvalidRequest(f"Object {object_id} is described {times} times: give all its prompts at once.")
     for prompts in request.objects:
         _check_object(prompts, request.shape)
+        given, known = prompts.mask, 0 if masks is None else len(masks)
+        if given is not None and given.start + given.length > known:
+            raise InvalidRequest(f"Object {prompts.object_id} names bytes beyond the {known} of tensor masks.")
 
 
 def _check_slices(request: SegmenterRequest, side: int, slices: np.ndarray | None) -> None:
@@ -50,8 +57,8 @@ def _check_states(request: SegmenterRequest, width: int, states: np.ndarray | No
 
 
 def _check_object(prompts: ObjectPrompts, shape: tuple[int, int, int]) -> None:
-    if not prompts.points and not prompts.boxes and prompts.seg_row is None:
-        raise InvalidRequest(f"Object {prompts.object_id} has no prompt: give a point, a box or a text.")
+    if not prompts.points and not prompts.boxes and prompts.mask is None and prompts.seg_row is None:
+        raise InvalidRequest(f"Object {prompts.object_id} has no prompt: give a point, a box, a mask or a text.")
     for point in prompts.points:
         _check_point(point, shape)
     for box in prompts.boxes:

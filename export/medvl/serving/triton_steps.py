@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.models import MODELS
-from medvl.network.prompts import SlicePrompt, prompt_arrays
+from medvl.network.prompts import SlicePrompt, given_masks, prompt_arrays
 from medvl.network.steps import Bank, Decoded, Remembered
 from medvl.serving.feature_store import FeatureStore, SeriesKey, SliceFeatures
 
@@ -74,6 +75,13 @@ class TritonSteps:
             parts.append(await self._infer("sam2_mask_decoder", maps | {n: a[rows] for n, a in arrays.items()}))
         self._spent.decode_s += time.perf_counter() - start_s
         return decoded({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    async def given(self, features: SliceFeatures, masks: Sequence[NDArray[np.bool_]]) -> Remembered[np.ndarray]:
+        """Take masks bool [S, S] of N objects for what is on one slice."""
+        start_s = time.perf_counter()
+        out = await self._infer("sam2_mask_prompt", stacked([features]) | {"given_mask": given_masks(masks)})
+        self._spent.decode_s += time.perf_counter() - start_s
+        return Remembered(decoded(out), out["memory"].copy())
 
     async def remember(self, features: SliceFeatures, mask_logits: np.ndarray, object_score: np.ndarray) -> np.ndarray:
         """Return the memory [N, HW, Cm] of N objects on one slice."""

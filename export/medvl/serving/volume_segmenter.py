@@ -19,7 +19,7 @@ from medvl.serving.bls import infer, infer_batch
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
 from medvl.serving.metrics import Counter
-from medvl.serving.model_prompts import to_model_prompt
+from medvl.serving.model_prompts import given_slices, to_model_prompt
 from medvl.serving.replies import Reply, answering
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.settings import Settings
@@ -31,6 +31,7 @@ SPEC = MODELS["volume_segmenter"]
 VARIABLE_PREFIX = "MEDVL_SEGMENTER_"
 """Of the environment variables that set the segmenter up."""
 CANCEL_POLL_S = 0.02
+_NO_BYTES = np.zeros(0, np.uint8)
 
 
 class TritonPythonModel:
@@ -75,8 +76,8 @@ class TritonPythonModel:
 
     async def _segment(self, arrays: Arrays, reply: Reply) -> None:
         start_s = time.perf_counter()
-        request, slices, states = _read(arrays["request"]), arrays.get("slices"), arrays.get("seg_hidden")
-        check_request(request, self._checkpoint, slices, states)
+        request, slices = _read(arrays["request"]), arrays.get("slices")
+        check_request(request, self._checkpoint, slices, arrays.get("seg_hidden"), arrays.get("masks"))
         key = SeriesKey(request.series, request.window_hu, self._checkpoint.digest)
         if slices is not None:
             self._store.put(key, slices)
@@ -85,19 +86,22 @@ class TritonPythonModel:
             return
         spent = Spent()
         with self._store.using(key):
-            await self._propagate(request, states, key, spent, reply)
+            await self._propagate(request, arrays, key, spent, reply)
         _send(reply, _done(spent, time.perf_counter() - start_s), b"", final=True)
 
     async def _propagate(
-        self, request: SegmenterRequest, states: np.ndarray | None, key: SeriesKey, spent: Spent, reply: Reply
+        self, request: SegmenterRequest, arrays: Arrays, key: SeriesKey, spent: Spent, reply: Reply
     ) -> None:
         spec = self._checkpoint.segmentation
         depth, rows, cols = request.shape
         transform = FitTransform(rows, cols, spec.side, spec.fit)
-        findings = Findings(partial(_send, reply), (o.object_id for o in request.objects), depth, transform)
+        states, masks = arrays.get("seg_hidden"), arrays.get("masks", _NO_BYTES)
+        given = {o.object_id: given_slices(o, request.shape, masks) for o in request.objects}
+        prompts = [to_model_prompt(o, transform, states, given[o.object_id]) for o in request.objects]
+        kept = {p.object_id: {n: given[p.object_id][n] for n in p.given_slices} for p in prompts}
+        findings = Findings(partial(_send, reply), kept, depth, transform)
         steps = TritonSteps(infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
-        prompts = [to_model_prompt(o, transform, states) for o in request.objects]
         await Propagation(steps, source, depth, spec, findings).run(prompts)
 
 

@@ -20,7 +20,7 @@ from medvl.network.memory_bank import MemoryBank
 from medvl.network.modules import Modules
 from medvl.network.prompts import PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.sam2_heads import AllMasks, decode_all, given, remember
-from medvl.network.sam2_parts import MaskDecoder, TrackStep, normalised
+from medvl.network.sam2_parts import MaskDecoder, TrackStep, no_prompt, normalised
 from medvl.network.steps import Bank, Decoded, Remembered
 from medvl.training.cases import Case, CaseStore
 from medvl.training.clicks import box, click, correction
@@ -244,7 +244,7 @@ class SegmentationLearner:
             torch.stack(list(bank.pointers)),
             torch.tensor(bank.distances, dtype=torch.float32),
         )
-        tokens, dense = self._tracker.no_prompt(objects)
+        tokens, dense = no_prompt(self.module.sam, objects)
         fine = (f0.expand(objects, -1, -1, -1), f1.expand(objects, -1, -1, -1))
         return decode_all(self.module.sam, image, fine, tokens, dense)
 
@@ -255,7 +255,7 @@ class SegmentationLearner:
             return decoded
         f0, f1, f2 = maps
         masks = torch.from_numpy(asked.masks[rows]).float()[:, None]
-        tokens, _ = self._tracker.no_prompt(len(rows))
+        tokens, _ = no_prompt(self.module.sam, len(rows))
         own, memory = given(self.module.sam, f2, (f0, f1), masks, tokens)
         at = torch.tensor(rows)
         return Remembered(

@@ -57,6 +57,8 @@ class RequestLimits(_Value):
     """Points and boxes of one object together."""
     max_text_characters: Count = 2000
     """Unicode code points of a question or a description."""
+    max_mask_bytes: int = Field(default=MIB, gt=0, le=MIB)
+    """Packed masks of all objects together; a message that the server receives leaves room for one MiB."""
 
 
 class AdmissionLimits(_Value):

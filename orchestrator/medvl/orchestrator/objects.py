@@ -1,8 +1,9 @@
-"""The task that segments objects: by class and by text through the language model, by points and boxes directly."""
+"""The task that segments objects: words go through the language model first, what is shown goes to the segmenter."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
@@ -11,57 +12,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.contracts.errors import InternalError
-from medvl.contracts.messages import LanguageOptions, ObjectPrompts
+from medvl.contracts.messages import GivenMask, LanguageOptions, ObjectPrompts
 from medvl.orchestrator.language import generate
 from medvl.orchestrator.masks import Caption, emit_masks
-from medvl.orchestrator.prompts import SpatialObject, TextObject
+from medvl.orchestrator.prompts import AskedObject
 from medvl.orchestrator.segmentation import PromptedObjects
 from medvl.orchestrator.vision import VisionEncoder
 from medvl.orchestrator.work import Work
 
 
-async def segment_objects(
-    work: Work, vision: VisionEncoder, objects: Sequence[TextObject | SpatialObject], *, previews: bool
-) -> None:
+async def segment_objects(work: Work, vision: VisionEncoder, objects: Sequence[AskedObject], *, previews: bool) -> None:
     """Emit one mask for each object; its ``object`` is the place in ``objects``.
 
-    Points and boxes do not wait for the language model. Objects of one kind that look through one window are segmented
-    together, so that the segmenter batches them.
+    What nobody describes in words does not wait for the language model. Objects of one kind that look through one
+    window are segmented together, so that the segmenter batches them.
 
     Raises
     ------
     MedvlError
         What failed first; the rest has been cancelled.
     """
-    spatial = {i: o for i, o in enumerate(objects) if isinstance(o, SpatialObject)}
-    by_window: dict[str, dict[int, TextObject]] = {}
+    together: dict[tuple[str, bool], dict[int, AskedObject]] = defaultdict(dict)
     for i, o in enumerate(objects):
-        if isinstance(o, TextObject):
-            by_window.setdefault(o.window, {})[i] = o
+        together[o.window, o.prompt is not None][i] = o
     async with asyncio.TaskGroup() as group:
-        if spatial:
-            group.create_task(_spatial(work, spatial, previews=previews))
-        for window, texts in by_window.items():
-            group.create_task(_described(work, vision, window, texts, previews=previews))
+        for (window, described), members in together.items():
+            group.create_task(_segment(work, vision, window, members, described=described, previews=previews))
 
 
-async def _spatial(work: Work, objects: dict[int, SpatialObject], *, previews: bool) -> None:
-    prompted = PromptedObjects(
-        window=work.checkpoint.segmentation.window,
-        objects=tuple(ObjectPrompts(object_id=i, points=o.points, boxes=o.boxes) for i, o in objects.items()),
-    )
-    await emit_masks(work, prompted, {i: Caption(words=o.words) for i, o in objects.items()}, previews=previews)
-
-
-async def _described(
-    work: Work, vision: VisionEncoder, window: str, objects: dict[int, TextObject], *, previews: bool
+async def _segment(
+    work: Work,
+    vision: VisionEncoder,
+    window: str,
+    objects: dict[int, AskedObject],
+    *,
+    described: bool,
+    previews: bool,
 ) -> None:
-    hidden = await _hidden_states(work, vision, [o.prompt for o in objects.values()])
-    prompted = PromptedObjects(
-        window=window,
-        objects=tuple(ObjectPrompts(object_id=i, seg_row=row) for row, i in enumerate(objects)),
-        seg_hidden=hidden,
-    )
+    questions = [o.prompt for o in objects.values() if o.prompt is not None]
+    hidden = await _hidden_states(work, vision, questions) if described else None
+    prompts, masks = [], b""
+    for row, (i, o) in enumerate(objects.items()):
+        given = GivenMask(start=len(masks), length=len(o.mask)) if o.mask else None
+        masks += o.mask
+        seg_row = row if described else None
+        prompts.append(ObjectPrompts(object_id=i, points=o.points, boxes=o.boxes, mask=given, seg_row=seg_row))
+    prompted = PromptedObjects(window, tuple(prompts), hidden, masks)
     captions = {i: Caption(o.label, o.words) for i, o in objects.items()}
     await emit_masks(work, prompted, captions, previews=previews)
 

@@ -17,6 +17,7 @@ from medvl.contracts.checkpoint import Checkpoint, LanguageSpec
 from medvl.contracts.errors import InvalidRequest, PromptOutsideVolume
 from medvl.contracts.messages import BoxPrompt, LanguageOptions, PointPrompt
 from medvl.imaging.geometry import Geometry
+from medvl.imaging.masks import check_packed
 from medvl.orchestrator.config import RequestLimits
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -27,45 +28,32 @@ _ZERO_SIZE_VOXELS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class TextObject:
-    """An object that the language model is asked for.
+class AskedObject:
+    """An object to segment: described in words, shown by points, boxes and a mask, or both.
 
     Attributes
     ----------
     label
-        Class, or empty for free text.
+        Class, or empty.
     words
-        The class or the text, as the caller gave it.
-    prompt
-        What the language model reads.
+        The class or the text as the caller gave it, and how many points and boxes there are.
     window
         Name of the window of the slices.
+    prompt
+        What the language model reads, or None for an object that no words describe.
+    points, boxes
+        In voxel indices.
+    mask
+        Packed, or empty.
     """
 
     label: str
     words: str
-    prompt: str
     window: str
-
-
-@dataclass(frozen=True, slots=True)
-class SpatialObject:
-    """An object that points and boxes describe, in voxel indices.
-
-    Attributes
-    ----------
-    points, boxes
-        The prompts; at least one is a box or a positive point.
-    words
-        How many there are of each.
-    window
-        Name of the window of the slices.
-    """
-
+    prompt: str | None
     points: tuple[PointPrompt, ...]
     boxes: tuple[BoxPrompt, ...]
-    words: str
-    window: str
+    mask: bytes
 
 
 def checked_text(text: str, what: str, language: LanguageSpec, limits: RequestLimits) -> str:
@@ -108,56 +96,78 @@ def language_options(max_tokens: int, most_tokens: int, sampling: pb.Sampling | 
 
 def checked_objects(
     objects: Sequence[pb.ObjectPrompt], geometry: Geometry, checkpoint: Checkpoint, limits: RequestLimits
-) -> list[TextObject | SpatialObject]:
+) -> list[AskedObject]:
     """Return the objects of a ``Segment`` request, in its order.
 
     Raises
     ------
     InvalidRequest
-        On none or too many objects, an object described in no or several ways, wrong numbers, or a box of zero size.
+        On none or too many objects, an object described in no way or by a class and a text, wrong numbers, a box of
+        zero size, or masks that are too large or no masks of the volume.
     UnknownLabel
         On a class that the checkpoint does not know.
     PromptOutsideVolume
         On a point or box that does not touch the volume.
     """
     if not objects:
-        raise InvalidRequest("The request names no object: give a class, a text, points or boxes.")
+        raise InvalidRequest("The request names no object: give a class, a text, points, boxes or a mask.")
     if len(objects) > limits.max_objects:
         raise InvalidRequest(
             f"The request names {len(objects)} objects: this server takes {limits.max_objects} at once."
+        )
+    if (mask_bytes := sum(len(o.mask) for o in objects)) > limits.max_mask_bytes:
+        raise InvalidRequest(
+            f"The request has {mask_bytes} bytes of masks: this server takes {limits.max_mask_bytes} at once."
         )
     return [_checked_object(o, geometry, checkpoint, limits) for o in objects]
 
 
 def _checked_object(
     prompt: pb.ObjectPrompt, geometry: Geometry, checkpoint: Checkpoint, limits: RequestLimits
-) -> TextObject | SpatialObject:
+) -> AskedObject:
     spatial = len(prompt.points) + len(prompt.boxes)
-    if bool(prompt.label) + bool(prompt.text) + bool(spatial) != 1:
-        raise InvalidRequest("An object is described by a class, by a text, or by points and boxes: by exactly one.")
+    if prompt.label and prompt.text:
+        raise InvalidRequest("An object is described by a class or by a text, not by both.")
+    if not (prompt.label or prompt.text or spatial or prompt.mask):
+        raise InvalidRequest("An object is described by a class, a text, points, boxes or a mask: give one of these.")
     if spatial > limits.max_prompts_per_object:
         raise InvalidRequest(
             f"An object has {spatial} points and boxes: this server takes {limits.max_prompts_per_object}."
         )
+    points = tuple(_point(p, geometry) for p in prompt.points)
+    boxes = tuple(_box(b, geometry) for b in prompt.boxes)
+    described = bool(prompt.label or prompt.text)
+    if not (described or boxes or prompt.mask or any(p.positive for p in points)):
+        raise InvalidRequest("An object has negative points only: add a positive point, a box or a mask.")
+    if prompt.mask:
+        check_packed(prompt.mask, geometry.shape)
+    label, words, question, window = _described(prompt, geometry, checkpoint, limits)
+    counts = ((len(points), "point", "points"), (len(boxes), "box", "boxes"), (int(bool(prompt.mask)), "mask", ""))
+    shown = (f"{n} {one if n == 1 else many}" for n, one, many in counts if n)
+    return AskedObject(
+        label=label,
+        words=", ".join([*([words] if words else []), *shown]),
+        window=window,
+        prompt=question,
+        points=points,
+        boxes=boxes,
+        mask=prompt.mask,
+    )
+
+
+def _described(
+    prompt: pb.ObjectPrompt, geometry: Geometry, checkpoint: Checkpoint, limits: RequestLimits
+) -> tuple[str, str, str | None, str]:
+    """Return class, words, question to the language model, and window."""
     templates, default_window = checkpoint.language.prompts, checkpoint.segmentation.window
-    if spatial:
-        return _spatial_object(prompt, geometry, default_window)
     if prompt.label:
         label = checkpoint.label(prompt.label)
         question = templates.for_label(label.name, geometry.extent_mm)
-        return TextObject(label.name, label.name, question, label.window or default_window)
-    text = checked_text(prompt.text, "text of an object", checkpoint.language, limits)
-    return TextObject("", text, templates.for_text(text, geometry.extent_mm), default_window)
-
-
-def _spatial_object(prompt: pb.ObjectPrompt, geometry: Geometry, window: str) -> SpatialObject:
-    points = tuple(_point(p, geometry) for p in prompt.points)
-    boxes = tuple(_box(b, geometry) for b in prompt.boxes)
-    if not boxes and not any(p.positive for p in points):
-        raise InvalidRequest("An object has negative points only: add a positive point or a box.")
-    counts = ((len(points), "point", "points"), (len(boxes), "box", "boxes"))
-    words = ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counts if n)
-    return SpatialObject(points, boxes, words, window)
+        return label.name, label.name, question, label.window or default_window
+    if prompt.text:
+        text = checked_text(prompt.text, "text of an object", checkpoint.language, limits)
+        return "", text, templates.for_text(text, geometry.extent_mm), default_window
+    return "", "", None, default_window
 
 
 def _point(point: pb.Point, geometry: Geometry) -> PointPrompt:

@@ -55,11 +55,14 @@ class PromptedObjects:
         Their prompts; ``seg_row`` counts rows of ``seg_hidden``.
     seg_hidden
         float32 [n_seg, H], or None when language prompts no object.
+    masks
+        Packed masks that ``objects`` name by their bytes.
     """
 
     window: str
     objects: tuple[ObjectPrompts, ...]
     seg_hidden: NDArray[Any] | None = None
+    masks: bytes = b""
 
 
 class _SlicesWanted(Exception):
@@ -118,6 +121,8 @@ def _inputs(series: StoredSeries, prompted: PromptedObjects, window_hu: HuRange)
     inputs: dict[str, NDArray[Any]] = {"request": np.frombuffer(request.to_bytes(), np.uint8)}
     if prompted.seg_hidden is not None:
         inputs["seg_hidden"] = prompted.seg_hidden
+    if prompted.masks:
+        inputs["masks"] = np.frombuffer(prompted.masks, np.uint8)
     return inputs
 
 

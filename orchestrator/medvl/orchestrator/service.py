@@ -16,7 +16,7 @@ from medvl.orchestrator.config import OrchestratorConfig
 from medvl.orchestrator.emitter import Emitter
 from medvl.orchestrator.metrics import Metrics
 from medvl.orchestrator.objects import segment_objects
-from medvl.orchestrator.prompts import TextObject, checked_objects, checked_text, language_options
+from medvl.orchestrator.prompts import checked_objects, checked_text, language_options
 from medvl.orchestrator.provenance import describe, done, provenance
 from medvl.orchestrator.runner import CallRunner, Context
 from medvl.orchestrator.store import SeriesStore, StoredSeries
@@ -135,7 +135,7 @@ class MedVLService(pb_grpc.MedVLServicer):
                 work = self._work(series, served, context, call)
                 await segment_objects(work, self._vision, objects, previews=request.previews)
         windows = [("segmentation", o.window) for o in objects]
-        if any(isinstance(o, TextObject) for o in objects):
+        if any(o.prompt is not None for o in objects):
             windows.append(("vision", served.checkpoint.vision.window))
         await work.emitter.emit(done(call, provenance(served, request.series, windows)))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medvl.client.coordinates import parse_box, parse_point
+from medvl.client.coordinates import parse_box, parse_mask, parse_point
 from medvl.contracts.errors import InvalidRequest
 
 POLICIES = ("reject", "resample", "warn")
@@ -51,6 +51,12 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X0,Y0,Z0,X1,Y1,Z1",
         type=_argument(parse_box),
         help="a box around the object, by two opposite corners",
+    )
+    parser.add_argument(
+        "--mask",
+        type=_argument(parse_mask),
+        metavar="FILE[,N]",
+        help="a mask to go on from: NIfTI or DICOM SEG, of which only value or segment N when it is given",
     )
     parser.add_argument("--voxel", action="store_true", help="points and boxes are voxel indices of the source")
     parser.add_argument(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from medvl.client.commands.session import Session, in_session, read
 from medvl.client.coordinates import TypedBox, TypedPoint
 from medvl.client.documents import answer_document
 from medvl.client.exits import Exit
-from medvl.client.maskfiles import MaskFormat, MaskTarget, write_masks
+from medvl.client.maskfiles import MaskFormat, MaskTarget, read_mask, write_masks
 from medvl.client.prompts import Box, ObjectPrompt, Point
 from medvl.client.results import Answer
 from medvl.client.terminal import mask_line
@@ -46,27 +47,26 @@ def run_segment(arguments: argparse.Namespace) -> int:
 def _count(arguments: argparse.Namespace) -> int:
     """Return how many objects are asked for."""
     named = len(arguments.label) + len(arguments.text)
-    spatial = bool(arguments.point or arguments.box)
-    if named and spatial:
-        raise InvalidRequest("Give --label and --text, or --point and --box: they prompt different objects.")
+    spatial = bool(arguments.point or arguments.box or arguments.mask)
+    if named > 1 and spatial:
+        raise InvalidRequest("Points, boxes and a mask go with one --label or --text: give that one, or none.")
     if not named and not spatial:
-        raise InvalidRequest("Say what to segment: --label, --text, --point or --box.")
-    if arguments.voxel and not spatial:
+        raise InvalidRequest("Say what to segment: --label, --text, --point, --box or --mask.")
+    if arguments.voxel and not (arguments.point or arguments.box):
         raise InvalidRequest("--voxel is about --point and --box: give one of them, or leave it out.")
     return named or 1
 
 
 def _objects(arguments: argparse.Namespace, loaded: LoadedSeries) -> list[ObjectPrompt]:
-    if arguments.label or arguments.text:
-        labels = [ObjectPrompt(label=label) for label in arguments.label]
-        return [*labels, *(ObjectPrompt(text=text) for text in arguments.text)]
     voxel: bool = arguments.voxel
-    return [
-        ObjectPrompt(
-            points=tuple(_point(p, loaded, voxel=voxel) for p in arguments.point),
-            boxes=tuple(_box(b, loaded, voxel=voxel) for b in arguments.box),
-        )
-    ]
+    shown: dict[str, Any] = {
+        "points": tuple(_point(p, loaded, voxel=voxel) for p in arguments.point),
+        "boxes": tuple(_box(b, loaded, voxel=voxel) for b in arguments.box),
+    }
+    if arguments.mask:
+        shown["mask"] = read_mask(arguments.mask.path, loaded.volume, arguments.mask.segment)
+    words = [{"label": label} for label in arguments.label] + [{"text": text} for text in arguments.text]
+    return [ObjectPrompt(**described, **shown) for described in words or [{}]]
 
 
 def _point(typed: TypedPoint, loaded: LoadedSeries, *, voxel: bool) -> Point:

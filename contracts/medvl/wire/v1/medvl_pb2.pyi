@@ -102,16 +102,18 @@ class SegmentRequest(_message.Message):
     def __init__(self, series: _Optional[str] = ..., objects: _Optional[_Iterable[_Union[ObjectPrompt, _Mapping]]] = ..., previews: _Optional[bool] = ...) -> None: ...
 
 class ObjectPrompt(_message.Message):
-    __slots__ = ("label", "text", "points", "boxes")
+    __slots__ = ("label", "text", "points", "boxes", "mask")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     label: str
     text: str
     points: _containers.RepeatedCompositeFieldContainer[Point]
     boxes: _containers.RepeatedCompositeFieldContainer[Box]
-    def __init__(self, label: _Optional[str] = ..., text: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ...) -> None: ...
+    mask: bytes
+    def __init__(self, label: _Optional[str] = ..., text: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., mask: _Optional[bytes] = ...) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("lps_mm", "negative")
@@ -323,17 +325,19 @@ class Label(_message.Message):
     def __init__(self, name: _Optional[str] = ..., snomed_code: _Optional[str] = ..., snomed_meaning: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_series_bytes", "min_slices", "max_slices", "max_objects", "max_prompts_per_object", "max_text_characters")
+    __slots__ = ("max_series_bytes", "min_slices", "max_slices", "max_objects", "max_prompts_per_object", "max_text_characters", "max_mask_bytes")
     MAX_SERIES_BYTES_FIELD_NUMBER: _ClassVar[int]
     MIN_SLICES_FIELD_NUMBER: _ClassVar[int]
     MAX_SLICES_FIELD_NUMBER: _ClassVar[int]
     MAX_OBJECTS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPTS_PER_OBJECT_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MASK_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_series_bytes: int
     min_slices: int
     max_slices: int
     max_objects: int
     max_prompts_per_object: int
     max_text_characters: int
-    def __init__(self, max_series_bytes: _Optional[int] = ..., min_slices: _Optional[int] = ..., max_slices: _Optional[int] = ..., max_objects: _Optional[int] = ..., max_prompts_per_object: _Optional[int] = ..., max_text_characters: _Optional[int] = ...) -> None: ...
+    max_mask_bytes: int
+    def __init__(self, max_series_bytes: _Optional[int] = ..., min_slices: _Optional[int] = ..., max_slices: _Optional[int] = ..., max_objects: _Optional[int] = ..., max_prompts_per_object: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_mask_bytes: _Optional[int] = ...) -> None: ...

@@ -88,7 +88,7 @@ class MedVLServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Segment(self, request, context):
-        """Segments objects by class, free text, points or boxes. Slice previews, progress, one Mask for each object, Done.
+        """Segments objects by class, free text, points, boxes or masks. Slice previews, progress, one Mask for each object, Done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

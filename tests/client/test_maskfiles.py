@@ -1,0 +1,67 @@
+"""Masks read from files lie where their voxels do, however the file stores them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medvl.client.maskfiles import read_mask, write_nifti
+from medvl.contracts.errors import InvalidRequest
+from medvl.embedded.files import IN_PLANE, write_phantom_series
+from medvl.imaging.seg import Maker, Segment, build_seg
+from medvl.imaging.series import LoadedSeries, read_series
+
+
+def marked(loaded: LoadedSeries) -> np.ndarray:
+    """A mask bool [D, R, C] that no turn or flip leaves as it is."""
+    mask = np.zeros(loaded.volume.geometry.shape, bool)
+    mask[2:5, 3:11, 5:9] = True
+    mask[2, 20, 30] = True
+    return mask
+
+
+@pytest.fixture(scope="module", params=IN_PLANE)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedSeries:
+    folder = tmp_path_factory.mktemp("ct")
+    write_phantom_series(folder, seed=11, slices=9, side=40, orientation=request.param, descending=True)
+    return read_series(folder)
+
+
+def test_what_was_written_is_read_back(loaded: LoadedSeries, tmp_path: Path):
+    """As NIfTI on the source's grid, and as one of two segments of a DICOM SEG; a file on other axes is the same."""
+    mask = marked(loaded)
+    write_nifti(tmp_path / "mask.nii.gz", loaded, mask)
+    assert np.array_equal(read_mask(tmp_path / "mask.nii.gz", loaded.volume), mask)
+    turned = nibabel.as_closest_canonical(nibabel.load(tmp_path / "mask.nii.gz"))
+    nibabel.save(turned, tmp_path / "turned.nii")
+    assert np.array_equal(read_mask(tmp_path / "turned.nii", loaded.volume), mask)
+    segments = [Segment(~mask, "all else", None), Segment(mask, "the object", None)]
+    build_seg(loaded, segments, Maker("test", "test", "0" * 64)).save_as(tmp_path / "seg.dcm")
+    assert np.array_equal(read_mask(tmp_path / "seg.dcm", loaded.volume, 2), mask)
+
+
+def test_files_that_are_no_mask_of_the_series_are_refused(loaded: LoadedSeries, tmp_path: Path):
+    """With the name of the file and what to do."""
+    mask, path = marked(loaded), tmp_path / "mask.nii.gz"
+    segments = [Segment(mask, "one", None), Segment(~mask, "two", None)]
+    build_seg(loaded, segments, Maker("test", "test", "0" * 64)).save_as(tmp_path / "seg.dcm")
+    write_nifti(path, loaded, mask)
+    (tmp_path / "text.nii").write_text("no image")
+    far = nibabel.load(path)
+    far.affine[:3, 3] += 5000
+    nibabel.save(nibabel.Nifti1Image(np.asarray(far.dataobj), far.affine), tmp_path / "far.nii")
+    oblique = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), oblique), tmp_path / "oblique.nii")
+    for name, segment, said in (
+        ("seg.dcm", None, r"has the segments \[1, 2\]: name one"),
+        ("seg.dcm", 3, "no segment 3"),
+        ("mask.nii.gz", 7, "no voxel within the series"),
+        ("text.nii", None, "cannot be read"),
+        ("far.nii", None, "no voxel within the series"),
+        ("oblique.nii", None, "axes of the mask"),
+    ):
+        with pytest.raises(InvalidRequest, match=said):
+            read_mask(tmp_path / name, loaded.volume, segment)
