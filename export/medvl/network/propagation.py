@@ -7,8 +7,9 @@ direction from a fresh state, so that neither the order of the directions nor an
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -115,8 +116,8 @@ class Propagation(Generic[F, A]):
         for group in groups:
             await self._prompt(group)
         for group in groups:
-            await self._track(group, 1, work)
-            await self._track(group, -1, work)
+            # Neither direction knows of the other, so that they can run side by side where the networks can.
+            await _side_by_side(self._track(group, 1, work), self._track(group, -1, work))
             work.add(len(group.members))
             self._end(group)
 
@@ -224,6 +225,17 @@ class _Active:
         end = self.prompt.last_slice if step > 0 else self.prompt.first_slice
         beyond = end is not None and (number - end) * step > 0
         return not beyond and self.absent < stop_after_absent
+
+
+async def _side_by_side(*work: Coroutine[Any, Any, None]) -> None:
+    """Carry out all, or raise what failed first when nothing of it goes on any more."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _within(prompt: ObjectPrompt, number: int) -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from medvl.contracts.faults import from_triton_text
 from medvl.contracts.models import MODELS
 from medvl.serving.stub import PbResponse
 from medvl.serving.tensors import response_arrays, to_tensor
-
-Arrays = dict[str, np.ndarray]
-"""Tensors by name."""
+from medvl.serving.triton_steps import Arrays
 
 
 async def infer(model: str, inputs: Arrays) -> Arrays:
@@ -34,14 +31,3 @@ async def infer(model: str, inputs: Arrays) -> Arrays:
     if response.has_error():
         raise from_triton_text(response.error().message())
     return response_arrays(response, names)
-
-
-async def infer_batch(model: str, inputs: Arrays) -> Arrays:
-    """Call a model with a batch axis, in as many calls as its largest batch asks for."""
-    limit = MODELS[model].max_batch_size
-    count = len(next(iter(inputs.values())))
-    parts = [
-        await infer(model, {name: array[i : i + limit] for name, array in inputs.items()})
-        for i in range(0, count, limit)
-    ]
-    return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

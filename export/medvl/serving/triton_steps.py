@@ -31,9 +31,14 @@ class Spent:
 
 
 async def encode(infer: Infer, slices: np.ndarray) -> list[SliceFeatures]:
-    """Compute the features of slices UINT8 [B, S, S], in memory of their own."""
-    out = await infer("sam2_image_encoder", {"slices": slices})
-    return [SliceFeatures(*(out[name][i : i + 1].copy() for name in ("f0", "f1", "f2"))) for i in range(len(slices))]
+    """Compute the features of slices UINT8 [B, S, S], in memory of their own, in batches that the model takes."""
+    features = []
+    limit = MODELS["sam2_image_encoder"].max_batch_size
+    for first in range(0, len(slices), limit):
+        out = await infer("sam2_image_encoder", {"slices": slices[first : first + limit]})
+        count = len(out["f0"])
+        features += [SliceFeatures(*(out[n][i : i + 1].copy() for n in ("f0", "f1", "f2"))) for i in range(count)]
+    return features
 
 
 class StoredFeatures:

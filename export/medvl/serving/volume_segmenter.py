@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
@@ -15,17 +17,18 @@ from medvl.contracts.messages import Message, NotResident, SegmenterDone, Segmen
 from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
 from medvl.network.propagation import Propagation
-from medvl.serving.bls import infer, infer_batch
+from medvl.serving.bls import infer
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
 from medvl.serving.metrics import Counter
 from medvl.serving.model_prompts import given_slices, to_model_prompt
+from medvl.serving.own_graphs import OwnGraphs, graphs_beside
 from medvl.serving.replies import Reply, answering
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.settings import Settings
 from medvl.serving.stub import PbRequest
 from medvl.serving.tensors import checked_arrays, from_bytes
-from medvl.serving.triton_steps import Arrays, Spent, StoredFeatures, TritonSteps, encode
+from medvl.serving.triton_steps import Arrays, Infer, Spent, StoredFeatures, TritonSteps, encode
 
 SPEC = MODELS["volume_segmenter"]
 VARIABLE_PREFIX = "MEDVL_SEGMENTER_"
@@ -38,11 +41,18 @@ class TritonPythonModel:
     """The segmenter of one device; it owns the store of slice features, so there is one instance."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Read the settings ``store_bytes`` and ``encode_batch``; the store begins empty."""
+        """Read the settings ``store_bytes``, ``encode_batch``, ``workers`` and ``threads``; the store begins empty."""
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
+        paths = graphs_beside(Path(args["model_repository"]), args["model_version"])
+        self._graphs = paths and OwnGraphs(
+            paths,
+            workers=settings.integer("workers", os.cpu_count() or 1),
+            threads=settings.integer("threads", 1),
+        )
+        self._infer: Infer = self._graphs.infer if self._graphs else infer
         self._store = FeatureStore(
-            partial(encode, infer_batch),
+            partial(encode, self._infer),
             budget_bytes=settings.integer("store_bytes", 2 * 2**30),
             batch=settings.integer("encode_batch", 4),
         )
@@ -55,8 +65,10 @@ class TritonPythonModel:
         await asyncio.gather(*(self._answer(request) for request in requests))
 
     def finalize(self) -> None:
-        """Free what the server lent."""
+        """Free what the server lent, and the worker threads."""
         self._cancelled.close()
+        if self._graphs:
+            self._graphs.close()
 
     async def _answer(self, request: PbRequest) -> None:
         async with answering(request.get_response_sender()) as reply:
@@ -100,7 +112,7 @@ class TritonPythonModel:
         prompts = [to_model_prompt(o, transform, states, given[o.object_id]) for o in request.objects]
         kept = {p.object_id: {n: given[p.object_id][n] for n in p.given_slices} for p in prompts}
         findings = Findings(partial(_send, reply), kept, depth, transform)
-        steps = TritonSteps(infer, self._checkpoint, spent)
+        steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
         await Propagation(steps, source, depth, spec, findings).run(prompts)
 
