@@ -7,10 +7,10 @@ SERIES ?=
 export MEDVL_HOME ?= $(CURDIR)/build/medvl
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint bench proto lock clean
+.PHONY: help setup demo test lint bench bench-segment proto lock clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## Make the virtual environment and fetch the Triton server
 	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' bash scripts/setup.sh
@@ -29,6 +29,9 @@ lint: setup ## Check style, types and layers
 
 bench: setup ## Print what the served path costs
 	$(BIN)/python scripts/bench.py
+
+bench-segment: setup ## Print what a click costs, beside sam2's own predictor
+	$(BIN)/python scripts/bench_segment.py
 
 proto: setup ## Generate the stubs of medvl.wire.v1 again
 	$(BIN)/python scripts/proto.py

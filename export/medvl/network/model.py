@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ class ReferenceMask:
 
     mask: NDArray[np.bool_]
     transform: FitTransform
-    given: Mapping[int, NDArray[np.bool_]] = MappingProxyType({})
+    given: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
     """bool [R, C] by slice, what somebody gave and nothing corrects."""
     found: bool = False
     score: float = 0.0

@@ -51,15 +51,7 @@ def build_sam(spec: SegmentationSpec) -> SAM2Base:
     CheckpointError
         When an override breaks the architecture or changes what the graphs implement.
     """
-    size = f"[{spec.side // STRIDE},{spec.side // STRIDE}]"
-    attention = "memory_attention.layer"
-    derived = {
-        "image_size": spec.side,
-        f"{attention}.self_attention.feat_sizes": size,
-        f"{attention}.cross_attention.feat_sizes": size,
-    }
-    overrides = [f"++model.{key}={_hydra(value)}" for key, value in (spec.overrides | derived).items()]
-    config = f"configs/sam2.1/{spec.architecture}.yaml"
+    config, overrides = sam_config(spec)
     try:
         sam: SAM2Base = build_sam2(
             config, device=None, mode="eval", hydra_overrides_extra=overrides, apply_postprocessing=False
@@ -68,6 +60,19 @@ def build_sam(spec: SegmentationSpec) -> SAM2Base:
         raise CheckpointError(f"segmentation.overrides: {spec.architecture} cannot be built with them.") from error
     _check_semantics(sam)
     return sam
+
+
+def sam_config(spec: SegmentationSpec) -> tuple[str, list[str]]:
+    """Return the name of SAM2's configuration and the hydra overrides that make it that of a checkpoint."""
+    size = f"[{spec.side // STRIDE},{spec.side // STRIDE}]"
+    attention = "memory_attention.layer"
+    derived = {
+        "image_size": spec.side,
+        f"{attention}.self_attention.feat_sizes": size,
+        f"{attention}.cross_attention.feat_sizes": size,
+    }
+    overrides = [f"++model.{key}={_hydra(value)}" for key, value in (spec.overrides | derived).items()]
+    return f"configs/sam2.1/{spec.architecture}.yaml", overrides
 
 
 def build_sam_shapes(spec: SegmentationSpec) -> SAM2Base:

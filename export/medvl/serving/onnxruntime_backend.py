@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 from medvl.contracts.errors import InvalidRequest, MedvlError
 from medvl.serving.graph_inputs import GraphInput, Inputs, check_inputs, shared_calls
+from medvl.serving.onnx_session import open_session
 from medvl.serving.replies import error_response
 from medvl.serving.stub import PbRequest, PbResponse
 from medvl.serving.tensors import to_array, to_tensor
@@ -32,17 +32,6 @@ def intra_op_threads(config: Mapping[str, Any]) -> int:
     """Return the threads of one graph: the configuration's, else ``OMP_NUM_THREADS``, else one per core (0)."""
     parameter = config.get("parameters", {}).get(THREADS_PARAMETER, {}).get("string_value")
     return int(parameter or os.environ.get(THREADS_VARIABLE) or 0)
-
-
-def open_session(path: Path, threads: int) -> ort.InferenceSession:
-    """Load a graph; its threads sleep between calls, because several models share the cores."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from medvl.contracts.models import MODELS
-from medvl.serving.onnxruntime_backend import open_session
+from medvl.serving.onnx_session import open_session
 from medvl.serving.triton_steps import Arrays
 
 GRAPH_FILE = "model.onnx"

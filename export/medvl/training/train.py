@@ -136,6 +136,8 @@ def _segmentation_learner(name: str, out: Path, checkpoint: Checkpoint, store: C
     if before:
         # Nothing that is learnt depends on the side.
         learner.module.load_state_dict(_averaged(out, before[-1]))
+    # The language stage may be learning to stand in for the teacher of the slices by now: it must not move away.
+    learner.module.teacher.requires_grad_(requires_grad=name != "clips")
     return learner
 
 

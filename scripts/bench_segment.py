@@ -1,0 +1,313 @@
+"""``make bench-segment``: what a click costs, served, in one process, and by ``sam2``'s own video predictor.
+
+One series of 128 x 512 x 512, the phantom checkpoint. "one process" is the engine itself, the same propagation over
+the same graphs with as many workers, in this process without Triton; "sam2" is the video predictor of the unmodified
+``sam2`` package with the same weights, slices and threads, its image encoder included. All of them take turns in every
+round, each on a series that nothing has seen, so that the machine's noise meets them alike; ratios are of one round.
+Medians with the least and the most; nothing is asserted. Prints a table and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import torch
+from bench import another, cpu_name, markdown_table, note, plain_table, spread, watch
+from sam2.build_sam import build_sam2_video_predictor
+
+from medvl.client import AsyncClient, Mask, ObjectPrompt, Point, SlicePreview
+from medvl.client.exits import Exit, exit_of
+from medvl.contracts.checkpoint import Checkpoint, load_checkpoint
+from medvl.contracts.errors import MedvlError, SetupError
+from medvl.contracts.manifest import MODELS_FOLDER
+from medvl.embedded.phantom import make_phantom, sized
+from medvl.evaluation.cases import Case
+from medvl.evaluation.clicks import first_click
+from medvl.export.presets import PHANTOM, resolve_checkpoint
+from medvl.imaging.resample import FitTransform, fit_slices
+from medvl.imaging.volume import Volume
+from medvl.imaging.windows import Window, to_uint8
+from medvl.network.modules import Modules
+from medvl.network.prompts import POSITIVE, PromptPoint
+from medvl.network.prompts import ObjectPrompt as Prompted
+from medvl.network.propagation import Propagation
+from medvl.network.sam2_build import sam_config
+from medvl.runtime.system import EmbeddedSystem
+from medvl.serving.feature_store import FeatureStore, SeriesKey
+from medvl.serving.findings import Findings
+from medvl.serving.own_graphs import OwnGraphs, graphs_beside
+from medvl.serving.triton_steps import Spent, StoredFeatures, TritonSteps, encode
+
+WHOLE, ORGAN = "vertebral_column", "kidney_left"
+"""An object on every slice of the series, and one on about 40 of 128."""
+EIGHT = (WHOLE, ORGAN, "kidney_right", "liver", "spleen", "aorta", "heart", "lung_left")
+SEED = 11
+RESIDENT_SERIES, RESIDENT_SLICES, RESIDENT_BYTES = 20, 300, 400_000_000
+"""Series sent in turn, their slices, and the bound of the segmenter's store meanwhile."""
+
+Index = tuple[int, int, int]
+"""Slice, row and column."""
+Samples = dict[str, list[float]]
+
+
+def main() -> int:
+    """Run the benchmark; every failure is one sentence."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="fresh series to measure (default: 5, the least)")
+    parser.add_argument("--slices", type=int, default=128)
+    parser.add_argument("--side", type=int, default=512, help="rows and columns")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for the JSON and the series")
+    parser.add_argument("--data", type=Path, default=Path("build/medvl"), help="data of the system (build/medvl)")
+    parser.add_argument("--markdown", action="store_true", help="print the table that docs/performance.md holds")
+    arguments = parser.parse_args()
+    if arguments.rounds < 5:
+        parser.error("a median of fewer than 5 rounds says nothing")
+    try:
+        result = asyncio.run(bench(arguments))
+    except MedvlError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return exit_of(error)
+    arguments.out.joinpath("bench-segment.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print("\n".join(lines(result, markdown=arguments.markdown)))
+    return Exit.OK
+
+
+async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything; return it."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(os.cpu_count() or 1)
+    made = make_phantom(SEED, sized(arguments.slices, arguments.side))
+    case = Case(SEED, Volume(made.hu, made.geometry), made.labels, made.truth)
+    os.environ["MEDVL_SEGMENTER_STORE_BYTES"] = str(RESIDENT_BYTES)
+    async with AsyncExitStack() as stack:
+        system = await stack.enter_async_context(EmbeddedSystem(arguments.data, progress=note))
+        client = await stack.enter_async_context(AsyncClient(system.endpoint))
+        service = await client.describe()
+        checkpoint = load_checkpoint(resolve_checkpoint(PHANTOM))
+        engine = Engine(Path(system.state.repository), checkpoint)
+        predictor = Predictor(checkpoint)
+        samples: Samples = defaultdict(list)
+        for number in range(-1, arguments.rounds):
+            note("warming up" if number < 0 else f"round {number + 1} of {arguments.rounds}")
+            taken = await one_round(client, engine, predictor, case, number + 2)
+            if number >= 0:
+                for name, value in taken.items():
+                    samples[name].append(value)
+        share = await resident_share(client, segmenter_process(system.triton.process.pid), case.volume)
+    return {
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "checkpoint": service.provenance.checkpoint,
+        "software": service.provenance.software,
+        "triton": service.provenance.triton_version,
+        "shape": list(case.volume.geometry.shape),
+        "rounds": arguments.rounds,
+        "samples": samples,
+        "resident_share": share,
+    }
+
+
+async def one_round(
+    client: AsyncClient, engine: Engine, predictor: Predictor, case: Case, number: int
+) -> dict[str, float]:
+    """Return milliseconds of everything, each on features that are cold unless its name says otherwise."""
+    clicks = {name: first_click(case.organ(name)).voxel for name in EIGHT}
+    whole, organ = clicks[WHOLE], clicks[ORGAN]
+    beside = (whole[0] + 5, *whole[1:])
+    volumes = (another(case.volume, 10 * number + i) for i in range(3))
+    taken: dict[str, float] = {}
+    async for volume in uploaded(client, volumes):
+        if "click" not in taken:
+            taken["click"], _ = await served(client, volume, [[whole]])
+            taken["second click"], taken["first mask, resident"] = await served(client, volume, [[whole, beside]])
+            taken["click, resident"], _ = await served(client, volume, [[whole]])
+            taken["eight, resident"], _ = await served(client, volume, [[place] for place in clicks.values()])
+            taken["engine, click"] = await engine.click(volume, whole)
+            taken["engine, click, resident"] = await engine.click(volume, whole)
+        elif "eight" not in taken:
+            taken["eight"], _ = await served(client, volume, [[place] for place in clicks.values()])
+            taken["sam2, click"] = predictor.click(volume, whole)
+        else:
+            taken["organ"], _ = await served(client, volume, [[organ]])
+            taken["sam2, organ"] = predictor.click(volume, organ)
+    return taken
+
+
+async def uploaded(client: AsyncClient, volumes: Iterator[Volume]) -> AsyncIterator[Volume]:
+    """Yield volumes that the service has."""
+    for volume in volumes:
+        await client.put_series(volume)
+        yield volume
+
+
+async def served(client: AsyncClient, volume: Volume, objects: Sequence[Sequence[Index]]) -> tuple[float, float]:
+    """Return the milliseconds to the last mask and to the first preview of objects, each by its clicks."""
+    prompts = [ObjectPrompt(points=tuple(Point(lps(volume, place)) for place in places)) for places in objects]
+    seen = await watch(client.segment(volume, prompts, previews=True))
+    return seen.last_ms[Mask], seen.first_ms[SlicePreview]
+
+
+def lps(volume: Volume, place: Index) -> tuple[float, float, float]:
+    """Return the place of a voxel in patient millimetres."""
+    x, y, z = volume.geometry.index_to_lps(np.array(place)).tolist()
+    return x, y, z
+
+
+class Engine:
+    """The segmenter's engine in this process: its store, its graphs and its propagation, without Triton."""
+
+    def __init__(self, repository: Path, checkpoint: Checkpoint) -> None:
+        paths = graphs_beside(repository / MODELS_FOLDER / "volume_segmenter", "1")
+        assert paths is not None
+        self._graphs = OwnGraphs(paths, workers=os.cpu_count() or 1, threads=1)
+        self._store = FeatureStore(partial(encode, self._graphs.infer), budget_bytes=2**31, batch=4)
+        self._checkpoint = checkpoint
+
+    async def click(self, volume: Volume, place: Index) -> float:
+        """Return the milliseconds of a click, the windowing and fitting of unseen slices included."""
+        spec = self._checkpoint.segmentation
+        begun_s = time.perf_counter()
+        window = self._checkpoint.windows[spec.window]
+        key = SeriesKey(volume.digest, window, self._checkpoint.digest)
+        if key not in self._store:
+            self._store.put(key, fitted(volume, self._checkpoint))
+        depth, rows, columns = volume.geometry.shape
+        transform = FitTransform(rows, columns, spec.side, spec.fit)
+        spent = Spent()
+        found = Findings(lambda event, packed: None, {0: {}}, depth, transform)
+        steps = TritonSteps(self._graphs.infer, self._checkpoint, spent)
+        with self._store.using(key):
+            source = StoredFeatures(self._store, key, spent)
+            await Propagation(steps, source, depth, spec, found).run(
+                [Prompted(0, {place[0]: (point(transform, place),)})]
+            )
+        return (time.perf_counter() - begun_s) * 1000
+
+
+class Predictor:
+    """``sam2``'s own video predictor with the weights of a checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        config, overrides = sam_config(checkpoint.segmentation)
+        self._sam = build_sam2_video_predictor(
+            config, device="cpu", hydra_overrides_extra=overrides, apply_postprocessing=False
+        )
+        folder = resolve_checkpoint(PHANTOM)
+        self._sam.load_state_dict(Modules.load(folder, checkpoint).sam2.state_dict())
+        self._checkpoint = checkpoint
+
+    @torch.inference_mode()
+    def click(self, volume: Volume, place: Index) -> float:
+        """Return the milliseconds of a click, both directions; that the slices are read from files is left out."""
+        spec = self._checkpoint.segmentation
+        _, rows, columns = volume.geometry.shape
+        with tempfile.TemporaryDirectory() as folder:
+            for number, plane in enumerate(fitted(volume, self._checkpoint)):
+                cv2.imwrite(f"{folder}/{number}.jpg", plane)
+            state = self._sam.init_state(folder)
+        # The state's making encodes one slice, which belongs to the click.
+        state["cached_features"].clear()
+        clicked = point(FitTransform(rows, columns, spec.side, spec.fit), place)
+        begun_s = time.perf_counter()
+        self._sam.add_new_points_or_box(
+            state, frame_idx=place[0], obj_id=0, points=[[clicked.x - 0.5, clicked.y - 0.5]], labels=[POSITIVE]
+        )
+        for reverse in (False, True):
+            for _ in self._sam.propagate_in_video(state, start_frame_idx=place[0], reverse=reverse):
+                pass
+        return (time.perf_counter() - begun_s) * 1000
+
+
+def fitted(volume: Volume, checkpoint: Checkpoint) -> np.ndarray:
+    """Return the slices as SAM2 sees them, UINT8 [D, S, S]."""
+    spec = checkpoint.segmentation
+    return fit_slices(to_uint8(volume.hu, Window(*checkpoint.windows[spec.window])), spec.side, spec.fit)
+
+
+def point(transform: FitTransform, place: Index) -> PromptPoint:
+    """Return a click in the pixels of SAM2's slices."""
+    x, y = transform.to_model_xy(np.array([place[2], place[1]])).tolist()
+    return PromptPoint(x, y, POSITIVE)
+
+
+def segmenter_process(triton: int) -> psutil.Process:
+    """Return the process of the segmenter among those of a Triton server.
+
+    Raises
+    ------
+    SetupError
+        When there is none.
+    """
+    for process in psutil.Process(triton).children(recursive=True):
+        if any("volume_segmenter" in word for word in process.cmdline()):
+            return process
+    raise SetupError("The server runs no segmenter: see its log.")
+
+
+async def resident_share(client: AsyncClient, segmenter: psutil.Process, volume: Volume) -> float:
+    """Return how far the segmenter's memory grows over series sent in turn, as a share of its bound.
+
+    Every slice of every series is encoded, because a class is looked for on all of them.
+    """
+    note(f"{RESIDENT_SERIES} series of {RESIDENT_SLICES} slices")
+    before, most = segmenter.memory_info().rss, 0
+    repeats = -(-RESIDENT_SLICES // volume.geometry.shape[0])
+    hu = np.concatenate([volume.hu] * repeats)[:RESIDENT_SLICES, ::2, ::2]
+    geometry = replace(volume.geometry, shape=hu.shape)
+    for number in range(RESIDENT_SERIES):
+        series = another(Volume(hu, geometry), number)
+        await client.put_series(series)
+        await client.segment(series, [ObjectPrompt(label=ORGAN)]).collect()
+        most = max(most, segmenter.memory_info().rss - before)
+    return most / RESIDENT_BYTES
+
+
+RATIOS = (
+    ("serving overhead, features cold", "click", "engine, click", "1.15"),
+    ("serving overhead, resident", "click, resident", "engine, click, resident", "1.15"),
+    ("second click over the first, exact", "second click", "click", "0.5"),
+    ("eight objects over one, cold", "eight", "click", "4"),
+    ("eight objects over one, resident", "eight, resident", "click, resident", "6.5"),
+    ("ours over sam2, whole volume", "click", "sam2, click", "0.6"),
+    ("ours over sam2, an organ", "organ", "sam2, organ", "0.3"),
+)
+"""What is divided by what, and the goal."""
+
+
+def lines(result: Mapping[str, Any], *, markdown: bool) -> list[str]:
+    """Return the tables as lines: milliseconds, then ratios of one round."""
+    samples: Mapping[str, Sequence[float]] = result["samples"]
+    times = [("what", "ms"), *((name, spread(values)) for name, values in samples.items())]
+    ratios = [("ratio", "measured", "goal")]
+    for name, above, below, goal in RATIOS:
+        values = [a / b for a, b in zip(samples[above], samples[below], strict=True)]
+        ratios.append((name, f"{statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f})", f"<= {goal}"))
+    ratios.append(("first 2D mask, resident, ms", spread(samples["first mask, resident"]), "<= 15"))
+    ratios.append(("resident set over its bound", f"{result['resident_share']:.2f}", "<= 1.0"))
+    layout = markdown_table if markdown else plain_table
+    machine = result["machine"]
+    facts = (
+        f"{result['software']}, checkpoint {result['checkpoint']}, Triton {result['triton']}, {machine['cpu']}, "
+        f"{machine['cores']} cores; medians of {result['rounds']} (least..most)."
+    )
+    return [*layout(ratios), "", *layout(times), "", facts]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
