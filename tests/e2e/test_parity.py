@@ -36,35 +36,39 @@ def at(series: LoadedSeries, number: int, row: float, column: float) -> tuple[fl
 def prompts(series: LoadedSeries) -> dict[str, ObjectPrompt]:
     clicks = (Point(at(series, 12, 0.45, 0.3)), Point(at(series, 12, 0.8, 0.8), negative=True))
     box = Box(at(series, 8, 0.3, 0.2), at(series, 16, 0.6, 0.5))
+    mask = np.zeros(series.volume.geometry.shape, bool)
+    mask[9:11, 50:70, 30:60] = mask[13, 52:68, 34:58] = True
     return {
         "point": ObjectPrompt(points=clicks[:1]),
         "two points": ObjectPrompt(points=clicks),
         "box": ObjectPrompt(boxes=(box,)),
+        "mask": ObjectPrompt(mask=mask),
+        "mask and click": ObjectPrompt(mask=mask, points=(Point(at(series, 10, 0.5, 0.35)),)),
         "label": ObjectPrompt(label="liver"),
-        "text": ObjectPrompt(text="the cyst in the liver"),
+        "text": ObjectPrompt(text="the left lung"),
+        "label and click": ObjectPrompt(label="liver", points=clicks[1:]),
     }
 
 
 def expected_mask(reference: ReferenceModel, series: LoadedSeries, prompt: ObjectPrompt) -> np.ndarray:
-    volume = series.volume
+    volume, templates = series.volume, reference.checkpoint.language.prompts
+    state = None
     if prompt.label:
-        return reference.segment_label(volume, prompt.label).mask
+        state = reference.seg_state(volume, templates.for_label(prompt.label, volume.geometry.extent_mm))
     if prompt.text:
-        return reference.segment_text(volume, prompt.text).mask
+        state = reference.seg_state(volume, templates.for_text(prompt.text, volume.geometry.extent_mm))
+    points, first, last = {}, None, None
     if prompt.boxes:
         corners = [prompt.boxes[0].corner_lps_mm, prompt.boxes[0].opposite_lps_mm]
         low, high = np.sort(volume.geometry.lps_to_index(np.array(corners)), axis=0)
         first, last = round(low[0]), round(high[0])
         ends = zip((low, high), (BOX_FIRST, BOX_SECOND), strict=True)
-        points = tuple(reference.point(volume, end[1], end[2], label) for end, label in ends)
-        spatial = Prompted(0, {(first + last) // 2: points}, None, first, last)
-        return reference.segment(volume, spatial).mask
-    points = {}
+        points[(first + last) // 2] = tuple(reference.point(volume, end[1], end[2], label) for end, label in ends)
     for point in prompt.points:
         number, row, column = volume.geometry.lps_to_index(np.array(point.lps_mm))
         label = NEGATIVE if point.negative else POSITIVE
         points[round(number)] = (*points.get(round(number), ()), reference.point(volume, row, column, label))
-    return reference.segment(volume, Prompted(0, points)).mask
+    return reference.segment(volume, Prompted(0, points, state, first, last), mask=prompt.mask).mask
 
 
 def served_mask(client: Client, series: LoadedSeries, prompt: ObjectPrompt) -> np.ndarray:
@@ -91,7 +95,9 @@ def test_answers_are_the_references(
     assert len(texts) == 2
 
 
-@pytest.mark.parametrize("kind", ["point", "two points", "box", "label", "text"])
+@pytest.mark.parametrize(
+    "kind", ["point", "two points", "box", "mask", "mask and click", "label", "text", "label and click"]
+)
 def test_masks_are_the_references(kind: str, client: Client, series: LoadedSeries, reference: ReferenceModel):
     """Dice of at least 0.99, on a mask that is neither empty nor full nor the mirror image of itself."""
     prompt = prompts(series)[kind]
@@ -99,6 +105,16 @@ def test_masks_are_the_references(kind: str, client: Client, series: LoadedSerie
     assert 0.0 < served.mean() < 0.9
     assert not any(np.array_equal(served, np.flip(served, axis)) for axis in range(3))
     assert dice(served, expected_mask(reference, series, prompt)) >= 0.99
+
+
+def test_a_given_mask_comes_back_unchanged(client: Client, series: LoadedSeries):
+    """To the voxel on its slices, at the series' own resolution; between them it is filled."""
+    prompt = prompts(series)["mask"]
+    served = served_mask(client, series, prompt)
+    assert prompt.mask is not None
+    for number in (9, 10, 13):
+        assert np.array_equal(served[number], prompt.mask[number])
+    assert served[11].any()
 
 
 def test_masks_follow_prompt_and_volume(client: Client, series: LoadedSeries, other_series: LoadedSeries):

@@ -20,12 +20,13 @@ from medvl.evaluation.cases import Case, held_out
 from medvl.evaluation.comparison import Comparison, compare
 from medvl.evaluation.evaluate import Participant, Plan, Tell, evaluate
 from medvl.evaluation.figures import Figure, figures
+from medvl.evaluation.goals import goal_table
 from medvl.evaluation.language import QUESTIONS
 from medvl.evaluation.records import Records
 from medvl.evaluation.subjects import ReferenceSubject, ServedSubject
 from medvl.evaluation.table import comparison_table, markdown, plain, table
 from medvl.export.fingerprint import sources_digest
-from medvl.export.presets import resolve_checkpoint
+from medvl.export.presets import PHANTOM, resolve_checkpoint
 
 COMPARED_CASES = 20
 """The first cases, on which the reference answers beside the served system."""
@@ -153,6 +154,7 @@ def _printed(settings: Settings, checkpoint: Checkpoint, found: list[Figure], co
     plan = settings.plan
     blocks = [
         f"Checkpoint {checkpoint.name} {checkpoint.digest[:12]}, {trained}. {DISCLAIMER}\n",
+        *([goal_table(found, layout)] if checkpoint.name == PHANTOM else []),
         table(found, layout),
         f"empty, shuffled: the same subject, shown water and air or the voxels of another case; masks on the first "
         f"{min(plan.mask_cases, plan.control_cases)} cases.\n",

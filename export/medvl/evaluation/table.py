@@ -48,7 +48,7 @@ def comparison_table(comparison: Comparison, layout: Layout) -> str:
     """Return how two subjects agree."""
     values = asdict(comparison)
     first, second = values.pop("first"), values.pop("second")
-    lines = [(name.replace("_", " "), _number(value)) for name, value in values.items()]
+    lines = [(name.replace("_", " "), number(value)) for name, value in values.items()]
     return f"{first} against {second}\n\n{layout([('what', 'value'), *lines])}\n"
 
 
@@ -65,13 +65,14 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 
 def _line(row: Row, estimates: dict[tuple[str, Row], Estimate]) -> Line:
     own = estimates[Condition.OWN.value, row]
-    interval = f"{_number(own.low)} to {_number(own.high)}" if own.low is not None else _NOTHING
+    interval = f"{number(own.low)} to {number(own.high)}" if own.low is not None else _NOTHING
     controls = (estimates.get((condition.value, row)) for condition in (Condition.EMPTY, Condition.SHUFFLED))
-    beside = (_number(control.value) if control else _NOTHING for control in controls)
-    return (row.metric, row.group, _number(own.value), interval, str(own.n), str(own.cases), *beside)
+    beside = (number(control.value) if control else _NOTHING for control in controls)
+    return (row.metric, row.group, number(own.value), interval, str(own.n), str(own.cases), *beside)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a number as tables show it."""
     if value is None:
         return _NOTHING
     return str(value) if isinstance(value, int) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -162,10 +162,13 @@ class ReferenceModel:
         x, y = self._transform(volume).to_model_xy(np.array([column, row])).tolist()
         return PromptPoint(x, y, label)
 
-    def _segment_words(self, volume: Volume, prompt: str, window: str) -> ReferenceMask:
+    def seg_state(self, volume: Volume, prompt: str) -> NDArray[np.float32]:
+        """Return the [SEG] state FP32 [H] of the forced answer to a prompt."""
         answer = self.checkpoint.language.prompts.segment_answer
-        state = self.language.seg_state(self.vision_tokens(volume), prompt, answer)
-        return self.segment(volume, ObjectPrompt(0, {}, state), window)
+        return self.language.seg_state(self.vision_tokens(volume), prompt, answer)
+
+    def _segment_words(self, volume: Volume, prompt: str, window: str) -> ReferenceMask:
+        return self.segment(volume, ObjectPrompt(0, {}, self.seg_state(volume, prompt)), window)
 
     def _transform(self, volume: Volume) -> FitTransform:
         spec = self.checkpoint.segmentation

@@ -27,6 +27,7 @@ from medvl.embedded.truth import FindingKind, Truth
 from medvl.embedded.vocabulary import EOS, SEG
 from medvl.network.modules import Modules
 from medvl.network.projector import MixerLayer
+from medvl.network.vision import STEM_STRIDE
 from medvl.training.cases import FIRST_SEED, CaseStore
 from medvl.training.descriptors import (
     LENGTH,
@@ -39,7 +40,16 @@ from medvl.training.descriptors import (
     places,
     targets,
 )
-from medvl.training.perception import freeze_statistics
+from medvl.training.perception import (
+    READ,
+    Cells,
+    by_kind,
+    cells_of_counts,
+    counted,
+    freeze_statistics,
+    pooled,
+    read_cells,
+)
 
 _QUESTIONS, _REQUESTS = 10, 8
 _DECISIVE = 2
@@ -106,7 +116,10 @@ class Seen:
 
 
 class Speaking(nn.Module):
-    """Projector, language model and seg projector, with a head that reads descriptors from [SEG] states."""
+    """Projector, language model and seg projector, with heads that no checkpoint keeps.
+
+    One reads descriptors from [SEG] states; one reads from each vision token what lies in the cells that it began with.
+    """
 
     language: Any
 
@@ -117,6 +130,7 @@ class Speaking(nn.Module):
         self.seg_projector = modules.seg_projector
         self.language = language
         self.state_head = nn.Linear(modules.checkpoint.language.hidden_size, LENGTH)
+        self.token_head = nn.Linear(modules.checkpoint.language.hidden_size, READ)
 
 
 class LanguageLearner:
@@ -134,8 +148,12 @@ class LanguageLearner:
         SAM2's teacher of language prompts, which the seg projector learns to stand in for; None leaves that out.
     store
         Cases, and beside them the features of those that have been encoded.
+    features
+        Where the features of cases that have been encoded are kept.
     cases
         How many there are.
+    pooling
+        Cells of the low and of the high level that a vision token begins with, see :func:`begin_locally`.
     """
 
     def __init__(
@@ -149,6 +167,7 @@ class LanguageLearner:
         store: CaseStore,
         features: Path,
         cases: int,
+        pooling: tuple[tuple[int, int, int], tuple[int, int, int]],
         joint: bool,
     ) -> None:
         self._checkpoint = checkpoint
@@ -157,6 +176,7 @@ class LanguageLearner:
         self._store = store
         self._features = features
         self._cases = cases
+        self._pooling = pooling
         self._joint = joint
         self.module = Speaking(modules, language)
         self.module.encoder.requires_grad_(requires_grad=joint)
@@ -176,6 +196,8 @@ class LanguageLearner:
         loss = (plain * pack.weight).sum() / pack.weight.sum()
         right = (logits.argmax(-1) == pack.wanted).float()
         shown = {"words": right.mean().item(), "decisive": right[pack.weight > 1].mean().item()}
+        seeing, seen_in_tokens = read_cells(self.module.token_head(tokens.float()), [self._cells(seed)])
+        loss, shown = loss + seeing, shown | seen_in_tokens
         if len(pack.seg):
             extra, more = self._states(hidden[pack.seg].float(), pack.targets, rng)
             loss, shown = loss + extra, shown | more
@@ -218,6 +240,20 @@ class LanguageLearner:
             }
             truth = Truth.model_validate_json(data["truth"].tobytes())
             return Seen(data["low"], data["high"], truth, tuple(data["extent_mm"].tolist()), found)
+
+    def _cells(self, seed: int) -> Cells:
+        """Return what lies in the cells of each vision token of a case."""
+        path = self._features / f"{seed}.npy"
+        if not path.is_file():
+            case = self._store.get(seed)
+            labels = by_kind(case)[case.label_grid(self._checkpoint)]
+            stride = STEM_STRIDE * 2 ** self._checkpoint.vision.feature_stages[0]
+            np.save(path, counted(labels, stride))
+        low = np.load(path)
+        apart = self._checkpoint.vision.feature_stages[1] - self._checkpoint.vision.feature_stages[0]
+        levels = (low, pooled(low, (2**apart,) * 3))
+        tokens = [pooled(counts, by) for counts, by in zip(levels, self._pooling, strict=True)]
+        return cells_of_counts(np.concatenate([counts.reshape(-1, counts.shape[-1]) for counts in tokens]))
 
     def _hidden(self, tokens: Tensor, pack: Pack) -> Tensor:
         """Return the states [words, H] after the final norm, vision tokens left out."""

@@ -36,8 +36,8 @@ _FINDING_WEIGHT, _AMOUNT_WEIGHT = 2.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Cells:
-    """What is in each cell of one level, cells in C order of d, h, w."""
+class Cells:
+    """What is in each cell, cells in C order of d, h, w."""
 
     organs: NDArray[np.float32]
     """[cells, organs], share of the cell."""
@@ -47,13 +47,17 @@ class _Cells:
     """[cells, kinds], log(1 + voxels) / 8."""
 
 
+READ = len(ORGANS) + 2 * len(FindingKind)
+"""Numbers that a head reads from a cell."""
+
+
 class Seeing(nn.Module):
     """The vision encoder with a head for its stem and for every stage up to the last one that goes on."""
 
     def __init__(self, encoder: VisionEncoder, channels: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.heads = nn.ModuleList(nn.Linear(c, len(ORGANS) + 2 * len(FindingKind)) for c in channels)
+        self.heads = nn.ModuleList(nn.Linear(c, READ) for c in channels)
 
     def forward(self, volume_hu: Tensor, window_hu: Tensor) -> list[Tensor]:
         """Return what each head reads, FP32 [B, cells, organs + 2 kinds]."""
@@ -95,10 +99,10 @@ class PerceptionLearner:
         window = torch.tensor([self._checkpoint.windows[self._checkpoint.vision.window]] * _BATCH)
         losses: list[Tensor] = []
         shown: dict[str, float] = {}
-        counts = [_counted(label, STEM_STRIDE) for label in labels]
+        counts = [counted(label, STEM_STRIDE) for label in labels]
         for level, read in enumerate(self.module(torch.from_numpy(np.stack(grids)), window)):
-            loss, seen = _read(read, [_cells(one) for one in counts])
-            counts = [_halved(one) for one in counts]
+            loss, seen = read_cells(read, [cells_of_counts(one) for one in counts])
+            counts = [pooled(one, (2, 2, 2)) for one in counts]
             losses.append(loss)
             shown |= {f"{name}_{level}": value for name, value in seen.items()}
         return torch.stack(losses).sum(), shown
@@ -110,7 +114,7 @@ class PerceptionLearner:
         hu = hu * rng.normal(1.0, 0.03) + rng.normal(0.0, 15.0)
         if rng.random() < 0.5:
             hu += rng.uniform(0.0, 15.0) * rng.standard_normal(hu.shape, np.float32)
-        return hu, _by_kind(case)[part.label_grid(self._checkpoint)]
+        return hu, by_kind(case)[part.label_grid(self._checkpoint)]
 
 
 def freeze_statistics(module: nn.Module) -> None:
@@ -130,7 +134,7 @@ def _cropped(case: Case, rng: np.random.Generator) -> Case:
     return Case(case.seed, np.ascontiguousarray(case.hu[box]), case.labels[box], case.geometry, case.truth)
 
 
-def _by_kind(case: Case) -> NDArray[np.uint8]:
+def by_kind(case: Case) -> NDArray[np.uint8]:
     """Return a table from values of the label map to what a voxel can be: 0, organs from 1, then kinds of findings."""
     table = np.arange(256, dtype=np.uint8)
     for finding in case.truth.findings:
@@ -139,7 +143,7 @@ def _by_kind(case: Case) -> NDArray[np.uint8]:
     return table
 
 
-def _counted(labels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+def counted(labels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     """Return how many voxels of a label map [D, R, C] are what, FP32 [d, h, w, kinds], in cells of ``size`` a side.
 
     The last cells of an axis may be smaller.
@@ -151,26 +155,27 @@ def _counted(labels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     return counts.reshape(d, h, w, _KINDS).astype(np.float32)
 
 
-def _halved(counts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the counts of cells twice as large along every axis."""
-    padded = np.pad(counts, [*((0, n % 2) for n in counts.shape[:3]), (0, 0)])
-    d, h, w, kinds = padded.shape
-    summed: NDArray[np.float32] = padded.reshape(d // 2, 2, h // 2, 2, w // 2, 2, kinds).sum((1, 3, 5))
+def pooled(counts: NDArray[np.float32], by: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Return the counts of cells that are so many times as large along each axis."""
+    padded = np.pad(counts, [*((0, -n % p) for n, p in zip(counts.shape[:3], by, strict=True)), (0, 0)])
+    d, h, w = (n // p for n, p in zip(padded.shape[:3], by, strict=True))
+    summed: NDArray[np.float32] = padded.reshape(d, by[0], h, by[1], w, by[2], -1).sum((1, 3, 5))
     return summed
 
 
-def _cells(counts: NDArray[np.float32]) -> _Cells:
+def cells_of_counts(counts: NDArray[np.float32]) -> Cells:
+    """Return what cells hold, from their counts [..., kinds]."""
     flat = counts.reshape(-1, _KINDS)
     kinds = flat[:, 1 + len(ORGANS) :]
     enough = np.minimum(_LEAST_VOXELS, _LEAST_SHARE * kinds.sum(0, keepdims=True))
-    return _Cells(
+    return Cells(
         organs=flat[:, 1 : 1 + len(ORGANS)] / flat.sum(1, keepdims=True),
         findings=((kinds > 0) & (kinds >= enough)).astype(np.float32),
         amounts=(np.log1p(kinds) / _AMOUNT_SCALE).astype(np.float32),
     )
 
 
-def _read(read: Tensor, cells: list[_Cells]) -> tuple[Tensor, dict[str, float]]:
+def read_cells(read: Tensor, cells: Sequence[Cells]) -> tuple[Tensor, dict[str, float]]:
     """Return the loss of what the heads read, [B, tokens, organs + 2 kinds], and how well they do."""
     organs, kinds, amounts = (
         torch.from_numpy(np.stack([getattr(c, part) for c in cells])) for part in ("organs", "findings", "amounts")

@@ -154,6 +154,7 @@ def _language_learner(
         store=store,
         features=out / f"features-{steps_done(out, 'perception')}",
         cases=CASES,
+        pooling=(_LOW_POOLED, _HIGH_POOLED),
         joint=name == "joint",
     )
     if name == "joint":
