@@ -190,7 +190,7 @@ class Engine:
         depth, rows, columns = volume.geometry.shape
         transform = FitTransform(rows, columns, spec.side, spec.fit)
         spent = Spent()
-        found = Findings(lambda event, packed: None, {0: {}}, depth, transform)
+        found = Findings(lambda event, packed: None, lambda number, result: None, {0: {}}, depth, transform)
         steps = TritonSteps(self._graphs.infer, self._checkpoint, spent)
         with self._store.using(key):
             source = StoredFeatures(self._store, key, spent)

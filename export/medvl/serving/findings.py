@@ -12,6 +12,7 @@ from medvl.contracts.messages import Message, ObjectMask, Progress, SliceMask
 from medvl.imaging.masks import pack_mask
 from medvl.imaging.resample import FitTransform
 from medvl.serving.mask_volume import MaskVolume, slice_mask
+from medvl.serving.result_store import Result
 
 PROGRESS_INTERVAL_S = 0.1
 """Least time between two progress events."""
@@ -27,6 +28,8 @@ class Findings:
     ----------
     send
         Where events go.
+    keep
+        Gets everything that was said of an object when it has ended, under its number.
     given
         For each object of the request the masks bool [R, C] by slice that somebody gave and nothing corrects: they
         come back as they are, not as the network's resolution would have them.
@@ -37,19 +40,28 @@ class Findings:
     """
 
     def __init__(
-        self, send: Send, given: Mapping[int, Mapping[int, NDArray[np.bool_]]], depth: int, transform: FitTransform
+        self,
+        send: Send,
+        keep: Callable[[int, Result], None],
+        given: Mapping[int, Mapping[int, NDArray[np.bool_]]],
+        depth: int,
+        transform: FitTransform,
     ) -> None:
         self._send = send
+        self._keep = keep
         self._given = given
         self._transform = transform
         self._masks = {object_id: MaskVolume(depth, transform.rows, transform.cols) for object_id in given}
         self._presence: dict[int, dict[int, float]] = {object_id: {} for object_id in self._masks}
+        self._previews: dict[int, list[tuple[SliceMask, bytes]]] = {object_id: [] for object_id in self._masks}
         self._told_s = time.monotonic()
 
     def prompted(self, object_id: int, number: int, mask_logits: np.ndarray, score: float) -> None:
         """Send the mask of a prompted slice, low-resolution logits FP32 [f_4, f_4], at once."""
         packed = pack_mask(slice_mask(mask_logits, self._transform)[None])
-        self._send(SliceMask(object_id=object_id, slice=number, score=score), packed)
+        event = SliceMask(object_id=object_id, slice=number, score=score)
+        self._previews[object_id].append((event, packed))
+        self._send(event, packed)
 
     def worked_on(self, object_id: int, number: int, mask_logits: np.ndarray, presence: float) -> None:
         """Keep the mask of a slice and how sure the network is that the object is on it, 0 to 1."""
@@ -78,4 +90,6 @@ class Findings:
             key_slices=tuple(key_slices),
             slice_scores=dict(sorted(presence.items())),
         )
-        self._send(event, mask.pack() if found else b"")
+        packed = mask.pack() if found else b""
+        self._keep(object_id, Result(tuple(self._previews.pop(object_id)), (event, packed)))
+        self._send(event, packed)

@@ -24,6 +24,7 @@ from medvl.serving.metrics import Counter
 from medvl.serving.model_prompts import given_slices, to_model_prompt
 from medvl.serving.own_graphs import OwnGraphs, graphs_beside
 from medvl.serving.replies import Reply, answering
+from medvl.serving.result_store import Key, Result, ResultStore, result_key
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.settings import Settings
 from medvl.serving.stub import PbRequest
@@ -41,7 +42,7 @@ class TritonPythonModel:
     """The segmenter of one device; it owns the store of slice features, so there is one instance."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Read the settings ``store_bytes``, ``encode_batch``, ``workers`` and ``threads``; the store begins empty."""
+        """Read the settings ``store_bytes``, ``result_bytes``, ``encode_batch``, ``workers`` and ``threads``."""
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
         paths = graphs_beside(Path(args["model_repository"]), args["model_version"])
@@ -56,6 +57,7 @@ class TritonPythonModel:
             budget_bytes=settings.integer("store_bytes", 2 * 2**30),
             batch=settings.integer("encode_batch", 4),
         )
+        self._results = ResultStore(settings.integer("result_bytes", 64 * 2**20))
         self._cancelled = Counter(
             "medvl_segmenter_cancelled_total", "Requests whose caller went away", args["model_name"]
         )
@@ -108,13 +110,31 @@ class TritonPythonModel:
         depth, rows, cols = request.shape
         transform = FitTransform(rows, cols, spec.side, spec.fit)
         states, masks = arrays.get("seg_hidden"), arrays.get("masks", _NO_BYTES)
-        given = {o.object_id: given_slices(o, request.shape, masks) for o in request.objects}
-        prompts = [to_model_prompt(o, transform, states, given[o.object_id]) for o in request.objects]
+        keys = {o.object_id: result_key(key, o, states, masks) for o in request.objects}
+        asked = [o for o in request.objects if not self._answered_before(keys[o.object_id], o.object_id, reply)]
+        if not asked:
+            return
+        given = {o.object_id: given_slices(o, request.shape, masks) for o in asked}
+        prompts = [to_model_prompt(o, transform, states, given[o.object_id]) for o in asked]
         kept = {p.object_id: {n: given[p.object_id][n] for n in p.given_slices} for p in prompts}
-        findings = Findings(partial(_send, reply), kept, depth, transform)
+
+        def keep(object_id: int, result: Result) -> None:
+            self._results.put(keys[object_id], result)
+
+        findings = Findings(partial(_send, reply), keep, kept, depth, transform)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
         await Propagation(steps, source, depth, spec, findings).run(prompts)
+
+    def _answered_before(self, key: Key, object_id: int, reply: Reply) -> bool:
+        """Give the answer that an object has had already; return whether there is one."""
+        known = self._results.get(key)
+        if known is None:
+            return False
+        result = known.of(object_id)
+        for event, packed in (*result.previews, result.mask):
+            _send(reply, event, packed)
+        return True
 
 
 def _read(data: np.ndarray) -> SegmenterRequest:

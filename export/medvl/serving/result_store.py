@@ -1,0 +1,94 @@
+"""What earlier requests found, so that an object that has not changed costs nothing in the next one.
+
+An answer follows from the series, the checkpoint and the prompts of its object alone; other objects of a request only
+share its calls. So it may be given again whoever asks, whatever else the request holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from medvl.contracts.messages import ObjectMask, ObjectPrompts, SliceMask
+from medvl.serving.feature_store import SeriesKey
+
+Key = tuple[SeriesKey, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The events of one object, each with its packed mask."""
+
+    previews: tuple[tuple[SliceMask, bytes], ...]
+    mask: tuple[ObjectMask, bytes]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its masks, which are nearly all of it."""
+        return len(self.mask[1]) + sum(len(packed) for _, packed in self.previews)
+
+    def of(self, object_id: int) -> Result:
+        """Return it under the number that a request gives its object."""
+        changed = {"object_id": object_id}
+        return Result(
+            tuple((said.model_copy(update=changed), packed) for said, packed in self.previews),
+            (self.mask[0].model_copy(update=changed), self.mask[1]),
+        )
+
+
+class ResultStore:
+    """Results by series and prompts; those used least recently make room.
+
+    Parameters
+    ----------
+    budget_bytes
+        What is kept stays below it.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._results: OrderedDict[Key, Result] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Key) -> Result | None:
+        """Return what was found for prompts on a series, None where that is not known any more."""
+        result = self._results.get(key)
+        if result is not None:
+            self._results.move_to_end(key)
+        return result
+
+    def put(self, key: Key, result: Result) -> None:
+        """Keep a result."""
+        self._drop(key)
+        self._results[key] = result
+        self._bytes += result.nbytes
+        while self._bytes > self._budget_bytes:
+            self._drop(next(iter(self._results)))
+
+    def _drop(self, key: Key) -> None:
+        if key in self._results:
+            self._bytes -= self._results.pop(key).nbytes
+
+
+def result_key(series: SeriesKey, prompts: ObjectPrompts, states: np.ndarray | None, masks: np.ndarray) -> Key:
+    """Return what a result depends on: everything that prompts its object, whatever it is called.
+
+    Parameters
+    ----------
+    states
+        FP32 [n, H], the rows that ``prompts.seg_row`` counts.
+    masks
+        UINT8, the bytes that ``prompts.mask`` names.
+    """
+    told = prompts.model_copy(update={"object_id": 0, "seg_row": None, "mask": None})
+    digest = hashlib.sha256(told.to_bytes())
+    for part in (
+        b"" if prompts.seg_row is None or states is None else states[prompts.seg_row].tobytes(),
+        b"" if prompts.mask is None else masks[prompts.mask.start :][: prompts.mask.length].tobytes(),
+    ):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return series, digest.hexdigest()
