@@ -32,7 +32,11 @@ OTHER = (PromptPoint(80.5, 90.5, POSITIVE),)
 CORRECTED = (*POINT, PromptPoint(90.5, 90.5, NEGATIVE))
 BOX = (PromptPoint(36.5, 38.5, 2), PromptPoint(64.5, 66.5, 3))
 
-Points = tuple[PromptPoint, ...]
+MASK = np.zeros((SIDE, SIDE), bool)
+MASK[37:62, 38:63] = True
+
+Prompt = tuple[PromptPoint, ...] | np.ndarray
+"""Points of one object on one slice, or the mask that somebody gave."""
 
 
 @dataclass
@@ -61,6 +65,7 @@ def ours(modules: Modules, slices: np.ndarray, prompts: Sequence[ObjectPrompt], 
     networks = modules.networks
     steps = TorchSteps(
         networks["sam2_mask_decoder"],
+        networks["sam2_mask_prompt"],
         networks["sam2_memory_encoder"],
         networks["sam2_track_step"],
         SIDE,
@@ -82,18 +87,27 @@ class Sam2Tracker:
         self.frames = [sam._prepare_backbone_features(sam.forward_image(image[None])) for image in images]
         self.objects = objects
 
-    def step(self, number: int, state: dict[str, dict[int, Any]], *, reverse: bool, points: Tensor | None = None,
-             labels: Tensor | None = None) -> dict[str, Any]:  # fmt: skip
+    def step(
+        self, number: int, state: dict[str, dict[int, Any]], *, reverse: bool, rows: Sequence[Prompt] | None = None
+    ) -> dict[str, Any]:
+        """Track or, with the prompts of its ``rows``, know a slice; SAM2 adds half a pixel to a point itself."""
         _, features, positions, sizes = self.frames[number]
-        inputs = None if points is None else {"point_coords": points, "point_labels": labels}
+        points = masks = None
+        if rows is not None and isinstance(rows[0], np.ndarray):
+            masks = torch.from_numpy(np.stack(rows))[:, None].float()
+        elif rows is not None:
+            points = {
+                "point_coords": torch.tensor([[(p.x - 0.5, p.y - 0.5) for p in row] for row in rows]),
+                "point_labels": torch.tensor([[p.label for p in row] for row in rows], dtype=torch.int32),
+            }
         out: dict[str, Any] = self.sam.track_step(
             frame_idx=number,
-            is_init_cond_frame=points is not None,
+            is_init_cond_frame=rows is not None,
             current_vision_feats=[f.expand(-1, self.objects, -1) for f in features],
             current_vision_pos_embeds=[p.expand(-1, self.objects, -1) for p in positions],
             feat_sizes=sizes,
-            point_inputs=inputs,
-            mask_inputs=None,
+            point_inputs=points,
+            mask_inputs=masks,
             output_dict=state,
             num_frames=len(self.frames),
             track_in_reverse=reverse,
@@ -101,14 +115,12 @@ class Sam2Tracker:
         )
         return out
 
-    def run(self, prompts: Mapping[int, Sequence[Points]]) -> dict[int, np.ndarray]:
-        """Return the logits [N, f_4, f_4] of every slice; SAM2 adds half a pixel to a point itself."""
+    def run(self, prompts: Mapping[int, Sequence[Prompt]]) -> dict[int, np.ndarray]:
+        """Return the logits [N, f_4, f_4] of every slice."""
         prompted = {}
         for number, rows in sorted(prompts.items()):
-            points = torch.tensor([[(p.x - 0.5, p.y - 0.5) for p in row] for row in rows])
-            labels = torch.tensor([[p.label for p in row] for row in rows], dtype=torch.int32)
             empty: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-            prompted[number] = self.step(number, empty, reverse=False, points=points, labels=labels)
+            prompted[number] = self.step(number, empty, reverse=False, rows=rows)
         found = {n: out["pred_masks"] for n, out in prompted.items()}
         first = min(prompts)
         for reverse, numbers in ((False, range(first + 1, len(self.frames))), (True, range(first - 1, -1, -1))):
@@ -131,15 +143,26 @@ class Sam2Tracker:
         ({4: (POINT,), 15: (CORRECTED,)}, 4),
         ({2: (POINT,), 8: (POINT,), 12: (BOX,), 20: (POINT,)}, 2),
         ({9: (POINT, OTHER)}, 4),
+        ({9: (MASK,)}, 4),
+        ({4: (MASK, ~MASK), 15: (POINT, OTHER)}, 4),
     ],
-    ids=["point", "negative point", "box", "two slices", "four slices, two attended", "two objects"],
+    ids=[
+        "point",
+        "negative point",
+        "box",
+        "two slices",
+        "four slices, two attended",
+        "two objects",
+        "mask",
+        "masks, then points",
+    ],
 )
 @torch.inference_mode()
 def test_propagation_is_sam2s(  # noqa: PLR0917 - fixtures and parameters
     modules: Modules,
     small: Checkpoint,
     slices: np.ndarray,
-    prompts: Mapping[int, Sequence[Points]],
+    prompts: Mapping[int, Sequence[Prompt]],
     cap: int,
     flickers: bool,
 ):
@@ -150,7 +173,14 @@ def test_propagation_is_sam2s(  # noqa: PLR0917 - fixtures and parameters
     modules.sam2.max_cond_frames_in_attn = cap
     objects = len(next(iter(prompts.values())))
     expected = Sam2Tracker(modules.sam2, slices, objects).run(prompts)
-    asked = [ObjectPrompt(row, {number: rows[row] for number, rows in prompts.items()}) for row in range(objects)]
+    asked = [
+        ObjectPrompt(
+            row,
+            {number: rows[row] for number, rows in prompts.items() if not isinstance(rows[row], np.ndarray)},
+            masks={number: rows[row] for number, rows in prompts.items() if isinstance(rows[row], np.ndarray)},
+        )
+        for row in range(objects)
+    ]
     heard = ours(modules, slices, asked, small.segmentation.model_copy(update={"max_conditioning_slices": cap}))
     for row in range(objects):
         assert heard.logits[row].keys() == expected.keys() == set(range(DEPTH))

@@ -144,6 +144,7 @@ def _segmentation_learner(name: str, out: Path, checkpoint: Checkpoint, store: C
 def _language_learner(
     name: str, out: Path, checkpoint: Checkpoint, modules: Modules, store: CaseStore
 ) -> LanguageLearner:
+    before = _averaged(out, "language" if name == "joint" else "perception")
     tokenizer: Any = train_tokenizer()
     learner = LanguageLearner(
         checkpoint,
@@ -152,19 +153,25 @@ def _language_learner(
         tokenizer,
         teacher=_teacher(out, modules),
         store=store,
-        features=out / f"features-{steps_done(out, 'perception')}",
+        features=_features_folder(out),
         cases=CASES,
         pooling=(_LOW_POOLED, _HIGH_POOLED),
         joint=name == "joint",
     )
     if name == "joint":
-        learner.module.load_state_dict(_averaged(out, "language"))
+        learner.module.load_state_dict(before)
     else:
-        _take(modules.vision_encoder, _averaged(out, "perception"), "encoder.")
+        _take(modules.vision_encoder, before, "encoder.")
         low, high = (cells_of(checkpoint.vision, stage) for stage in checkpoint.vision.feature_stages)
         begin_locally(modules.projector.low_mixer, low, _LOW_POOLED)
         begin_locally(modules.projector.high_mixer, high, _HIGH_POOLED)
     return learner
+
+
+def _features_folder(out: Path) -> Path:
+    """Return where features are kept: an encoder that has learnt more gives others."""
+    steps = steps_done(out, "perception") if _begun(out, "perception") else 0
+    return out / f"features-{steps}"
 
 
 def _teacher(out: Path, modules: Modules) -> Teacher | None:
