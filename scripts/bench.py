@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,22 +55,36 @@ class Row:
 
 def main() -> int:
     """Run the benchmark; every failure is one sentence."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return benchmark(__doc__ or "", bench, lines, "bench.json")
+
+
+def benchmark(
+    doc: str,
+    bench: Callable[[argparse.Namespace], Awaitable[dict[str, Any]]],
+    lines: Callable[..., list[str]],
+    file: str,
+) -> int:
+    """Read the command line, measure, write JSON and print; every failure is one sentence."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="fresh series to measure (default: 5, the least)")
     parser.add_argument("--slices", type=int, default=128)
     parser.add_argument("--side", type=int, default=512, help="rows and columns")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for bench.json and the series")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help=f"folder for {file} and the series")
     parser.add_argument("--data", type=Path, default=Path("build/medvl"), help="data of the system (build/medvl)")
     parser.add_argument("--markdown", action="store_true", help="print the table that docs/performance.md holds")
     arguments = parser.parse_args()
     if arguments.rounds < 5:
         parser.error("a median of fewer than 5 rounds says nothing")
+
+    async def measured() -> dict[str, Any]:
+        return await bench(arguments)
+
     try:
-        result = asyncio.run(bench(arguments))
+        result = asyncio.run(measured())
     except MedvlError as error:
         print(f"bench: {error}", file=sys.stderr)
         return exit_of(error)
-    arguments.out.joinpath("bench.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    arguments.out.joinpath(file).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print("\n".join(lines(result, markdown=arguments.markdown)))
     return Exit.OK
 

@@ -10,8 +10,6 @@ Medians with the least and the most; nothing is asserted. Prints a table and wri
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import os
 import statistics
 import sys
@@ -29,13 +27,12 @@ import cv2
 import numpy as np
 import psutil
 import torch
-from bench import another, cpu_name, markdown_table, note, plain_table, spread, watch
+from bench import another, benchmark, cpu_name, markdown_table, note, plain_table, spread, watch
 from sam2.build_sam import build_sam2_video_predictor
 
 from medvl.client import AsyncClient, Mask, ObjectPrompt, Point, SlicePreview
-from medvl.client.exits import Exit, exit_of
 from medvl.contracts.checkpoint import Checkpoint, load_checkpoint
-from medvl.contracts.errors import MedvlError, SetupError
+from medvl.contracts.errors import SetupError
 from medvl.contracts.manifest import MODELS_FOLDER
 from medvl.embedded.phantom import make_phantom, sized
 from medvl.evaluation.cases import Case
@@ -69,24 +66,7 @@ Samples = dict[str, list[float]]
 
 def main() -> int:
     """Run the benchmark; every failure is one sentence."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="fresh series to measure (default: 5, the least)")
-    parser.add_argument("--slices", type=int, default=128)
-    parser.add_argument("--side", type=int, default=512, help="rows and columns")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for the JSON and the series")
-    parser.add_argument("--data", type=Path, default=Path("build/medvl"), help="data of the system (build/medvl)")
-    parser.add_argument("--markdown", action="store_true", help="print the table that docs/performance.md holds")
-    arguments = parser.parse_args()
-    if arguments.rounds < 5:
-        parser.error("a median of fewer than 5 rounds says nothing")
-    try:
-        result = asyncio.run(bench(arguments))
-    except MedvlError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return exit_of(error)
-    arguments.out.joinpath("bench-segment.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print("\n".join(lines(result, markdown=arguments.markdown)))
-    return Exit.OK
+    return benchmark(__doc__ or "", bench, lines, "bench-segment.json")
 
 
 async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
