@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE
-from medvl.training.clicks import box, click, correction
+from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, NOT_A_POINT, POSITIVE
+from medvl.training.clicks import box, click, corrections
 
 SIDE = 64
 
@@ -30,19 +31,34 @@ def test_a_click_lies_on_its_object(seed: int, row: int, column: int, radius: in
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_correction_goes_to_the_larger_error(seed: int):
-    """Negative where too much was found, positive where something was missed."""
-    wanted, rng = disc(20, 20, 10), np.random.default_rng(seed)
-    too_much, too_little = wanted | disc(50, 50, 8), wanted & (np.arange(SIDE) < 18)
-    negative, positive = correction(wanted, too_much, rng), correction(wanted, too_little, rng)
-    assert negative.label == NEGATIVE
-    assert not wanted[int(negative.y), int(negative.x)]
-    assert positive.label == POSITIVE
-    assert (wanted & ~too_little)[int(positive.y), int(positive.x)]
+    """Negative where too much was found, positive where something was missed, on every object of a batch."""
+    torch.manual_seed(seed)
+    wanted = disc(20, 20, 10)
+    found = np.stack([wanted | disc(50, 50, 8), wanted & (np.arange(SIDE) < 18)])
+    points, labels = corrections(torch.from_numpy(np.stack([wanted, wanted])), torch.from_numpy(found))
+    assert labels.tolist() == [NEGATIVE, POSITIVE]
+    (wrong, missed) = points.long().tolist()
+    assert not wanted[wrong[1], wrong[0]]
+    assert (wanted & ~found[1])[missed[1], missed[0]]
+    assert (points % 1 == 0.5).all()
+
+
+def test_half_of_the_corrections_go_where_the_error_is_thickest():
+    """Away from its edge, and from a tail that is thin."""
+    torch.manual_seed(0)
+    error = disc(20, 20, 9)
+    error[20, 20:60] = True
+    many = torch.from_numpy(np.repeat(error[None], 200, 0))
+    points, _ = corrections(many, torch.zeros_like(many))
+    central = ((points - 20.5).norm(dim=1) < 4).float().mean()
+    assert 0.5 <= central < 0.75
 
 
 def test_where_nothing_is_wrong_a_correction_confirms():
-    wanted = disc(20, 20, 10)
-    assert correction(wanted, wanted, np.random.default_rng(0)).label == POSITIVE
+    """And where there is nothing at all, nobody clicks."""
+    masks = torch.from_numpy(np.stack([disc(20, 20, 10), np.zeros((SIDE, SIDE), np.bool_)]))
+    _, labels = corrections(masks, masks)
+    assert labels.tolist() == [POSITIVE, NOT_A_POINT]
 
 
 @given(st.integers(0, 2**32 - 1))

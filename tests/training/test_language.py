@@ -13,9 +13,11 @@ from medvl.embedded.preset import phantom_checkpoint, phantom_language_model
 from medvl.embedded.random_truth import random_truth
 from medvl.embedded.truth import FindingKind
 from medvl.embedded.vocabulary import train_tokenizer
+from medvl.imaging.geometry import Geometry
 from medvl.network.projector import Projector, TokenShape
+from medvl.training.cases import Case
 from medvl.training.descriptors import Place
-from medvl.training.language import Pack, Seen, Utterance, begin_locally, utterances
+from medvl.training.language import Pack, Utterance, begin_locally, seen_by, utterances
 
 VISION = 5
 SAID = (
@@ -38,8 +40,10 @@ def model(tokenizer: Any):
 
 @torch.inference_mode()
 def hidden(model, tokens: torch.Tensor, pack: Pack) -> torch.Tensor:
-    embeddings = torch.cat([tokens, model.get_input_embeddings()(pack.ids[None])], 1)
-    out = model.model(inputs_embeds=embeddings, attention_mask=pack.mask[None, None], position_ids=pack.positions[None])
+    embeddings = torch.cat([tokens, model.get_input_embeddings()(torch.tensor([pack.ids]))], 1)
+    positions = torch.tensor([[*range(VISION), *(VISION + p for p in pack.positions)]])
+    mask = seen_by(torch.tensor([pack.owner]), VISION)
+    out = model.model(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions)
     return out.last_hidden_state[0, VISION:]
 
 
@@ -61,11 +65,11 @@ def test_a_token_begins_as_the_mean_of_its_cells():
 def test_neighbours_in_a_pack_do_not_hear_each_other(tokenizer: Any, model):
     """Every state is that of the utterance alone behind the vision tokens, as the served model computes it."""
     tokens = torch.randn(1, VISION, model.config.hidden_size)
-    together = hidden(model, tokens, Pack.of(SAID, tokenizer, VISION))
+    together = hidden(model, tokens, Pack.of(SAID, tokenizer))
     start = 0
     for one in SAID:
-        alone = Pack.of([one], tokenizer, VISION)
-        plain = torch.cat([tokens, model.get_input_embeddings()(alone.ids[None])], 1)
+        alone = Pack.of([one], tokenizer)
+        plain = torch.cat([tokens, model.get_input_embeddings()(torch.tensor([alone.ids]))], 1)
         with torch.inference_mode():
             expected = model.model(inputs_embeds=plain).last_hidden_state[0, VISION:]
         assert torch.allclose(together[start : start + len(alone.ids)], expected, atol=1e-4)
@@ -74,16 +78,14 @@ def test_neighbours_in_a_pack_do_not_hear_each_other(tokenizer: Any, model):
 
 def test_an_answer_is_what_comes_behind_the_prompt(tokenizer: Any):
     """Its tokens and the end, predicted from the place before; [SEG] tokens are found; beginnings decide."""
-    pack = Pack.of(SAID, tokenizer, VISION)
-    assert tokenizer.decode(pack.wanted.tolist(), skip_special_tokens=False) == "<|endoftext|>".join(
+    pack = Pack.of(SAID, tokenizer)
+    assert tokenizer.decode(pack.wanted, skip_special_tokens=False) == "<|endoftext|>".join(
         [*(one.answer for one in SAID), ""]
     )
-    followed = (pack.asked + 1)[(pack.wanted != tokenizer.token_to_id("<|endoftext|>"))]
-    assert torch.equal(pack.ids[pack.asked + 1], pack.wanted)
-    assert len(followed) == len(pack.wanted) - len(SAID)
-    assert (pack.ids[pack.seg] == tokenizer.token_to_id("[SEG]")).all()
-    assert len(pack.seg) == 3
-    assert (pack.weight > 1).sum() == 2
+    assert [pack.ids[at + 1] for at in pack.asked] == pack.wanted
+    assert pack.wanted.count(tokenizer.token_to_id("<|endoftext|>")) == len(SAID)
+    assert [pack.ids[at] for at in pack.seg] == 3 * [tokenizer.token_to_id("[SEG]")]
+    assert sum(weight > 1 for weight in pack.weight) == 2
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -93,10 +95,10 @@ def test_every_seg_has_its_target(tokenizer: Any, seed: int):
     truth = random_truth(rng)
     values = [*truth.names, *(f.value for f in truth.findings if f.value is not None)]
     places = {v: Place((0.5, 0.5, 0.5), (0.1, 0.1, 0.1)) for v in values}
-    nothing = np.zeros(0, np.float16)
-    seen = Seen(nothing, nothing, truth, (300.0, 350.0, 350.0), places)
-    said = utterances(seen, phantom_checkpoint({}).language.prompts, rng)
-    pack = Pack.of(said, tokenizer, VISION)
+    geometry = Geometry((60, 70, 70), (5.0, 5.0, 5.0), (0.0, 0.0, 0.0), ((0, 0, 1), (0, 1, 0), (1, 0, 0)))
+    case = Case(0, np.zeros(0, np.int16), np.zeros(0, np.uint8), geometry, truth, places)
+    said = utterances(case, phantom_checkpoint({}).language.prompts, rng)
+    pack = Pack.of(said, tokenizer)
     assert len(pack.seg) == len(pack.targets)
     for one in said:
         assert one.answer.count("[SEG]") == len(one.targets)

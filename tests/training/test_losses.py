@@ -38,7 +38,7 @@ def test_a_right_answer_costs_little(target: torch.Tensor):
     right = mask_loss(found(target, good=2), target, torch.tensor([True, True]))
     wrong = mask_loss(found(target, good=2, score=(-8.0, 8.0)), target, torch.tensor([True, True]))
     assert right.dice > 0.95
-    assert (right.score_accuracy, wrong.score_accuracy) == (1.0, 0.0)
+    assert (right.score_accuracy.item(), wrong.score_accuracy.item()) == (1.0, 0.0)
     assert right.total < wrong.total - 7
 
 

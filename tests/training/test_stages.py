@@ -21,8 +21,8 @@ from medvl.training.loop import Loop
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose stages have all been begun, none of them with a step."""
     folder = tmp_path_factory.mktemp("run")
-    for name, stage in train.STAGES.items():
-        Loop(stage, train._learner(name, folder), folder, seed=0).save()
+    for name, stage in train.stages_on("cpu").items():
+        Loop(stage, train.learner(name, folder, "cpu"), folder, seed=0).save()
     return folder
 
 
@@ -34,7 +34,7 @@ def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def taught(learner: train.Learner, step: int = 1) -> set[str]:
     """Return the modules, two names deep, that one step gives a gradient."""
-    loss, shown = learner.loss(step, np.random.default_rng(3))
+    loss, shown = learner.loss(step, learner.draw(step, np.random.default_rng(3)))
     assert torch.isfinite(loss)
     assert shown
     loss.backward()
@@ -44,9 +44,9 @@ def taught(learner: train.Learner, step: int = 1) -> set[str]:
 
 def test_perception_teaches_the_encoder_to_see(out: Path):
     """Encoder and heads; batch statistics stand still once they are gathered."""
-    learner = train._learner("perception", out)
+    learner = train.learner("perception", out, "cpu")
     assert {name.split(".")[0] for name in taught(learner)} == {"encoder", "heads"}
-    learner.loss(10_000, np.random.default_rng(0))
+    learner.loss(10_000, learner.draw(0, np.random.default_rng(0)))
     norms = [m for m in learner.module.modules() if isinstance(m, nn.BatchNorm3d)]
     assert norms
     assert not any(m.training for m in norms)
@@ -55,7 +55,7 @@ def test_perception_teaches_the_encoder_to_see(out: Path):
 def test_slices_teach_everything_but_the_memory(out: Path):
     """At either side: image encoder, prompts, masks, the teacher of words and the dense head."""
     for name in ("coarse", "slices"):
-        found = taught(train._learner(name, out))
+        found = taught(train.learner(name, out, "cpu"))
         assert {
             "sam.image_encoder",
             "sam.sam_mask_decoder",
@@ -68,7 +68,7 @@ def test_slices_teach_everything_but_the_memory(out: Path):
 
 def test_clips_teach_the_memory(out: Path):
     """Attention, encoder and object pointers, through the slices that are tracked."""
-    learner = train._learner("clips", out)
+    learner = train.learner("clips", out, "cpu")
     with torch.no_grad():
         learner.module.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
     found = taught(learner, step=1)
@@ -78,7 +78,7 @@ def test_clips_teach_the_memory(out: Path):
 def test_language_is_taught_on_what_the_encoder_sees(out: Path):
     """The encoder is left alone until the joint stage; the teacher is never changed."""
     alone, joint = (
-        {name.split(".")[0] for name in taught(train._learner(name, out))} for name in ("language", "joint")
+        {name.split(".")[0] for name in taught(train.learner(name, out, "cpu"))} for name in ("language", "joint")
     )
     assert alone == {"projector", "seg_projector", "language", "state_head", "token_head"}
     assert joint == alone | {"encoder"}
@@ -87,9 +87,9 @@ def test_language_is_taught_on_what_the_encoder_sees(out: Path):
 def test_a_stage_without_the_one_before_is_refused(tmp_path: Path):
     """With the stage to run first."""
     with pytest.raises(InvalidRequest, match="slices has not begun"):
-        train._learner("clips", tmp_path)
+        train.learner("clips", tmp_path, "cpu")
     with pytest.raises(InvalidRequest, match="perception has not begun"):
-        train._learner("language", tmp_path)
+        train.learner("language", tmp_path, "cpu")
 
 
 def test_what_was_learnt_becomes_a_checkpoint(out: Path, tmp_path: Path):
@@ -101,17 +101,18 @@ def test_what_was_learnt_becomes_a_checkpoint(out: Path, tmp_path: Path):
     assert mismatches(tmp_path) == []
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.trained
-    assert "coarse 0 of 5000, slices 0 of" in checkpoint.provenance
+    assert "perception 0, coarse 0, slices 0," in checkpoint.provenance
     assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) <= 48_000_000
 
 
 def test_a_case_is_made_once_and_is_the_same_again(out: Path):
     """Voxels, labels, geometry and truth survive the way to disk."""
-    store = CaseStore(out / "cases")
+    store = CaseStore(out / "cases", 1, 0)
     first, again = store.get(FIRST_SEED), store.get(FIRST_SEED)
     assert np.array_equal(first.hu, again.hu)
     assert np.array_equal(first.labels, again.labels)
-    assert (first.geometry, first.truth) == (again.geometry, again.truth)
+    assert (first.geometry, first.truth, first.places) == (again.geometry, again.truth, again.places)
+    assert first.places == places(first.labels)
     assert first.geometry.shape == first.hu.shape
 
 

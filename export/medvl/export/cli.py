@@ -165,6 +165,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="state, curves and cases; resumed")
     parser.add_argument("--stages", metavar="S,...", help="of these, in this order (all)")
     parser.add_argument("--minutes", type=float, default=10.0, help="stop after so long, to be resumed (10)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the networks learn (cpu)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that draw what steps need (0)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FOLDER", help="write what was learnt so far as a checkpoint"
@@ -175,13 +177,14 @@ def _train(options: argparse.Namespace) -> None:
     import torch
 
     from medvl.training.curves import draw_curves
-    from medvl.training.train import STAGES, finish, train
+    from medvl.training.train import MAKE_CASES, finish, stages_on, train
 
-    names = options.stages.split(",") if options.stages else list(STAGES)
-    if unknown := [name for name in names if name not in STAGES]:
-        raise InvalidRequest(f"There is no stage {unknown[0]!r}: the stages are {', '.join(STAGES)}.")
+    known = [MAKE_CASES, *stages_on(options.device)]
+    names = options.stages.split(",") if options.stages else known
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidRequest(f"There is no stage {unknown[0]!r}: the stages are {', '.join(known)}.")
     torch.set_num_threads(options.threads)
-    done = train(options.out, names, options.minutes, _progress)
+    done = train(options.out, names, options.minutes, _progress, options.device, options.workers)
     draw_curves(options.out, options.out / "curves.png")
     if options.checkpoint is not None:
         with replacement(options.checkpoint) as staging:

@@ -6,20 +6,24 @@ never trained or tuned on.
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint
-from medvl.embedded.phantom import Phantom, make_phantom
+from medvl.embedded.phantom import make_phantom
 from medvl.embedded.truth import Truth
 from medvl.imaging.geometry import Geometry
 from medvl.imaging.resample import FitTransform, fit_slices, to_grid
 from medvl.imaging.windows import Window, to_uint8
+from medvl.training.descriptors import Place, places
 
 FIRST_SEED = 1_000_000
 """Of training."""
@@ -36,7 +40,9 @@ class Case:
     seed
         What it follows from.
     hu, labels
-        int16 and uint8 [D, R, C], canonical.
+        int16 and uint8 [D, R, C], canonical; read from disk where they are looked at.
+    places
+        Where every value of the label map lies.
     """
 
     seed: int
@@ -44,18 +50,7 @@ class Case:
     labels: NDArray[np.uint8]
     geometry: Geometry
     truth: Truth
-
-    def grid(self, checkpoint: Checkpoint) -> NDArray[np.float16]:
-        """Return the volume FP16 [d, h, w] as the vision encoder takes it, HU."""
-        return to_grid(self.hu, checkpoint.vision.grid)
-
-    def label_grid(self, checkpoint: Checkpoint) -> NDArray[np.uint8]:
-        """Return the label map [d, h, w] on the vision grid, nearest neighbour."""
-        at = [
-            np.minimum(((np.arange(n) + 0.5) * (m / n)).astype(int), m - 1)
-            for n, m in zip(checkpoint.vision.grid, self.labels.shape, strict=True)
-        ]
-        return self.labels[np.ix_(*at)]
+    places: Mapping[int, Place]
 
     def slices(self, numbers: NDArray[np.intp], checkpoint: Checkpoint) -> NDArray[np.uint8]:
         """Return windowed slices uint8 [n, S, S] as SAM2 takes them."""
@@ -71,9 +66,23 @@ class Case:
         planes = np.zeros((len(numbers), spec.side, spec.side), np.uint8)
         for row, number in enumerate(numbers):
             planes[row, :height, :width] = cv2.resize(
-                self.labels[number], (width, height), interpolation=cv2.INTER_NEAREST
+                np.asarray(self.labels[number]), (width, height), interpolation=cv2.INTER_NEAREST
             )
         return planes
+
+
+def volume_grid(hu: NDArray[np.int16], checkpoint: Checkpoint) -> NDArray[np.float16]:
+    """Return a volume [D, R, C] as the vision encoder takes it, FP16 [d, h, w], HU."""
+    return to_grid(np.asarray(hu), checkpoint.vision.grid)
+
+
+def label_grid(labels: NDArray[np.uint8], checkpoint: Checkpoint) -> NDArray[np.uint8]:
+    """Return a label map [D, R, C] on the vision grid [d, h, w], nearest neighbour."""
+    at = [
+        np.minimum(((np.arange(n) + 0.5) * (m / n)).astype(int), m - 1)
+        for n, m in zip(checkpoint.vision.grid, labels.shape, strict=True)
+    ]
+    return np.asarray(labels[at[0]])[:, at[1]][:, :, at[2]]
 
 
 class CaseStore:
@@ -82,38 +91,67 @@ class CaseStore:
     Parameters
     ----------
     folder
-        Holds one file for each case.
+        Holds three files for each case; the JSON comes last and says that it is whole.
+    count
+        Cases that are drawn.
+    more
+        Cases that each step knows more than the one before, so that the first ones need not wait for all of them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, count: int, more: int) -> None:
         self._folder = folder
+        self._count = count
+        self._more = more
         folder.mkdir(parents=True, exist_ok=True)
 
-    def draw(self, rng: np.random.Generator, step: int, most: int) -> Case:
-        """Return one of the first ``most`` cases; each step knows one more, so that nobody waits for all of them."""
-        return self.get(FIRST_SEED + int(rng.integers(min(most, _FIRST_CASES + step))))
+    @property
+    def seeds(self) -> range:
+        """Of all cases."""
+        return range(FIRST_SEED, FIRST_SEED + self._count)
+
+    def draw(self, rng: np.random.Generator, step: int) -> Case:
+        """Return one of the cases that a step knows."""
+        return self.get(FIRST_SEED + int(rng.integers(min(self._count, _FIRST_CASES + self._more * step))))
 
     def get(self, seed: int) -> Case:
         """Return a case, made the first time."""
-        path = self._folder / f"{seed}.npz"
-        if not path.is_file():
-            self._make(seed, path)
-        with np.load(path) as data:
-            truth = Truth.model_validate_json(data["truth"].tobytes())
-            geometry = Geometry(data["labels"].shape, data["spacing_mm"], data["origin_mm"], data["direction"])
-            return Case(seed, data["hu"], data["labels"], geometry, truth)
+        self.make(seed)
+        known = json.loads(self._path(seed, "json").read_text("utf-8"))
+        hu, labels = (np.load(self._path(seed, f"{name}.npy"), mmap_mode="r") for name in ("hu", "labels"))
+        return Case(
+            seed,
+            hu,
+            labels,
+            Geometry(labels.shape, *(known["geometry"][name] for name in _GEOMETRY)),
+            Truth.model_validate(known["truth"]),
+            {int(value): Place(tuple(p["centre"]), tuple(p["half_extent"])) for value, p in known["places"].items()},
+        )
 
-    def _make(self, seed: int, path: Path) -> None:
-        phantom: Phantom = make_phantom(seed)
-        part = path.with_suffix(f".{os.getpid()}.part")
+    def make(self, seed: int) -> None:
+        """Make a case, unless it is there."""
+        if self._path(seed, "json").is_file():
+            return
+        phantom = make_phantom(seed)
+        geometry = {name: np.asarray(getattr(phantom.geometry, name)).tolist() for name in _GEOMETRY}
+        known = {
+            "truth": phantom.truth.model_dump(mode="json"),
+            "geometry": geometry,
+            "places": {value: asdict(place) for value, place in places(phantom.labels).items()},
+        }
+        self._keep(self._path(seed, "hu.npy"), phantom.hu)
+        self._keep(self._path(seed, "labels.npy"), phantom.labels)
+        part = self._path(seed, f"json.{os.getpid()}")
+        part.write_text(json.dumps(known), "utf-8")
+        part.replace(self._path(seed, "json"))
+
+    def _keep(self, path: Path, array: NDArray[Any]) -> None:
+        part = path.with_suffix(f".{os.getpid()}")
         with part.open("wb") as file:
-            np.savez(
-                file,
-                hu=phantom.hu,
-                labels=phantom.labels,
-                truth=np.frombuffer(phantom.truth.model_dump_json().encode(), np.uint8),
-                spacing_mm=phantom.geometry.spacing_mm,
-                origin_mm=phantom.geometry.origin_mm,
-                direction=np.array(phantom.geometry.direction),
-            )
+            np.save(file, array)
         part.replace(path)
+
+    def _path(self, seed: int, suffix: str) -> Path:
+        return self._folder / f"{seed}.{suffix}"
+
+
+_GEOMETRY = ("spacing_mm", "origin_mm", "direction")

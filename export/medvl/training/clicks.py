@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import max_pool2d, pad
 
 from medvl.imaging.masks import most_interior
-from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE, PromptPoint
+from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, NOT_A_POINT, POSITIVE, PromptPoint
 
 _CENTRAL = 0.5
 """Share of clicks that go where the region is thickest; the others go anywhere in it."""
 _BOX_NOISE = 0.1
 """Spread of a box's edges as a share of its sides, as in SAM."""
 _BOX_NOISE_MAX_PX = 12.0
+_ERODED = (1, 1, 2, 4, 8)
+"""Pixels that are taken off a region, one after another, for as long as anything of it is left."""
 
 
 def click(mask: NDArray[np.bool_], rng: np.random.Generator) -> PromptPoint:
     """Return a positive click on a mask bool [S, S] that is not empty."""
-    x, y = _inside(mask, rng)
-    return PromptPoint(x, y, POSITIVE)
-
-
-def correction(wanted: NDArray[np.bool_], found: NDArray[np.bool_], rng: np.random.Generator) -> PromptPoint:
-    """Return a click into the larger of what was missed and what was found wrongly; on the mask where all is right."""
-    missed, wrong = wanted & ~found, found & ~wanted
-    if not (missed.any() or wrong.any()):
-        return click(wanted, rng)
-    negative = wrong.sum() > missed.sum()
-    x, y = _inside(wrong if negative else missed, rng)
-    return PromptPoint(x, y, NEGATIVE if negative else POSITIVE)
+    if rng.random() < _CENTRAL:
+        row, column = most_interior(mask)
+    else:
+        pixels = np.flatnonzero(mask)
+        row, column = map(int, np.unravel_index(pixels[rng.integers(len(pixels))], mask.shape))
+    return PromptPoint(column + 0.5, row + 0.5, POSITIVE)
 
 
 def box(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[PromptPoint, PromptPoint]:
@@ -41,11 +40,39 @@ def box(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[PromptPoint,
     return PromptPoint(corners[0], corners[1], BOX_FIRST), PromptPoint(corners[2], corners[3], BOX_SECOND)
 
 
-def _inside(region: NDArray[np.bool_], rng: np.random.Generator) -> tuple[float, float]:
-    """Return x and y of a pixel's centre in a region."""
-    if rng.random() < _CENTRAL:
-        row, column = most_interior(region)
-    else:
-        pixels = np.flatnonzero(region)
-        row, column = map(int, np.unravel_index(pixels[rng.integers(len(pixels))], region.shape))
-    return column + 0.5, row + 0.5
+@torch.no_grad()
+def corrections(wanted: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Click into the larger of what was missed and what was found wrongly; on the mask where all is right.
+
+    Parameters
+    ----------
+    wanted, found
+        BOOL [N, S, S], true and predicted masks.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        FP32 [N, 2] and INT32 [N], x and y with pixel centres at +0.5, and SAM2's label; the empty token where there is
+        nothing to click on.
+    """
+    missed, wrong = wanted & ~found, found & ~wanted
+    negative = wrong.sum((1, 2)) > missed.sum((1, 2))
+    region = torch.where(negative[:, None, None], wrong, missed)
+    region = torch.where(region.any(2).any(1)[:, None, None], region, wanted)
+    central = torch.rand(len(region), 1, 1) < _CENTRAL
+    where = torch.where(central, _inmost(region), region).flatten(1)
+    at = (torch.rand(where.shape) * where).argmax(1)
+    side = wanted.shape[-1]
+    points = torch.stack([at % side, at // side], 1) + 0.5
+    labels = torch.where(negative, NEGATIVE, POSITIVE)
+    return points, torch.where(where.any(1), labels, NOT_A_POINT).int()
+
+
+def _inmost(region: Tensor) -> Tensor:
+    """Return what is left of regions BOOL [N, S, S] before they vanish, eroded from the edge of the image, too."""
+    for pixels in _ERODED:
+        outside = pad((~region).float()[:, None], (pixels,) * 4, value=1.0)
+        width = 2 * pixels + 1
+        eroded = max_pool2d(max_pool2d(outside, (1, width), 1), (width, 1), 1)[:, 0] == 0
+        region = torch.where(eroded.any(2).any(1)[:, None, None], eroded, region)
+    return region

@@ -8,50 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import Qwen2ForCausalLM
 
-from medvl.contracts.checkpoint import Checkpoint, Extent, PromptTemplates
+from medvl.contracts.checkpoint import Checkpoint, PromptTemplates
 from medvl.embedded.facts import seg_targets
 from medvl.embedded.questions import questions
 from medvl.embedded.report import write_report
 from medvl.embedded.requests import SegmentRequest, requests
-from medvl.embedded.truth import FindingKind, Truth
+from medvl.embedded.truth import FindingKind
 from medvl.embedded.vocabulary import EOS, SEG
 from medvl.network.modules import Modules
 from medvl.network.projector import MixerLayer
 from medvl.network.vision import STEM_STRIDE
-from medvl.training.cases import FIRST_SEED, CaseStore
-from medvl.training.descriptors import (
-    LENGTH,
-    Place,
-    Target,
-    Teacher,
-    absent,
-    descriptor,
-    finding_target,
-    places,
-    targets,
-)
+from medvl.training.cases import Case, CaseStore
+from medvl.training.descriptors import LENGTH, Target, Teacher, absent, descriptor, finding_target, targets
 from medvl.training.perception import (
     READ,
     Cells,
-    by_kind,
+    Views,
     cells_of_counts,
     counted,
     freeze_statistics,
+    jittered,
     pooled,
     read_cells,
+    view,
+    window_of,
 )
 
 _QUESTIONS, _REQUESTS = 10, 8
+_MULTIPLE = 64
+"""Of words, that sequences are filled up to: few lengths make few plans."""
 _DECISIVE = 2
 """Tokens at the beginning of an answer that count more, because they decide it."""
 _DECISIVE_WEIGHT = 3.0
@@ -78,7 +71,7 @@ def begin_locally(mixer: nn.ModuleList, cells: tuple[int, int, int], pooled: tup
     d, h, w = (np.arange(n) // p for n, p in zip(cells, pooled, strict=True))
     rows, columns = (-(-n // p) for n, p in zip(cells[1:], pooled[1:], strict=True))
     token = ((d[:, None, None] * rows + h[:, None]) * columns + w).ravel()
-    members = torch.from_numpy(np.eye(int(token.max()) + 1, dtype=np.float32)[:, token])
+    members = torch.tensor(np.eye(int(token.max()) + 1, dtype=np.float32)[:, token])
     for layer in mixer:
         assert isinstance(layer, MixerLayer)
         first, *further = (m for m in layer.mlp1.modules() if isinstance(m, nn.Linear))
@@ -104,17 +97,6 @@ class Utterance:
     decisive: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """A case as the language model meets it: the encoder's features, and what is true of it."""
-
-    low: NDArray[np.float16]
-    high: NDArray[np.float16]
-    truth: Truth
-    extent_mm: Extent
-    places: dict[int, Place]
-
-
 class Speaking(nn.Module):
     """Projector, language model and seg projector, with heads that no checkpoint keeps.
 
@@ -133,6 +115,31 @@ class Speaking(nn.Module):
         self.token_head = nn.Linear(modules.checkpoint.language.hidden_size, READ)
 
 
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """B cases, and all that is said about each of them in one sequence of at most L words behind T vision tokens."""
+
+    hu: Tensor
+    """FP16 [B, d, h, w]."""
+    kinds: Tensor
+    """UINT8 [B, d, h, w], as of :class:`medvl.training.perception.Views`."""
+    ids: Tensor
+    """INT64 [B, L]."""
+    owner: Tensor
+    """INT64 [B, L], number of the utterance of a word, from 1; 0 behind the last one."""
+    positions: Tensor
+    """INT64 [B, L], behind the vision tokens."""
+    asked: Tensor
+    """INT64: words, counted through the batch, behind which one of ``wanted`` (INT64) comes."""
+    wanted: Tensor
+    weight: Tensor
+    """FP32, of each of ``wanted``."""
+    seg: Tensor
+    """INT64: places of [SEG] tokens, counted through the batch."""
+    truth: Tensor
+    """FP32 [len(seg), LENGTH], descriptors of what they stand for."""
+
+
 class LanguageLearner:
     """One stage of the language path.
 
@@ -147,11 +154,9 @@ class LanguageLearner:
     teacher
         SAM2's teacher of language prompts, which the seg projector learns to stand in for; None leaves that out.
     store
-        Cases, and beside them the features of those that have been encoded.
-    features
-        Where the features of cases that have been encoded are kept.
-    cases
-        How many there are.
+        Cases; they come again and again.
+    batch
+        Cases of a step.
     pooling
         Cells of the low and of the high level that a vision token begins with, see :func:`begin_locally`.
     """
@@ -165,8 +170,7 @@ class LanguageLearner:
         *,
         teacher: Teacher | None,
         store: CaseStore,
-        features: Path,
-        cases: int,
+        batch: int,
         pooling: tuple[tuple[int, int, int], tuple[int, int, int]],
         joint: bool,
     ) -> None:
@@ -174,206 +178,186 @@ class LanguageLearner:
         self._tokenizer = tokenizer
         self._teacher = teacher
         self._store = store
-        self._features = features
-        self._cases = cases
+        self._batch = batch
         self._pooling = pooling
-        self._joint = joint
         self.module = Speaking(modules, language)
         self.module.encoder.requires_grad_(requires_grad=joint)
         self.module.train()
         freeze_statistics(self.module)
-        features.mkdir(parents=True, exist_ok=True)
 
-    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        """Return the loss of everything that is said about one case."""
-        seed = FIRST_SEED + int(rng.integers(self._cases)) if self._joint else FIRST_SEED + step % self._cases
-        with torch.autocast("cpu", torch.bfloat16):
-            seen, tokens = self._look(seed)
-            pack = Pack.of(utterances(seen, self._checkpoint.language.prompts, rng), self._tokenizer, tokens.shape[1])
-            hidden = self._hidden(tokens, pack)
-            logits = self.module.language.lm_head(hidden[pack.asked])
-        plain = cross_entropy(logits.float(), pack.wanted, reduction="none")
-        loss = (plain * pack.weight).sum() / pack.weight.sum()
-        right = (logits.argmax(-1) == pack.wanted).float()
-        shown = {"words": right.mean().item(), "decisive": right[pack.weight > 1].mean().item()}
-        seeing, seen_in_tokens = read_cells(self.module.token_head(tokens.float()), [self._cells(seed)])
-        loss, shown = loss + seeing, shown | seen_in_tokens
-        if len(pack.seg):
-            extra, more = self._states(hidden[pack.seg].float(), pack.targets, rng)
+    def draw(self, step: int, rng: np.random.Generator) -> Spoken:
+        """Return cases and what is said about them."""
+        cases = [self._store.draw(rng, step) for _ in range(self._batch)]
+        prompts = self._checkpoint.language.prompts
+        packs = [Pack.of(utterances(case, prompts, rng), self._tokenizer) for case in cases]
+        views = Views.of(view(case, self._checkpoint) for case in cases)
+        return _spoken(views, packs)
+
+    def loss(self, step: int, drawn: Spoken) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the loss of everything that is said about the cases of a batch."""
+        with torch.autocast(drawn.hu.device.type, torch.bfloat16):
+            levels = self.module.encoder(jittered(drawn.hu), window_of(self._checkpoint, len(drawn.hu)))
+            tokens = self.module.projector(*levels)
+            hidden = self._hidden(tokens, drawn)
+            logits = self.module.language.lm_head(hidden[drawn.asked])
+        plain = cross_entropy(logits.float(), drawn.wanted, reduction="none")
+        loss = (plain * drawn.weight).sum() / drawn.weight.sum()
+        right = (logits.argmax(-1) == drawn.wanted).float()
+        decisive = (drawn.weight > 1).float()
+        shown = {"words": right.mean(), "decisive": (right * decisive).sum() / decisive.sum()}
+        seeing, seen = read_cells(self.module.token_head(tokens.float()), self._cells(drawn.kinds))
+        loss, shown = loss + seeing, shown | seen
+        if len(drawn.seg):
+            extra, more = self._states(hidden[drawn.seg].float(), drawn.truth)
             loss, shown = loss + extra, shown | more
         return loss, shown
 
-    def _look(self, seed: int) -> tuple[Seen, Tensor]:
-        """Return a case and its vision tokens [1, T, H]."""
-        if self._joint:
-            case = self._store.get(seed)
-            seen = Seen(_NOTHING, _NOTHING, case.truth, case.geometry.extent_mm, places(case.labels))
-            window = torch.tensor([self._checkpoint.windows[self._checkpoint.vision.window]])
-            levels = self.module.encoder(torch.from_numpy(case.grid(self._checkpoint))[None], window)
-            return seen, self.module.projector(*levels)
-        seen = self._seen(seed)
-        levels = (torch.from_numpy(level).float()[None] for level in (seen.low, seen.high))
-        return seen, self.module.projector(*levels)
-
-    @torch.no_grad()
-    def _seen(self, seed: int) -> Seen:
-        """Return a case with its features, encoded the first time."""
-        path = self._features / f"{seed}.npz"
-        if not path.is_file():
-            case = self._store.get(seed)
-            window = torch.tensor([self._checkpoint.windows[self._checkpoint.vision.window]])
-            low, high = self.module.encoder(torch.from_numpy(case.grid(self._checkpoint))[None], window)
-            found = places(case.labels)
-            np.savez(
-                path,
-                low=low[0].float().half().numpy(),
-                high=high[0].float().half().numpy(),
-                truth=np.frombuffer(case.truth.model_dump_json().encode(), np.uint8),
-                extent_mm=case.geometry.extent_mm,
-                values=list(found),
-                places=[(p.centre, p.half_extent) for p in found.values()],
-            )
-        with np.load(path) as data:
-            found = {
-                int(v): Place(tuple(c.tolist()), tuple(h.tolist()))
-                for v, (c, h) in zip(data["values"], data["places"], strict=True)
-            }
-            truth = Truth.model_validate_json(data["truth"].tobytes())
-            return Seen(data["low"], data["high"], truth, tuple(data["extent_mm"].tolist()), found)
-
-    def _cells(self, seed: int) -> Cells:
-        """Return what lies in the cells of each vision token of a case."""
-        path = self._features / f"{seed}.npy"
-        if not path.is_file():
-            case = self._store.get(seed)
-            labels = by_kind(case)[case.label_grid(self._checkpoint)]
-            stride = STEM_STRIDE * 2 ** self._checkpoint.vision.feature_stages[0]
-            np.save(path, counted(labels, stride))
-        low = np.load(path)
-        apart = self._checkpoint.vision.feature_stages[1] - self._checkpoint.vision.feature_stages[0]
-        levels = (low, pooled(low, (2**apart,) * 3))
+    def _cells(self, kinds: Tensor) -> Cells:
+        """Return what lies in the cells of each vision token."""
+        first, second = self._checkpoint.vision.feature_stages
+        low = counted(kinds, STEM_STRIDE * 2**first)
+        levels = (low, pooled(low, (2 ** (second - first),) * 3))
         tokens = [pooled(counts, by) for counts, by in zip(levels, self._pooling, strict=True)]
-        return cells_of_counts(np.concatenate([counts.reshape(-1, counts.shape[-1]) for counts in tokens]))
+        return cells_of_counts(torch.cat([counts.flatten(1, 3) for counts in tokens], 1))
 
-    def _hidden(self, tokens: Tensor, pack: Pack) -> Tensor:
-        """Return the states [words, H] after the final norm, vision tokens left out."""
-        words = self.module.language.get_input_embeddings()(pack.ids[None])
+    def _hidden(self, tokens: Tensor, drawn: Spoken) -> Tensor:
+        """Return the states [B * L, H] after the final norm, vision tokens left out."""
+        words = self.module.language.get_input_embeddings()(drawn.ids)
+        vision = tokens.shape[1]
+        before = torch.arange(vision).expand(len(tokens), -1)
         out = self.module.language.model(
             inputs_embeds=torch.cat([tokens.to(words.dtype), words], dim=1),
-            attention_mask=pack.mask[None, None],
-            position_ids=pack.positions[None],
+            attention_mask=seen_by(drawn.owner, vision),
+            position_ids=torch.cat([before, vision + drawn.positions], dim=1),
             use_cache=False,
         )
-        hidden: Tensor = out.last_hidden_state[0, tokens.shape[1] :]
+        hidden: Tensor = out.last_hidden_state[:, vision:].flatten(0, 1)
         return hidden
 
-    def _states(
-        self, states: Tensor, wanted: Sequence[Target], rng: np.random.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of [SEG] states FP32 [n, H] against what they should say."""
-        truth = torch.from_numpy(np.stack([descriptor(t, None, placed=True) for t in wanted]))
+    def _states(self, states: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of [SEG] states FP32 [n, H] against the descriptors [n, LENGTH] that they should say."""
         read = self.module.state_head(states)
         there = truth[:, -8] > 0
         kinds, kind = read[:, : LENGTH - 8], truth[:, : LENGTH - 8].argmax(1)
+        apart = ((read[:, -6:] - truth[:, -6:]).abs().mean(1) * there).sum() / there.sum().clamp(min=1)
         loss = cross_entropy(kinds, kind) + binary_cross_entropy_with_logits(read[:, -8], truth[:, -8])
-        shown = {"present": ((read[:, -8] > 0) == there).float().mean().item()}
-        if there.any():
-            error = l1_loss(read[there, -6:], truth[there, -6:])
-            loss = loss + _PLACE_WEIGHT * error
-            shown["place_error"] = error.item()
-        loss = _STATE_WEIGHT * loss
+        loss = _STATE_WEIGHT * (loss + _PLACE_WEIGHT * apart)
+        shown = {"present": ((read[:, -8] > 0) == there).float().mean(), "place_error": apart}
         if self._teacher is not None:
             with torch.no_grad():
                 token = self._teacher(truth)
             said = self.module.seg_projector(states)
             error = mse_loss(said, token) / token.var(0).mean()
-            loss, shown["token_error"] = loss + _TOKEN_WEIGHT * error, error.item()
+            loss, shown["token_error"] = loss + _TOKEN_WEIGHT * error, error
         return loss, shown
-
-
-_NOTHING = np.zeros(0, np.float16)
 
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """Utterances in one sequence behind T vision tokens; lengths count words only but for mask and positions."""
+    """Utterances in one sequence of L words."""
 
-    ids: Tensor
-    """INT64 [L]."""
-    positions: Tensor
-    """INT64 [T + L]."""
-    mask: Tensor
-    """BOOL [T + L, T + L], True where a row may look."""
-    asked: Tensor
-    """INT64: words behind which one of ``wanted`` (INT64) comes, with its ``weight`` (FP32)."""
-    wanted: Tensor
-    weight: Tensor
-    seg: Tensor
-    """INT64: places of the [SEG] tokens of ``targets``."""
+    ids: list[int]
+    owner: list[int]
+    """Number of the utterance of each word, from 1."""
+    positions: list[int]
+    """Of each word behind the vision tokens, as when its utterance stands alone."""
+    asked: list[int]
+    """Words behind which one of ``wanted`` comes, with its ``weight``."""
+    wanted: list[int]
+    weight: list[float]
+    seg: list[int]
+    """Places of the [SEG] tokens of ``targets``."""
     targets: tuple[Target, ...]
 
     @classmethod
-    def of(cls, said: Sequence[Utterance], tokenizer: Any, vision: int) -> Pack:  # noqa: ANN401
-        """Pack utterances behind ``vision`` tokens."""
-        ids: list[int] = []
-        owner, positions = [0] * vision, list(range(vision))
-        asked: list[int] = []
-        wanted: list[int] = []
-        weight: list[float] = []
-        seg: list[int] = []
+    def of(cls, said: Sequence[Utterance], tokenizer: Any) -> Pack:  # noqa: ANN401
+        """Pack utterances."""
+        pack = cls([], [], [], [], [], [], [], tuple(t for one in said for t in one.targets))
         seg_token, end = tokenizer.token_to_id(SEG), tokenizer.token_to_id(EOS)
         for number, one in enumerate(said, 1):
             prompt = tokenizer.encode(one.prompt, add_special_tokens=False).ids
             answer = [*tokenizer.encode(one.answer, add_special_tokens=False).ids, end]
-            start = len(ids)
-            ids += prompt + answer
-            owner += [number] * (len(prompt) + len(answer))
-            positions += range(vision, vision + len(prompt) + len(answer))
-            first = start + len(prompt)
-            asked += range(first - 1, first - 1 + len(answer))
-            wanted += answer
-            weight += [_DECISIVE_WEIGHT if one.decisive and i < _DECISIVE else 1.0 for i in range(len(answer))]
-            seg += [first + i for i, token in enumerate(answer) if token == seg_token]
-        owners = torch.tensor(owner)
-        total = len(owner)
-        causal = torch.ones(total, total, dtype=torch.bool).tril()
-        mask = causal & ((owners[None] == 0) | (owners[None] == owners[:, None]))
-        return cls(
-            torch.tensor(ids),
-            torch.tensor(positions),
-            mask,
-            torch.tensor(asked),
-            torch.tensor(wanted),
-            torch.tensor(weight),
-            torch.tensor(seg, dtype=torch.long),
-            tuple(t for one in said for t in one.targets),
-        )
+            first = len(pack.ids) + len(prompt)
+            pack.ids.extend(prompt + answer)
+            pack.owner.extend([number] * (len(prompt) + len(answer)))
+            pack.positions.extend(range(len(prompt) + len(answer)))
+            pack.asked.extend(range(first - 1, first - 1 + len(answer)))
+            pack.wanted.extend(answer)
+            pack.weight.extend(_DECISIVE_WEIGHT if one.decisive and i < _DECISIVE else 1.0 for i in range(len(answer)))
+            pack.seg.extend(first + i for i, token in enumerate(answer) if token == seg_token)
+        return pack
 
 
-def utterances(seen: Seen, templates: PromptTemplates, rng: np.random.Generator) -> list[Utterance]:
+def seen_by(owner: Tensor, vision: int) -> Tensor:
+    """Return where each row of a sequence may look, BOOL [B, 1, T + L, T + L], rows first.
+
+    Parameters
+    ----------
+    owner
+        INT64 [B, L], number of the utterance of each word.
+    vision
+        T, vision tokens before the words; everybody sees them.
+    """
+    owners = torch.cat([torch.full((len(owner), vision), -1), owner], dim=1)
+    causal = torch.ones(owners.shape[1], owners.shape[1], dtype=torch.bool).tril()
+    mask = causal & ((owners[:, None] == -1) | (owners[:, None] == owners[..., None]))
+    return mask[:, None]
+
+
+def _spoken(views: Views, packs: Sequence[Pack]) -> Spoken:
+    """Return what is said about several cases as one batch; shorter sequences are filled up with words of nobody."""
+    longest = max(len(p.ids) for p in packs)
+    length = -(-longest // _MULTIPLE) * _MULTIPLE
+
+    def rows(name: str) -> Tensor:
+        filled = [getattr(p, name) + [0] * (length - len(p.ids)) for p in packs]
+        return torch.tensor(filled, dtype=torch.long)
+
+    def words(name: str) -> Tensor:
+        return torch.tensor([at + i * length for i, p in enumerate(packs) for at in getattr(p, name)], dtype=torch.long)
+
+    truth = [descriptor(t, None, placed=True) for p in packs for t in p.targets]
+    return Spoken(
+        hu=views.hu,
+        kinds=views.kinds,
+        ids=rows("ids"),
+        owner=rows("owner"),
+        positions=rows("positions"),
+        asked=words("asked"),
+        wanted=torch.tensor([token for p in packs for token in p.wanted]),
+        weight=torch.tensor([weight for p in packs for weight in p.weight]),
+        seg=words("seg"),
+        truth=torch.from_numpy(np.array(truth, np.float32).reshape(-1, LENGTH)),
+    )
+
+
+def utterances(case: Case, templates: PromptTemplates, rng: np.random.Generator) -> list[Utterance]:
     """Return a report, some answers and some segmentations of a case."""
-    truth, extent_mm = seen.truth, seen.extent_mm
-    report = tuple(finding_target(truth.findings[i], seen.places) for i in seg_targets(truth))
+    truth, extent_mm = case.truth, case.geometry.extent_mm
+    report = tuple(finding_target(truth.findings[i], case.places) for i in seg_targets(truth))
     said = [Utterance(templates.for_report(extent_mm), write_report(truth, rng), report, decisive=False)]
     said.extend(
         Utterance(templates.for_question(asked.question, extent_mm), asked.answer, (), decisive=True)
         for asked in questions(truth, rng, _QUESTIONS)
     )
-    said.extend(_segmentation(wanted, seen, templates) for wanted in requests(truth, rng, _REQUESTS))
+    said.extend(_segmentation(wanted, case, templates) for wanted in requests(truth, rng, _REQUESTS))
     return said
 
 
-def _segmentation(request: SegmentRequest, seen: Seen, templates: PromptTemplates) -> Utterance:
+def _segmentation(request: SegmentRequest, case: Case, templates: PromptTemplates) -> Utterance:
     fill = templates.for_label if request.by_class else templates.for_text
     return Utterance(
-        fill(request.text, seen.extent_mm), templates.segment_answer, (_target(request, seen),), decisive=False
+        fill(request.text, case.geometry.extent_mm),
+        templates.segment_answer,
+        (_target(request, case),),
+        decisive=False,
     )
 
 
-def _target(request: SegmentRequest, seen: Seen) -> Target:
+def _target(request: SegmentRequest, case: Case) -> Target:
     if not request.present:
         # Words for several kinds of finding, none of which is there, mean whatever is least like an organ.
         return absent(str(request.kind or request.organ or FindingKind.LIVER_MASS))
     if request.findings:
-        return finding_target(seen.truth.findings[request.findings[0]], seen.places)
-    return next(t for t in targets(seen.truth, seen.places) if t.kind == request.organ)
+        return finding_target(case.truth.findings[request.findings[0]], case.places)
+    return next(t for t in targets(case.truth, case.places) if t.kind == request.organ)

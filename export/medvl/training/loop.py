@@ -1,5 +1,8 @@
 """The loop of every stage: seeded by step, saved on the way, resumed to the step, its curves written down.
 
+Networks and losses are on torch's default device; what a step needs is drawn on the CPU, ahead of it by other processes
+where there are any.
+
 ::
 
     <out>/<stage>.pt      weights, their moving average, optimiser and step
@@ -12,14 +15,16 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 SHOWN_EVERY = 20
 _SAVED_EVERY_S = 120.0
@@ -28,6 +33,8 @@ _FINAL_SHARE = 0.05
 """Of the learning rate, at the end of its cosine."""
 _DECAY = 0.05
 _LARGEST_GRADIENT = 1.0
+_DRAWN_AHEAD = 4
+"""Steps that each process draws ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,10 @@ class Stage:
         In all.
     learning_rate
         Its peak.
+    batch
+        Samples of a step: volumes, slices or clips.
+    more_cases
+        That each step knows more than the one before; all of them from the first step on by default.
     average
         Share of the old value that the moving average of the weights keeps each step.
     """
@@ -49,6 +60,8 @@ class Stage:
     name: str
     steps: int
     learning_rate: float
+    batch: int
+    more_cases: int = 1_000_000
     average: float = 0.998
 
 
@@ -59,8 +72,11 @@ class Learner(Protocol):
     def module(self) -> nn.Module:
         """Everything that is saved; frozen parameters do not require gradients."""
 
-    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        """Return the loss of one step and what is shown of it; NaN stands for nothing to show."""
+    def draw(self, step: int, rng: np.random.Generator) -> Any:  # noqa: ANN401 - what its own loss takes
+        """Return what a step needs, a dataclass of tensors on the CPU; other processes may call it."""
+
+    def loss(self, step: int, drawn: Any) -> tuple[Tensor, Mapping[str, Tensor]]:  # noqa: ANN401
+        """Return the loss of one step and what is shown of it, scalars; NaN stands for nothing to show."""
 
 
 class Loop:
@@ -76,13 +92,16 @@ class Loop:
         Where state and curves go; a state that is there is taken up again.
     seed
         Of everything that is drawn; a step draws the same whenever it is done.
+    workers
+        Processes that draw; with none, this one does.
     """
 
-    def __init__(self, stage: Stage, learner: Learner, folder: Path, seed: int) -> None:
+    def __init__(self, stage: Stage, learner: Learner, folder: Path, seed: int, workers: int = 0) -> None:
         self._stage = stage
         self._learner = learner
         self._folder = folder
         self._seed = seed
+        self._workers = workers
         self._parameters = [p for p in learner.module.parameters() if p.requires_grad]
         self._optimiser = torch.optim.AdamW(
             [
@@ -91,6 +110,7 @@ class Loop:
             ],
             lr=stage.learning_rate,
             betas=(0.9, 0.98),
+            fused=True,
         )
         self._average = {k: v.detach().clone() for k, v in learner.module.state_dict().items()}
         self._step = 0
@@ -107,15 +127,17 @@ class Loop:
         """Go on for so long, or to the end of the stage, and save; return the minutes that it took."""
         begun_s = start_s = saved_s = time.monotonic()
         end_s = begun_s + 60 * minutes
-        shown: dict[str, list[float]] = defaultdict(list)
+        shown: dict[str, list[Tensor]] = defaultdict(list)
+        draws = self._draws()
+        self.save()
         while not self.finished and time.monotonic() < end_s:
-            for name, value in self._advance().items():
-                if not math.isnan(value):
-                    shown[name].append(value)
+            for name, value in self._advance(next(draws)).items():
+                shown[name].append(value.detach().float())
             if self._step % SHOWN_EVERY == 0:
+                means = {name: torch.stack(values).nanmean().item() for name, values in shown.items()}
                 seconds = (time.monotonic() - start_s) / SHOWN_EVERY
                 start_s = time.monotonic()
-                self._show({k: sum(v) / len(v) for k, v in shown.items()}, seconds, tell)
+                self._show({name: mean for name, mean in means.items() if not math.isnan(mean)}, seconds, tell)
                 shown.clear()
             if time.monotonic() - saved_s > _SAVED_EVERY_S:
                 self.save()
@@ -146,34 +168,83 @@ class Loop:
         self._average = state["average"]
         self._optimiser.load_state_dict(state["optimiser"])
 
-    def _advance(self) -> Mapping[str, float]:
-        rng = np.random.default_rng([self._seed, self._step])
+    def _draws(self) -> Iterator[Any]:
+        """Yield what the steps need, one after another."""
+        with torch.device("cpu"):
+            loader: DataLoader[Any] = DataLoader(
+                _Draws(self._learner, self._seed),
+                batch_size=None,
+                sampler=range(self._step, self._stage.steps),
+                num_workers=self._workers,
+                collate_fn=_as_drawn,
+                worker_init_fn=_begin_worker,
+                prefetch_factor=_DRAWN_AHEAD if self._workers else None,
+            )
+            drawn = iter(loader)
+        for _ in range(self._step, self._stage.steps):
+            with torch.device("cpu"):
+                one = next(drawn)
+            yield one
+
+    def _advance(self, drawn: Any) -> Mapping[str, Tensor]:  # noqa: ANN401
+        torch.manual_seed(_seed_of(self._seed, self._step))
         rate = self._stage.learning_rate * _share(self._step, self._stage.steps)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        loss, shown = self._learner.loss(self._step, rng)
+        loss, shown = self._learner.loss(self._step, on_device(drawn))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self._step += 1
         self._follow()
-        return {"loss": loss.item(), **shown}
+        return {"loss": loss, **shown}
 
     @torch.no_grad()
     def _follow(self) -> None:
         keep = min(self._stage.average, (1 + self._step) / (10 + self._step))
-        for name, value in self._learner.module.state_dict().items():
-            if value.dtype.is_floating_point:
-                self._average[name].lerp_(value, 1.0 - keep)
-            else:
-                self._average[name].copy_(value)
+        own = self._learner.module.state_dict()
+        moving = [name for name, value in own.items() if value.dtype.is_floating_point]
+        torch._foreach_lerp_([self._average[n] for n in moving], [own[n] for n in moving], 1.0 - keep)
+        for name in own.keys() - set(moving):
+            self._average[name].copy_(own[name])
 
     def _show(self, means: Mapping[str, float], seconds: float, tell: Callable[[str], None]) -> None:
         line = {"step": self._step, "s": round(seconds, 3), **{k: round(v, 4) for k, v in means.items()}}
         with (self._folder / f"{self._stage.name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         tell(" ".join(f"{k} {v}" for k, v in line.items()))
+
+
+class _Draws(Dataset[Any]):
+    """What each step needs, by its number."""
+
+    def __init__(self, learner: Learner, seed: int) -> None:
+        self._draw = learner.draw
+        self._seed = seed
+
+    def __getitem__(self, step: int) -> Any:  # noqa: ANN401
+        return self._draw(step, np.random.default_rng([self._seed, step]))
+
+
+def _as_drawn(drawn: Any) -> Any:  # noqa: ANN401
+    return drawn
+
+
+def _begin_worker(_: int) -> None:
+    torch.set_default_device("cpu")
+    cv2.setNumThreads(1)
+
+
+def _seed_of(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def on_device(drawn: Any) -> Any:  # noqa: ANN401 - a dataclass
+    """Return a dataclass with its tensors on torch's default device."""
+    device = torch.get_default_device()
+    found = {f.name: getattr(drawn, f.name) for f in fields(drawn)}
+    return replace(drawn, **{n: v.to(device, non_blocking=True) for n, v in found.items() if isinstance(v, Tensor)})
 
 
 def averaged(folder: Path, stage: str) -> dict[str, Tensor]:
@@ -189,7 +260,9 @@ def steps_done(folder: Path, stage: str) -> int:
 
 
 def _state(folder: Path, stage: str) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(folder / f"{stage}.pt", weights_only=True, mmap=True)
+    state: dict[str, Any] = torch.load(
+        folder / f"{stage}.pt", map_location=torch.get_default_device(), weights_only=True, mmap=True
+    )
     return state
 
 

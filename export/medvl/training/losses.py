@@ -26,9 +26,9 @@ class MaskLoss:
 
     total: Tensor
     """Scalar."""
-    dice: float
-    """Mean Dice overlap of the masks that inference would choose, of objects that are there."""
-    score_accuracy: float
+    dice: Tensor
+    """Mean Dice overlap of the masks that inference would choose, of objects that are there; NaN where none is."""
+    score_accuracy: Tensor
 
 
 def mask_loss(found: AllMasks, target: Tensor, multimask: Tensor) -> MaskLoss:
@@ -55,8 +55,8 @@ def mask_loss(found: AllMasks, target: Tensor, multimask: Tensor) -> MaskLoss:
     with torch.no_grad():
         chosen = torch.where(multimask, found.iou[:, 1:].argmax(1) + 1, 0)
         hard = _dice((found.logits > 0).float() * 40 - 20, low)
-        dice = hard.gather(1, chosen[:, None])[present].mean().item() if present.any() else float("nan")
-        accuracy = ((found.object_score[:, 0] > 0) == present).float().mean().item()
+        dice = hard.gather(1, chosen[:, None])[present].mean()
+        accuracy = ((found.object_score[:, 0] > 0) == present).float().mean()
     return MaskLoss(total, dice, accuracy)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -11,20 +11,20 @@ import torch
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.parts import BODY
-from medvl.network.memory_bank import MemoryBank
+from medvl.network.memory_bank import POINTERS, MemoryBank
 from medvl.network.modules import Modules
-from medvl.network.prompts import PromptPoint, SlicePrompt, prompt_arrays
+from medvl.network.prompts import PADDING, SlicePrompt, prompt_arrays
 from medvl.network.sam2_heads import AllMasks, decode_all, given, remember
 from medvl.network.sam2_parts import MaskDecoder, TrackStep, no_prompt, normalised
 from medvl.network.steps import Bank, Decoded, Remembered
 from medvl.training.cases import Case, CaseStore
-from medvl.training.clicks import box, click, correction
-from medvl.training.descriptors import KIND_NAMES, LENGTH, Target, Teacher, absent, descriptor, places, targets
+from medvl.training.clicks import box, click, corrections
+from medvl.training.descriptors import KIND_NAMES, LENGTH, Target, Teacher, absent, descriptor, targets
 from medvl.training.losses import MaskLoss, mask_loss
 
 PromptKind = Literal["language", "point", "box", "clicks", "mask"]
@@ -34,11 +34,23 @@ _PLACED = 0.8
 """Share of language prompts that tell the place."""
 _SLICES, _OBJECTS, _ABSENT = 3, 6, 2
 _CLIP, _CLIP_OBJECTS = 5, 5
+_CORRECTED = 0.5
+"""Share of clips in which one of the tracked slices is corrected."""
 _FINDING_WEIGHT = 3.0
 """Of a cell of a finding for the head."""
 _LEAST_PIXELS = 6
 """Of the S x S slice, for an object to be prompted on it."""
-_CLICKS = 4
+_STRIDE = 4
+"""Pixels of a slice along a side of its finest features."""
+_POINTS = 4
+"""Of an object on a slice at most."""
+_LARGEST_LOGIT = 32.0
+"""Of a mask that goes back into the prompt encoder, as in SAM2."""
+_SCALED, _SHIFTED = 0.06, 8.0
+"""Spread of the contrast and brightness of slices, in grey values of 256."""
+
+Maps = tuple[Tensor, Tensor, Tensor]
+"""f0, f1 and f2 of the slice of each object, [N, ...]."""
 
 
 class Segmenter(nn.Module):
@@ -53,23 +65,39 @@ class Segmenter(nn.Module):
         self.teacher = Teacher(self.sam.hidden_dim)
         self.places = nn.Conv2d(self.sam.hidden_dim, 1 + len(KIND_NAMES), 1)
 
-    def features(self, slices: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    def features(self, slices: Tensor) -> tuple[Maps, Tensor]:
         """Return f0, f1 and f2 of slices UINT8 [B, S, S], and the head's logits [B, kinds + 1, f_4, f_4]."""
         fine, middle, coarse = self.sam.image_encoder(normalised(slices))["backbone_fpn"]
         decoder = self.sam.sam_mask_decoder
         return (decoder.conv_s0(fine), decoder.conv_s1(middle), coarse), self.places(fine)
 
 
-@dataclass(eq=False)
-class _Asked:
-    """Objects that are prompted on one slice."""
+@dataclass(frozen=True, eq=False)
+class Prompted:
+    """B clips of T slices in a row, and N objects, each prompted on the first slice of its clip."""
 
-    targets: list[Target]
-    masks: NDArray[np.bool_]
-    """[N, S, S], empty where the object is not on the slice."""
-    kinds: list[PromptKind]
-    prompts: list[SlicePrompt]
-    descriptors: NDArray[np.float32]
+    slices: Tensor
+    """UINT8 [B, T, S, S]."""
+    kinds: Tensor
+    """UINT8 [B, T, f_4, f_4], what the middle of each place is: 0, or one of ``KIND_NAMES`` from 1."""
+    clip: Tensor
+    """INT64 [N]."""
+    masks: Tensor
+    """BOOL [N, T, S, S], empty where the object is not on the slice."""
+    points: Tensor
+    """FP32 [N, P, 2]."""
+    labels: Tensor
+    """INT32 [N, P]."""
+    descriptors: Tensor
+    """FP32 [N, LENGTH]."""
+    spoken: Tensor
+    """BOOL [N], whether words prompt the object."""
+    drawn: Tensor
+    """BOOL [N], whether its mask does."""
+    clicks: Tensor
+    """INT64 [N], corrective clicks on the prompted slice."""
+    corrected: Tensor
+    """INT64 [1], the tracked slice that is corrected, too; 0 for none."""
 
 
 class SegmentationLearner:
@@ -81,183 +109,169 @@ class SegmentationLearner:
         Sizes and windows.
     modules
         What is trained, in part ``sam2``.
-    store, cases
-        Where cases are, and how many there are; they come again and again.
+    store
+        Cases; they come again and again.
+    batch
+        Clips of a step; three times as many single slices.
     clips
         Whether to train the memory on clips, too.
     """
 
-    def __init__(self, checkpoint: Checkpoint, modules: Modules, store: CaseStore, cases: int, *, clips: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, modules: Modules, store: CaseStore, batch: int, *, clips: bool) -> None:
         self._checkpoint = checkpoint
         self._store = store
-        self._cases = cases
+        self._batch = batch
         self._clips = clips
-        self._targets: dict[int, tuple[Target, ...]] = {}
         self.module = Segmenter(modules)
         self.module.train()
         sam = self.module.sam
         self._decoder = MaskDecoder(sam, modules.seg_projector)
         self._tracker = TrackStep(sam)
 
-    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        """Return the loss of a step: clips on three of four where they are trained."""
-        case = self._store.draw(rng, step, self._cases)
-        found = self._targets.get(case.seed) or targets(case.truth, places(case.labels))
-        self._targets[case.seed] = found
-        if self._clips and step % 4:
-            return self._clip_loss(case, found, rng)
-        return self._slice_loss(case, found, rng)
+    def draw(self, step: int, rng: np.random.Generator) -> Prompted:
+        """Return prompted slices; clips on three of four steps where they are trained."""
+        clips = self._clips and step % 4 > 0
+        drawn: list[Prompted] = []
+        while len(drawn) < self._batch * (1 if clips else _SLICES) or not sum(len(d.clip) for d in drawn):
+            case = self._store.draw(rng, step)
+            found = targets(case.truth, case.places)
+            starts = _slices_with_findings(case, found, 1 if clips else _SLICES, rng)
+            drawn.extend(self._draw_clip(case, found, int(n), _CLIP if clips else 1, rng) for n in starts)
+        corrected = rng.integers(1, _CLIP) if clips and rng.random() < _CORRECTED else 0
+        return replace(_joined(drawn), corrected=torch.tensor([corrected]))
 
-    def _slice_loss(
-        self, case: Case, found: Sequence[Target], rng: np.random.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        numbers = _slices_with_findings(case, found, _SLICES, rng)
-        features, seen = self.module.features(torch.from_numpy(case.slices(numbers, self._checkpoint)))
-        planes = case.planes(numbers, self._checkpoint)
-        places_loss = self._places_loss(seen, planes, found)
-        losses: list[MaskLoss] = []
-        for row, plane in enumerate(planes):
-            maps = tuple(f[row : row + 1] for f in features)
-            asked = self._ask(found, plane, rng, most=_OBJECTS, absent_ones=_ABSENT)
-            masks, multimask = self._decode(maps, asked, rng)
-            losses.append(mask_loss(masks, torch.from_numpy(asked.masks).float(), multimask))
-        loss, shown = _mean(losses, "slice")
-        return loss + places_loss, shown | {"places": places_loss.item()}
-
-    def _places_loss(self, seen: Tensor, planes: NDArray[np.uint8], found: Sequence[Target]) -> Tensor:
-        """Return the cross entropy of what the head takes the middle of each cell for; 0 is none of the kinds."""
-        kinds = np.zeros(256, np.int64)
-        for target in found:
-            kinds[target.values[0]] = 1 + KIND_NAMES.index(target.kind)
-        step = planes.shape[-1] // seen.shape[-1]
-        wanted = torch.from_numpy(kinds[planes[:, step // 2 :: step, step // 2 :: step]])
+    def loss(self, step: int, drawn: Prompted) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the loss of a step."""
+        features, seen = self.module.features(_brightened(drawn.slices).flatten(0, 1))
+        length = drawn.slices.shape[1]
+        maps = [_rows(features, drawn.clip * length + i) for i in range(length)]
+        if length > 1:
+            return self._clip_loss(drawn, maps)
+        masks, multimask = self._decode(maps[0], drawn)
+        found = mask_loss(masks, drawn.masks[:, 0].float(), multimask)
         rare = torch.ones(1 + len(KIND_NAMES))
         rare[1 + len(ORGANS) :] = _FINDING_WEIGHT
-        return cross_entropy(seen, wanted, rare)
+        places = cross_entropy(seen, drawn.kinds.flatten(0, 1).long(), rare)
+        return found.total + places, {**_shown(found, "slice"), "places": places}
 
-    def _clip_loss(
-        self, case: Case, found: Sequence[Target], rng: np.random.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Prompt one slice and track its objects over the next ones, up or down."""
-        depth, step = case.labels.shape[0], int(rng.choice([-1, 1]))
-        start = int(_slices_with_findings(case, found, 1, rng)[0])
-        numbers = np.array([n for n in range(start, start + step * _CLIP, step) if 0 <= n < depth])
-        features, _ = self.module.features(torch.from_numpy(case.slices(numbers, self._checkpoint)))
+    def _clip_loss(self, drawn: Prompted, maps: Sequence[Maps]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of prompted slices and of those that are tracked from them, one of which may be corrected."""
+        masks, multimask = self._decode(maps[0], drawn)
+        first = mask_loss(masks, drawn.masks[:, 0].float(), multimask)
+        remembered = self._with_given(self._remember(maps[0][2], masks, multimask), maps[0], drawn)
+        bank = MemoryBank({0: remembered}, POINTERS, 1, self._checkpoint.segmentation.max_conditioning_slices)
+        total, shown, tracked = first.total, _shown(first, "slice"), []
+        every = torch.ones(len(drawn.clip), dtype=torch.bool)
+        for number, own in enumerate(maps[1:], 1):
+            wanted = drawn.masks[:, number]
+            image = self._conditioned(own[2], bank.view(number))
+            tokens, dense = no_prompt(self.module.sam, len(every))
+            masks = decode_all(self.module.sam, image, own[:2], tokens, dense)
+            tracked.append(mask_loss(masks, wanted.float(), every))
+            if number == int(drawn.corrected):
+                masks = self._correct(image, own, masks, wanted)
+                after = mask_loss(masks, wanted.float(), every)
+                total, shown = total + after.total, shown | _shown(after, "corrected")
+                bank.conditioning = {**bank.conditioning, number: self._remember(own[2], masks, every)}
+            else:
+                bank.add(number, self._remember(own[2], masks, every))
+        dice = torch.stack([one.dice for one in tracked]).nanmean()
+        score = torch.stack([one.score_accuracy for one in tracked]).mean()
+        total = total + torch.stack([one.total for one in tracked]).mean()
+        return total, {**shown, "track_dice": dice, "track_score": score}
+
+    def _draw_clip(
+        self, case: Case, found: Sequence[Target], start: int, length: int, rng: np.random.Generator
+    ) -> Prompted:
+        """Return one clip that begins at a slice, up or down, where there is room for it."""
+        step = int(rng.choice([-1, 1]))
+        last = case.labels.shape[0] - 1
+        if not 0 <= start + step * (length - 1) <= last:
+            step = -step
+        # A series that is shorter than two clips repeats its last slice.
+        numbers = np.array([min(last, max(0, start + step * i)) for i in range(length)])
         planes = case.planes(numbers, self._checkpoint)
-        asked = self._ask(found, planes[0], rng, most=_CLIP_OBJECTS, absent_ones=0)
-        if not asked.targets:
-            return self._slice_loss(case, found, rng)
-        maps = [tuple(f[i : i + 1] for f in features) for i in range(len(numbers))]
-        masks, multimask = self._decode(maps[0], asked, rng)
-        first = mask_loss(masks, torch.from_numpy(asked.masks).float(), multimask)
-        remembered = self._remember(maps[0][2], _chosen(self.module.sam, masks, multimask))
-        remembered = self._with_given(remembered, maps[0], asked)
-        bank = MemoryBank({start: remembered}, depth, step, self._checkpoint.segmentation.max_conditioning_slices)
-        tracked = []
-        for number, own, plane in zip(numbers[1:].tolist(), maps[1:], planes[1:], strict=True):
-            masks = self._track(own, bank.view(number), len(asked.targets))
-            every = torch.ones(len(asked.targets), dtype=torch.bool)
-            wanted = torch.from_numpy(np.stack([_mask(t, plane) for t in asked.targets])).float()
-            tracked.append(mask_loss(masks, wanted, every))
-            bank.add(number, self._remember(own[2], _chosen(self.module.sam, masks, every)))
-        if not tracked:
-            return _mean([first], "slice")
-        loss, shown = _mean(tracked, "track")
-        return loss + first.total, {**shown, "slice_dice": first.dice}
-
-    def _ask(
-        self,
-        found: Sequence[Target],
-        plane: NDArray[np.uint8],
-        rng: np.random.Generator,
-        *,
-        most: int,
-        absent_ones: int,
-    ) -> _Asked:
-        """Choose objects of a slice, findings first, with some that are not on it, and prompt them."""
-        areas = np.bincount(plane.ravel(), minlength=256)
-        here = [t for t in found if areas[list(t.values)].sum() >= _LEAST_PIXELS]
-        findings = [t for t in here if t.is_finding][:3]
-        organs = [t for t in here if not t.is_finding]
-        rng.shuffle(organs)
-        chosen = (findings + organs)[:most]
-        kinds: list[PromptKind] = list(rng.choice(np.array(_KINDS), size=len(chosen), p=_CHANCES))
-        elsewhere = [t for t in found if not areas[list(t.values)].any()]
-        missing = [absent(k) for k in KIND_NAMES if k != BODY and all(t.kind != k for t in found)]
-        for pool in (elsewhere, missing)[:absent_ones]:
-            if pool:
-                chosen.append(pool[rng.integers(len(pool))])
-                kinds.append("language")
-        masks = np.stack([_mask(t, plane) for t in chosen]) if chosen else np.zeros((0, *plane.shape), np.bool_)
+        kinds = np.zeros(256, np.uint8)
+        for target in found:
+            kinds[target.values[0]] = 1 + KIND_NAMES.index(target.kind)
+        alone = length == 1
+        chosen, told = _choose(found, planes[0], rng, _OBJECTS if alone else _CLIP_OBJECTS, _ABSENT if alone else 0)
+        masks = np.array([[_mask(t, plane) for plane in planes] for t in chosen], np.bool_).reshape(-1, *planes.shape)
         prompts = [
-            _prompt(kind, mask, plane == t.values[0] if t.values else mask, rng)
-            for kind, mask, t in zip(kinds, masks, chosen, strict=True)
+            _prompt(kind, mask[0], planes[0] == t.values[0] if t.values else mask[0], rng)
+            for kind, mask, t in zip(told, masks, chosen, strict=True)
         ]
-        told = [
+        points, labels = _points(prompts, self._checkpoint.segmentation.side)
+        words = [
             descriptor(t, rng, placed=rng.random() < _PLACED) if kind == "language" else np.zeros(LENGTH, np.float32)
-            for t, kind in zip(chosen, kinds, strict=True)
+            for t, kind in zip(chosen, told, strict=True)
         ]
-        return _Asked(chosen, masks, kinds, prompts, np.array(told, np.float32).reshape(-1, LENGTH))
+        return Prompted(
+            slices=torch.from_numpy(case.slices(numbers, self._checkpoint))[None],
+            kinds=torch.from_numpy(kinds[planes[:, _STRIDE // 2 :: _STRIDE, _STRIDE // 2 :: _STRIDE]])[None],
+            clip=torch.zeros(len(chosen), dtype=torch.long),
+            masks=torch.from_numpy(masks),
+            points=torch.from_numpy(points),
+            labels=torch.from_numpy(labels),
+            descriptors=torch.from_numpy(np.array(words, np.float32).reshape(-1, LENGTH)),
+            spoken=torch.tensor([kind == "language" for kind in told], dtype=torch.bool),
+            drawn=torch.tensor([kind == "mask" for kind in told], dtype=torch.bool),
+            clicks=torch.tensor([(kind == "clicks") * rng.integers(1, _POINTS) for kind in told], dtype=torch.long),
+            corrected=torch.tensor([0]),
+        )
 
-    def _decode(self, maps: tuple[Tensor, ...], asked: _Asked, rng: np.random.Generator) -> tuple[AllMasks, Tensor]:
-        """Decode the prompts of a slice, after as many corrections as each object gets; which give three masks, too."""
-        correcting = [row for row, kind in enumerate(asked.kinds) if kind == "clicks"]
-        rounds = {row: int(rng.integers(1, _CLICKS)) for row in correcting}
-        for done in range(max(rounds.values(), default=0)):
-            going = [row for row in correcting if rounds[row] > done]
+    def _decode(self, maps: Maps, drawn: Prompted) -> tuple[AllMasks, Tensor]:
+        """Decode the prompted slices, after as many corrections as each object gets; which give three masks, too."""
+        wanted = drawn.masks[:, 0]
+        for done in range(_POINTS - 1):
+            going = torch.nonzero(drawn.clicks > done)[:, 0]
+            if not len(going):
+                break
             with torch.no_grad():
-                found, multimask = self._heads(maps, asked, going)
-                logits = _chosen(self.module.sam, found, multimask).mask_logits
-                side = asked.masks.shape[-1]
-                masks = nn.functional.interpolate(logits, size=(side, side), mode="bilinear")[:, 0].numpy() > 0
-            for row, mask in zip(going, masks, strict=True):
-                more = correction(asked.masks[row], mask, rng)
-                asked.prompts[row] = SlicePrompt((*asked.prompts[row].points, more))
-        return self._heads(maps, asked, range(len(asked.targets)))
+                found, multimask = self._heads(_rows(maps, going), _some(drawn, going))
+                points, labels = corrections(wanted[going], self._full(_chosen(self.module.sam, found, multimask)))
+            drawn = replace(
+                drawn,
+                points=drawn.points.index_put((going, torch.tensor(1 + done)), points),
+                labels=drawn.labels.index_put((going, torch.tensor(1 + done)), labels),
+            )
+        return self._heads(maps, drawn)
 
-    def _heads(self, maps: tuple[Tensor, ...], asked: _Asked, rows: Sequence[int]) -> tuple[AllMasks, Tensor]:
-        own, spec = list(rows), self._checkpoint.segmentation
-        arrays = {
-            name: torch.from_numpy(array)
-            for name, array in prompt_arrays([asked.prompts[r] for r in own], side=spec.side, hidden_size=1).items()
-        }
-        told = torch.from_numpy(asked.descriptors[own])
-        spoken = torch.tensor([[float(asked.kinds[r] == "language")] for r in own])
-        drawn = torch.tensor([[float(asked.kinds[r] == "mask")] for r in own])
-        f0, f1, f2 = (f.expand(len(own), -1, -1, -1) for f in maps)
-        tokens = self._decoder.tokens(arrays["points"], arrays["labels"], self.module.teacher(told), spoken)
-        dense = self._decoder.dense(self._drawn(asked.masks[own]), drawn)
-        found = decode_all(self.module.sam, self._decoder.image(f2), (f0, f1), tokens, dense)
-        return found, arrays["multimask_flag"][:, 0] > 0
-
-    def _drawn(self, masks: NDArray[np.bool_]) -> Tensor:
-        """Return masks as mask prompts, logits FP32 [N, 1, f_4, f_4]."""
-        low = nn.functional.avg_pool2d(torch.from_numpy(masks).float()[:, None], 4)
-        return 20.0 * low - 10.0
-
-    def _track(self, maps: tuple[Tensor, ...], bank: Bank[Tensor], objects: int) -> AllMasks:
+    def _heads(self, maps: Maps, drawn: Prompted) -> tuple[AllMasks, Tensor]:
         f0, f1, f2 = maps
-        image = self._tracker.conditioned(
+        words, given_masks = drawn.spoken[:, None].float(), drawn.drawn[:, None].float()
+        tokens = self._decoder.tokens(drawn.points, drawn.labels, self.module.teacher(drawn.descriptors), words)
+        dense = self._decoder.dense(20.0 * avg_pool2d(drawn.masks[:, :1].float(), _STRIDE) - 10.0, given_masks)
+        found = decode_all(self.module.sam, self._decoder.image(f2), (f0, f1), tokens, dense)
+        return found, (drawn.labels >= 0).sum(1) <= 1
+
+    def _correct(self, image: Tensor, maps: Maps, masks: AllMasks, wanted: Tensor) -> AllMasks:
+        """Correct a tracked slice with a click, as SAM2 does: its memories and its last mask stay beside the click."""
+        sam = self.module.sam
+        last = _chosen(sam, masks, torch.ones(len(wanted), dtype=torch.bool))
+        points, labels = corrections(wanted, self._full(last))
+        none = torch.zeros(len(wanted), 1)
+        tokens = self._decoder.tokens(points[:, None], labels[:, None], none.expand(-1, sam.hidden_dim), none)
+        logits = last.mask_logits.detach().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+        return decode_all(sam, image, maps[:2], tokens, self._decoder.dense(logits, none + 1))
+
+    def _conditioned(self, f2: Tensor, bank: Bank[Tensor]) -> Tensor:
+        return self._tracker.conditioned(
             f2,
             torch.stack(list(bank.memories)),
             torch.tensor(bank.rows),
             torch.stack(list(bank.pointers)),
             torch.tensor(bank.distances, dtype=torch.float32),
         )
-        tokens, dense = no_prompt(self.module.sam, objects)
-        fine = (f0.expand(objects, -1, -1, -1), f1.expand(objects, -1, -1, -1))
-        return decode_all(self.module.sam, image, fine, tokens, dense)
 
-    def _with_given(self, decoded: Remembered[Tensor], maps: tuple[Tensor, ...], asked: _Asked) -> Remembered[Tensor]:
+    def _with_given(self, decoded: Remembered[Tensor], maps: Maps, drawn: Prompted) -> Remembered[Tensor]:
         """Replace what was decoded of masks that somebody gave by the masks, as SAM2 does when it tracks them."""
-        rows = [row for row, kind in enumerate(asked.kinds) if kind == "mask"]
-        if not rows:
+        at = torch.nonzero(drawn.drawn)[:, 0]
+        if not len(at):
             return decoded
-        f0, f1, f2 = maps
-        masks = torch.from_numpy(asked.masks[rows]).float()[:, None]
-        tokens, _ = no_prompt(self.module.sam, len(rows))
-        own, memory = given(self.module.sam, f2, (f0, f1), masks, tokens)
-        at = torch.tensor(rows)
+        f0, f1, f2 = _rows(maps, at)
+        tokens, _ = no_prompt(self.module.sam, len(at))
+        own, memory = given(self.module.sam, f2, (f0, f1), drawn.masks[at, :1].float(), tokens)
         return Remembered(
             Decoded(
                 decoded.decoded.mask_logits.index_copy(0, at, own.mask_logits),
@@ -268,8 +282,14 @@ class SegmentationLearner:
             decoded.memory.index_copy(0, at, memory),
         )
 
-    def _remember(self, f2: Tensor, decoded: Decoded[Tensor]) -> Remembered[Tensor]:
+    def _remember(self, f2: Tensor, masks: AllMasks, multimask: Tensor) -> Remembered[Tensor]:
+        decoded = _chosen(self.module.sam, masks, multimask)
         return Remembered(decoded, remember(self.module.sam, f2, decoded.mask_logits, decoded.object_score))
+
+    def _full(self, decoded: Decoded[Tensor]) -> Tensor:
+        """Return masks BOOL [N, S, S]."""
+        side = self._checkpoint.segmentation.side
+        return interpolate(decoded.mask_logits, size=(side, side), mode="bilinear")[:, 0] > 0
 
 
 def _chosen(sam: SAM2Base, found: AllMasks, multimask: Tensor) -> Decoded[Tensor]:
@@ -285,6 +305,34 @@ def _chosen(sam: SAM2Base, found: AllMasks, multimask: Tensor) -> Decoded[Tensor
     )
 
 
+def _brightened(slices: Tensor) -> Tensor:
+    """Return slices UINT8 [B, T, S, S] with the brightness and contrast of other scanners, the same along a clip."""
+    each = (len(slices), 1, 1, 1)
+    changed = slices.float() * (1.0 + _SCALED * torch.randn(each)) + _SHIFTED * torch.randn(each)
+    # What is black is air, or beside the slice.
+    return torch.where(slices > 0, changed.clamp(0, 255), 0).to(torch.uint8)
+
+
+def _choose(
+    found: Sequence[Target], plane: NDArray[np.uint8], rng: np.random.Generator, most: int, absent_ones: int
+) -> tuple[list[Target], list[PromptKind]]:
+    """Choose objects of a slice and how to prompt them, findings first; with words for some that are not on it."""
+    areas = np.bincount(plane.ravel(), minlength=256)
+    here = [t for t in found if areas[list(t.values)].sum() >= _LEAST_PIXELS]
+    findings = [t for t in here if t.is_finding][:3]
+    organs = [t for t in here if not t.is_finding]
+    rng.shuffle(organs)
+    chosen = (findings + organs)[:most]
+    kinds: list[PromptKind] = list(rng.choice(np.array(_KINDS), size=len(chosen), p=_CHANCES))
+    elsewhere = [t for t in found if not areas[list(t.values)].any()]
+    missing = [absent(k) for k in KIND_NAMES if k != BODY and all(t.kind != k for t in found)]
+    for pool in (elsewhere, missing)[:absent_ones]:
+        if pool:
+            chosen.append(pool[rng.integers(len(pool))])
+            kinds.append("language")
+    return chosen, kinds
+
+
 def _mask(target: Target, plane: NDArray[np.uint8]) -> NDArray[np.bool_]:
     members = np.zeros(256, np.bool_)
     members[list(target.values)] = True
@@ -295,12 +343,23 @@ def _mask(target: Target, plane: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def _prompt(kind: PromptKind, mask: NDArray[np.bool_], own: NDArray[np.bool_], rng: np.random.Generator) -> SlicePrompt:
     """Prompt a mask; who clicks on a lesion means the lesion, so organs are clicked on what is only theirs."""
     clicked = own if own.any() else mask
-    makers: dict[PromptKind, Callable[[], tuple[PromptPoint, ...]]] = {
-        "point": lambda: (click(clicked, rng),),
-        "clicks": lambda: (click(clicked, rng),),
-        "box": lambda: box(mask, rng),
+    makers: dict[PromptKind, Callable[[], SlicePrompt]] = {
+        "point": lambda: SlicePrompt((click(clicked, rng),)),
+        "clicks": lambda: SlicePrompt((click(clicked, rng),)),
+        "box": lambda: SlicePrompt(box(mask, rng)),
     }
-    return SlicePrompt(makers[kind]()) if kind in makers else SlicePrompt()
+    return makers[kind]() if kind in makers else SlicePrompt()
+
+
+def _points(prompts: Sequence[SlicePrompt], side: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return points FP32 [N, P, 2] and labels INT32 [N, P] with room for corrections."""
+    points = np.zeros((len(prompts), _POINTS, 2), np.float32)
+    labels = np.full((len(prompts), _POINTS), PADDING, np.int32)
+    if prompts:
+        arrays = prompt_arrays(prompts, side=side, hidden_size=1)
+        given_points = arrays["labels"].shape[1]
+        points[:, :given_points], labels[:, :given_points] = arrays["points"], arrays["labels"]
+    return points, labels
 
 
 def _slices_with_findings(
@@ -320,9 +379,24 @@ def _slices_with_findings(
     return np.array(numbers)
 
 
-def _mean(losses: Sequence[MaskLoss], name: str) -> tuple[Tensor, dict[str, float]]:
-    dices = [one.dice for one in losses if one.dice == one.dice]
-    return torch.stack([one.total for one in losses]).mean(), {
-        f"{name}_dice": float(np.mean(dices)) if dices else float("nan"),
-        f"{name}_score": float(np.mean([one.score_accuracy for one in losses])),
-    }
+def _rows(maps: Maps, at: Tensor) -> Maps:
+    f0, f1, f2 = maps
+    return f0[at], f1[at], f2[at]
+
+
+def _some(drawn: Prompted, at: Tensor) -> Prompted:
+    """Return some of the objects, on all of the clips."""
+    return replace(drawn, **{name: getattr(drawn, name)[at] for name in _OF_OBJECTS})
+
+
+def _joined(parts: Sequence[Prompted]) -> Prompted:
+    """Return several clips as one batch."""
+    own = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Prompted)}
+    return Prompted(**{**own, "clip": torch.cat([p.clip + i for i, p in enumerate(parts)])})
+
+
+_OF_OBJECTS = tuple(f.name for f in fields(Prompted) if f.name not in {"slices", "kinds", "corrected"})
+
+
+def _shown(found: MaskLoss, name: str) -> dict[str, Tensor]:
+    return {f"{name}_dice": found.dice, f"{name}_score": found.score_accuracy}

@@ -2,19 +2,22 @@
 
 ::
 
+    cases       nothing: every phantom that the others draw from is made
     perception  vision encoder                          cases, cell by cell
     coarse      SAM2 without memory, teacher            single slices of half the side, a quarter of the work
     slices      the same                                single slices
     clips       SAM2                                    slices in a row, through the memory
-    language    projector, language model, seg projector   features of the encoder that has learnt to see
+    language    projector, language model, seg projector   what an encoder that has learnt to see makes of cases
     joint       the same, and the vision encoder        cases
 
 ``perception`` and ``language`` on one side and the stages of SAM2 on the other do not need each other: two
-processes can run them on two cores. ``language`` teaches the seg projector once SAM2 has begun.
+processes can run them on two cores, or on one GPU. ``language`` teaches the seg projector once SAM2 has begun.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,19 +38,27 @@ from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
 from medvl.training.perception import PerceptionLearner
 from medvl.training.segmentation import SegmentationLearner
 
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage("perception", 3500, 1.5e-3),
-        Stage("coarse", 5000, 5e-4),
-        Stage("slices", 6500, 4e-4),
-        Stage("clips", 2500, 3e-4),
-        Stage("language", 5000, 8e-4),
-        Stage("joint", 3000, 2e-4),
-    )
-}
-CASES = 2400
+CASES = 3600
 """Phantoms that training draws from."""
+MAKE_CASES = "cases"
+"""The stage that makes them; without it each is made when it is first drawn."""
+RECIPES = {
+    "cpu": (
+        Stage("perception", 8000, 1.5e-3, batch=2, more_cases=1),
+        Stage("coarse", 5000, 5e-4, batch=1, more_cases=1),
+        Stage("slices", 6500, 4e-4, batch=1),
+        Stage("clips", 6000, 3e-4, batch=1),
+        Stage("language", 5000, 8e-4, batch=1),
+        Stage("joint", 3000, 2e-4, batch=1),
+    ),
+    "cuda": (
+        Stage("perception", 2080, 2e-3, batch=16, more_cases=2),
+        Stage("slices", 1880, 1e-3, batch=32, more_cases=2),
+        Stage("clips", 2280, 5e-4, batch=16),
+        Stage("joint", 5640, 8e-4, batch=16),
+    ),
+}
+"""Stages by the device that they run on."""
 _SEGMENTATION = ("coarse", "slices", "clips")
 """Stages of SAM2, each of which goes on from the one before."""
 SEED = 2601
@@ -55,7 +66,14 @@ _LOW_POOLED, _HIGH_POOLED = (1, 2, 2), (1, 1, 1)
 """Cells of the two levels that a vision token begins with."""
 
 
-def train(out: Path, names: list[str], minutes: float, tell: Callable[[str], None]) -> bool:
+def stages_on(device: str) -> dict[str, Stage]:
+    """Return the stages on ``cpu`` or ``cuda`` by name, in the order in which they can be done."""
+    return {stage.name: stage for stage in RECIPES[device]}
+
+
+def train(  # noqa: PLR0917 - the options of the command
+    out: Path, names: list[str], minutes: float, tell: Callable[[str], None], device: str = "cpu", workers: int = 0
+) -> bool:
     """Go on with stages for so long; return whether all of them are done.
 
     Parameters
@@ -63,26 +81,45 @@ def train(out: Path, names: list[str], minutes: float, tell: Callable[[str], Non
     out
         Folder of state, curves and cases; what is there is taken up again.
     names
-        Of :data:`STAGES`, in the order in which they are to be done.
+        Of :data:`MAKE_CASES` and :func:`stages_on`, in the order in which they are to be done.
     minutes
         For all of them together.
     tell
         Takes a line for every few steps.
+    device
+        Where the networks learn, ``cpu`` or ``cuda``.
+    workers
+        Processes that draw what steps need; with none, this one does.
 
     Raises
     ------
     InvalidRequest
-        When a stage needs one that has not begun.
+        When a stage needs one that has not begun, or the device is not there.
     """
-    torch.manual_seed(SEED)
-    for name in names:
-        loop = Loop(STAGES[name], _learner(name, out), out, SEED)
-        if not loop.finished:
-            tell(f"{name}:")
-            minutes -= loop.run(minutes, tell)
-        if not loop.finished:
-            return False
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequest("There is no GPU that torch can use: leave --device out to train on the CPU.")
+    if MAKE_CASES in names:
+        _make_cases(out, workers, tell)
+    with torch.device(device):
+        torch.set_float32_matmul_precision("high")
+        for name in (n for n in names if n != MAKE_CASES):
+            torch.manual_seed(SEED)
+            loop = Loop(stages_on(device)[name], learner(name, out, device), out, SEED, workers)
+            if not loop.finished:
+                tell(f"{name}:")
+                minutes -= loop.run(minutes, tell)
+            if not loop.finished:
+                return False
     return True
+
+
+def _make_cases(out: Path, workers: int, tell: Callable[[str], None]) -> None:
+    store = _store(out)
+    # What others wait for comes before what they will draw later.
+    with multiprocessing.get_context("spawn").Pool(max(1, workers), os.nice, (10,)) as pool:
+        for done, _ in enumerate(pool.imap(store.make, store.seeds, chunksize=4), 1):
+            if done % 100 == 0:
+                tell(f"{done} of {CASES} cases")
 
 
 def finish(out: Path, folder: Path) -> None:
@@ -106,72 +143,81 @@ def finish(out: Path, folder: Path) -> None:
     write_checkpoint(folder, modules, language, _provenance(out))
 
 
+def _store(out: Path, more: int = 0) -> CaseStore:
+    return CaseStore(out / "cases", CASES, more)
+
+
 def _provenance(out: Path) -> str:
-    done = (f"{name} {steps_done(out, name)} of {stage.steps}" for name, stage in STAGES.items() if _begun(out, name))
+    names = dict.fromkeys(stage.name for recipe in RECIPES.values() for stage in recipe)
+    done = (f"{name} {steps_done(out, name)}" for name in names if _begun(out, name))
     return (
         "Trained by medvl-export train-phantom on procedural phantoms; no patient's data. "
         f"Seed {SEED}; steps: {', '.join(done)}."
     )
 
 
-def _learner(name: str, out: Path) -> Learner:
-    checkpoint, store = phantom_checkpoint({}), CaseStore(out / "cases")
+def learner(name: str, out: Path, device: str) -> Learner:
+    """Return what learns in a stage, with the weights that the stage before has come to.
+
+    Raises
+    ------
+    InvalidRequest
+        When that one has not begun.
+    """
+    stage = stages_on(device)[name]
+    checkpoint, store = phantom_checkpoint({}), _store(out, stage.more_cases)
     if name in _SEGMENTATION:
-        return _segmentation_learner(name, out, checkpoint, store)
+        return _segmentation_learner(stage, out, checkpoint, store, device)
     modules = Modules.build(checkpoint)
     enliven(modules)
     if name == "perception":
-        return PerceptionLearner(checkpoint, modules, store, CASES)
-    return _language_learner(name, out, checkpoint, modules, store)
+        return PerceptionLearner(checkpoint, modules, store, stage.batch)
+    before = next(n for n in ("language", "perception") if n != name and n in stages_on(device))
+    return _language_learner(stage, out, checkpoint, modules, store, before)
 
 
-def _segmentation_learner(name: str, out: Path, checkpoint: Checkpoint, store: CaseStore) -> SegmentationLearner:
+def _segmentation_learner(
+    stage: Stage, out: Path, checkpoint: Checkpoint, store: CaseStore, device: str
+) -> SegmentationLearner:
     spec = checkpoint.segmentation
-    if name == "coarse":
+    if stage.name == "coarse":
         spec = spec.model_copy(update={"side": spec.side // 2})
     sized = checkpoint.model_copy(update={"segmentation": spec})
     modules = Modules.build(sized)
-    learner = SegmentationLearner(sized, modules, store, CASES, clips=name == "clips")
-    before = _SEGMENTATION[: _SEGMENTATION.index(name)]
-    if before:
+    own = SegmentationLearner(sized, modules, store, stage.batch, clips=stage.name == "clips")
+    order = [name for name in _SEGMENTATION if name in stages_on(device)]
+    if before := order[: order.index(stage.name)]:
         # Nothing that is learnt depends on the side.
-        learner.module.load_state_dict(_averaged(out, before[-1]))
+        own.module.load_state_dict(_averaged(out, before[-1]))
     # The language stage may be learning to stand in for the teacher of the slices by now: it must not move away.
-    learner.module.teacher.requires_grad_(requires_grad=name != "clips")
-    return learner
+    own.module.teacher.requires_grad_(requires_grad=stage.name != "clips")
+    return own
 
 
-def _language_learner(
-    name: str, out: Path, checkpoint: Checkpoint, modules: Modules, store: CaseStore
+def _language_learner(  # noqa: PLR0917 - what it is made of
+    stage: Stage, out: Path, checkpoint: Checkpoint, modules: Modules, store: CaseStore, before: str
 ) -> LanguageLearner:
-    before = _averaged(out, "language" if name == "joint" else "perception")
+    weights = _averaged(out, before)
     tokenizer: Any = train_tokenizer()
-    learner = LanguageLearner(
+    own = LanguageLearner(
         checkpoint,
         modules,
         phantom_language_model(tokenizer),
         tokenizer,
         teacher=_teacher(out, modules),
         store=store,
-        features=_features_folder(out),
-        cases=CASES,
+        batch=stage.batch,
         pooling=(_LOW_POOLED, _HIGH_POOLED),
-        joint=name == "joint",
+        joint=stage.name == "joint",
     )
-    if name == "joint":
-        learner.module.load_state_dict(before)
+    if before == "language":
+        own.module.load_state_dict(weights)
     else:
-        _take(modules.vision_encoder, before, "encoder.")
-        low, high = (cells_of(checkpoint.vision, stage) for stage in checkpoint.vision.feature_stages)
+        _take(modules.vision_encoder, weights, "encoder.")
+        low, high = (cells_of(checkpoint.vision, number) for number in checkpoint.vision.feature_stages)
         begin_locally(modules.projector.low_mixer, low, _LOW_POOLED)
         begin_locally(modules.projector.high_mixer, high, _HIGH_POOLED)
-    return learner
-
-
-def _features_folder(out: Path) -> Path:
-    """Return where features are kept: an encoder that has learnt more gives others."""
-    steps = steps_done(out, "perception") if _begun(out, "perception") else 0
-    return out / f"features-{steps}"
+    return own
 
 
 def _teacher(out: Path, modules: Modules) -> Teacher | None:
