@@ -37,7 +37,7 @@ class Engines:
     _built: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def call(self, engine: str, piece: Piece, inputs: Sequence[Tensor], device: torch.device) -> Call:
-        """Return a call on given inputs, FP32 without TF32.
+        """Return a call on given inputs, in C order, FP32 without TF32; the caller keeps the inputs.
 
         Raises
         ------
@@ -49,7 +49,7 @@ class Engines:
         if key not in self._built:
             self._built[key] = _build(engine, _part(piece), device)
         run = _onnxruntime if engine == ONNXRUNTIME else _tensorrt
-        return run(_part(piece), self._built[key], tuple(t.contiguous() for t in inputs), device)
+        return run(_part(piece), self._built[key], tuple(inputs), device)
 
 
 def _check(engine: str, device: torch.device) -> None:

@@ -112,9 +112,9 @@ class Piece:
     """Lengths of the named axes, as :class:`medvl.export.parts.Part` takes them."""
 
     def batched(self, count: int) -> tuple[Tensor, ...]:
-        """Return the inputs of a batch of equal entries, each written out."""
+        """Return the inputs of a batch of equal entries, each written out, in C order as a server hands them over."""
         return tuple(
-            tensor if axis is None else torch.cat([tensor] * count, dim=axis)
+            (tensor if axis is None else torch.cat([tensor] * count, dim=axis)).contiguous()
             for tensor, axis in zip(self.inputs, self.axes, strict=True)
         )
 

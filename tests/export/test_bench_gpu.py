@@ -180,6 +180,16 @@ def test_the_script_measures_and_says_what_cannot_be(tmp_path: Path, capsys: pyt
     assert result["missing"] == []
 
 
+def test_an_engine_computes_what_torch_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Among its inputs are feature maps, which torch keeps channels last."""
+    arguments = ("--parts", "mask_decoder", "--variants", "onnxruntime", "--precisions", "fp32", "--batches", "1,2")
+    _, result = run(tmp_path, capsys, *arguments)
+    assert [(r["batch"], r["max_abs"] < 1e-4, r["cosine"] > 0.99999) for r in result["rows"]] == [
+        (1, True, True),
+        (2, True, True),
+    ]
+
+
 def test_no_row_is_begun_when_the_time_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     printed, result = run(
         tmp_path, capsys, "--minutes", "0", "--parts", "prefill", "--variants", "eager", "--precisions", "fp32"
