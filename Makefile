@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SERIES ?=
+PYTHON312 ?= python3.12
 # Of a GPU host, which has a torch of its own and need not have been set up from here.
 GPU_PYTHON ?= python3
 MINUTES ?= 10
@@ -10,7 +11,7 @@ MINUTES ?= 10
 export MEDVL_HOME ?= $(CURDIR)/build/medvl
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint bench bench-segment bench-gpu proto lock clean
+.PHONY: help setup demo test lint bench bench-segment bench-gpu proto lock lock-images clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,6 +46,9 @@ proto: setup ## Generate the stubs of medvl.wire.v1 again
 
 lock: setup ## Resolve the dependencies again
 	$(BIN)/python scripts/lock.py
+
+lock-images: setup ## Derive the locks of docker/ from the lock again (PYTHON312=python3.12)
+	$(BIN)/python scripts/lock_images.py --python312 '$(PYTHON312)'
 
 clean: ## Remove everything that was made, the environment included
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
