@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_gpu_engines import ENGINES, EngineMissing, Engines
+from bench_gpu_engines import ENGINES, EngineMissing, Engines, check
 from bench_gpu_measure import (
     PRECISIONS,
     Call,
@@ -49,6 +50,7 @@ from torch import nn
 
 EAGER, GRAPH, COMPILED, COMPILED_GRAPH = "eager", "graph", "compiled", "compiled graph"
 VARIANTS = (EAGER, GRAPH, COMPILED, COMPILED_GRAPH, *ENGINES)
+LARGEST = "image_encoder_large"
 BUDGET_S = 0.2
 """Of one row's repeats."""
 
@@ -110,6 +112,11 @@ class Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     options = options_of(arguments)
+    if options.render:
+        print("\n".join(lines(json.loads(options.render.read_text("utf-8")))))
+        return 0
+    # Whoever ends the run gets the table of what there is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("bench-gpu: torch finds no GPU on this machine.", file=sys.stderr)
@@ -135,6 +142,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precisions", default="fp32,tf32,half", help="of fp32, tf32, half, fp16, bf16")
     parser.add_argument("--batches", default="", help="only these")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
+    parser.add_argument("--render", type=Path, metavar="JSON", help="only print the table of such a file")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the script: figures mean nothing")
     options = parser.parse_args(arguments)
@@ -154,19 +162,19 @@ def measure(options: argparse.Namespace, device: torch.device, deadline_s: float
     note(f"building {', '.join(options.parts)}")
     pieces = build(options.parts, TINY if options.tiny else REAL, device)
     session = Session(device, ceilings)
+    notes = drop_impossible(options, device)
     waiting = plan(pieces, options)
-    result = {"machine": machine(device), "ceilings": asdict(ceilings), "rows": [], "notes": []}
+    result = {"machine": machine(device), "ceilings": asdict(ceilings), "rows": [], "notes": notes}
     result["missing"] = [job.words for job in waiting]
     rows: list[Row] = []
-    notes: list[str] = []
     while waiting and time.monotonic() < deadline_s:
         job = waiting.pop(0)
         try:
             rows.append(session.row(job))
             note(f"{job.words}: {rows[-1].ms:.3f} ms")
-        except EngineMissing as missing:
-            notes.append(f"{job.variant}: {missing}.")
-            waiting = [j for j in waiting if j.variant != job.variant]
+        except KeyboardInterrupt:
+            notes.append(f"{job.words}: interrupted.")
+            deadline_s = 0.0
         # One network or compiler that fails must not cost the others.
         except Exception as error:
             notes.append(f"{job.words} and more: {_reason(error)}.")
@@ -191,7 +199,28 @@ def plan(pieces: Sequence[Piece], options: argparse.Namespace) -> list[Job]:
         and (variant not in ENGINES or (name == "fp32" and piece.model))
     ]
     order = {name: number for number, name in enumerate(PARTS)}
-    return sorted(jobs, key=lambda j: (j.importance, order[j.piece.name], j.precision.name, j.batch))
+
+    def key(job: Job) -> tuple[int, bool, int, str, int]:
+        # To compile the largest network takes minutes, in which all others can be.
+        last = job.variant in {COMPILED, COMPILED_GRAPH} and job.piece.name == LARGEST
+        return job.importance, last, order[job.piece.name], job.precision.name, job.batch
+
+    return sorted(jobs, key=key)
+
+
+def drop_impossible(options: argparse.Namespace, device: torch.device) -> list[str]:
+    """Leave out the variants that this machine cannot run; return a line for each."""
+    notes = []
+    for variant in list(options.variants):
+        try:
+            if variant in ENGINES:
+                check(variant, device)
+            elif variant in {GRAPH, COMPILED_GRAPH} and device.type != "cuda":
+                raise EngineMissing("CUDA graphs need a GPU")
+        except EngineMissing as missing:
+            options.variants.remove(variant)
+            notes.append(f"{variant}: {missing}.")
+    return notes
 
 
 def precisions_of(piece: Piece, names: Iterable[str]) -> list[str]:
@@ -216,13 +245,7 @@ class Session:
 
     @torch.inference_mode()
     def row(self, job: Job) -> Row:
-        """Measure a row.
-
-        Raises
-        ------
-        EngineMissing
-            When the variant needs what this machine lacks.
-        """
+        """Measure a row."""
         try:
             with job.precision.active():
                 return self._measured(job)
@@ -272,8 +295,6 @@ class Session:
 
             return call
 
-        if job.variant in {GRAPH, COMPILED_GRAPH} and self.device.type != "cuda":
-            raise EngineMissing("CUDA graphs need a GPU")
         if job.variant == EAGER:
             return calling(module)
         if job.variant == GRAPH:

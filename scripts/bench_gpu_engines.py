@@ -37,14 +37,7 @@ class Engines:
     _built: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def call(self, engine: str, piece: Piece, inputs: Sequence[Tensor], device: torch.device) -> Call:
-        """Return a call on given inputs, in C order, FP32 without TF32; the caller keeps the inputs.
-
-        Raises
-        ------
-        EngineMissing
-            With a sentence that says what is missing.
-        """
-        _check(engine, device)
+        """Return a call on given inputs, in C order, FP32 without TF32; the caller keeps the inputs."""
         key = (engine, piece.name)
         if key not in self._built:
             self._built[key] = _build(engine, _part(piece), device)
@@ -52,7 +45,14 @@ class Engines:
         return run(_part(piece), self._built[key], tuple(inputs), device)
 
 
-def _check(engine: str, device: torch.device) -> None:
+def check(engine: str, device: torch.device) -> None:
+    """Check that an engine can run on a device.
+
+    Raises
+    ------
+    EngineMissing
+        With what is missing.
+    """
     needed = ("onnx", "onnxscript", "onnxruntime") if engine == ONNXRUNTIME else ("tensorrt", "torch_tensorrt")
     if missing := [name for name in needed if find_spec(name) is None]:
         raise EngineMissing(f"not installed: {', '.join(missing)}")

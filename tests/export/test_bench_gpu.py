@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +148,14 @@ def test_figures_have_three_digits(value: float, expected: str):
     assert bench_gpu.short(value) == expected
 
 
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """The script is a process of its own elsewhere and may set what it likes."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, dict]:
     path = tmp_path / "gpu.json"
     assert bench_gpu.main(["--device", "cpu", "--tiny", "--json", str(path), *arguments]) == 0
@@ -178,6 +188,8 @@ def test_the_script_measures_and_says_what_cannot_be(tmp_path: Path, capsys: pyt
         assert f"| decode | {row['batch']} | {row['precision']} | eager |" in printed
     assert result["notes"] == ["graph: CUDA graphs need a GPU."]
     assert result["missing"] == []
+    assert bench_gpu.main(["--render", str(tmp_path / "gpu.json")]) == 0
+    assert capsys.readouterr().out == printed
 
 
 def test_an_engine_computes_what_torch_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -197,6 +209,26 @@ def test_no_row_is_begun_when_the_time_is_over(tmp_path: Path, capsys: pytest.Ca
     assert result["rows"] == []
     assert len(result["missing"]) == 6
     assert "- prefill, fp32, eager, batch 1, 2, 4, 8, 16, 32" in printed
+
+
+def test_a_run_that_is_ended_prints_what_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """SIGTERM while a row is measured, as a limit on the whole command sends it."""
+    measured = bench_gpu.Session.row
+
+    def row(session: bench_gpu.Session, job: bench_gpu.Job) -> bench_gpu.Row:
+        if job.batch == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return measured(session, job)
+
+    monkeypatch.setattr(bench_gpu.Session, "row", row)
+    printed, result = run(
+        tmp_path, capsys, "--parts", "decode", "--variants", "eager", "--precisions", "fp32", "--batches", "1,2,4"
+    )
+    assert "| decode | 1 | fp32 | eager |" in printed
+    assert result["notes"] == ["decode, fp32, eager, batch 2: interrupted."]
+    assert result["missing"] == ["decode, fp32, eager, batch 4"]
 
 
 def test_a_network_that_fails_costs_its_own_rows_only(
