@@ -6,6 +6,8 @@ Run it in the environment of ``make setup``: sdists describe themselves only whe
 pip resolves the whole set at once; torchvision, torchaudio and torchcodec are then left out, because their builds do
 not import beside a CPU torch and ``import vllm`` would fail with them.
 
+The locks of images (``lock_images.py``) follow from it.
+
 ``lock-cpu.txt`` holds what comes as a wheel; ``lock-cpu-source.txt`` holds what is built on the spot, after it.
 """
 
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +77,12 @@ def cpu_build(requirement: str) -> str:
     return CPU_BUILDS[name].format(version=version) if name in CPU_BUILDS else requirement
 
 
-def resolve(wanted: list[str]) -> Mapping[str, Any]:
-    """Return pip's report of what it would install into an empty environment."""
+def resolve(wanted: Sequence[str], python: str = sys.executable, options: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Return pip's report of what it would install into an empty environment of an interpreter."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.json")
-        options = ("--dry-run", "--ignore-installed", "--no-build-isolation", "--quiet", "--report", str(report))
-        command = [sys.executable, "-m", "pip", "install", *options, *wanted, *sys.argv[1:]]
+        dry = ("--dry-run", "--ignore-installed", "--no-build-isolation", "--quiet", "--report", str(report))
+        command = [python, "-m", "pip", "install", *dry, *options, *wanted, *sys.argv[1:]]
         subprocess.run(command, check=True, env={**os.environ, "SAM2_BUILD_CUDA": "0"})
         resolved: Mapping[str, Any] = json.loads(report.read_text("utf-8"))
         return resolved

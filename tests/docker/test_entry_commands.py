@@ -1,0 +1,97 @@
+"""The commands that images start with, run as they stand in the Dockerfiles, outside of any container."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from medvl.contracts.paths import data_folder
+from medvl.runtime.ports import free_ports
+from medvl.runtime.triton_home import TritonHome
+
+from .dockerfile import FOLDER, read, run
+
+HEALTHCHECK = FOLDER / "healthcheck.py"
+
+
+@contextmanager
+def serving(status: int) -> Iterator[str]:
+    """A gRPC server whose health service says so of ``a.Service``; yields its address."""
+    server, servicer = grpc.server(ThreadPoolExecutor(1)), health.HealthServicer()
+    servicer.set("a.Service", status)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize(("status", "expected"), [("SERVING", 0), ("NOT_SERVING", 1)])
+def test_the_health_check_repeats_what_the_server_says(status: str, expected: int):
+    with serving(health_pb2.HealthCheckResponse.ServingStatus.Value(status)) as address:
+        done = run(sys.executable, HEALTHCHECK, address, "a.Service")
+        assert (done.returncode, done.stdout.strip()) == (expected, status)
+        assert run(sys.executable, HEALTHCHECK, address, "another.Service").returncode == 1
+
+
+def test_the_health_check_fails_where_nobody_listens():
+    done = run(sys.executable, HEALTHCHECK, "127.0.0.1:1")
+    assert (done.returncode, done.stderr.strip()) == (1, "UNAVAILABLE")
+
+
+def embedded_server() -> dict[str, str]:
+    """Variables that stand for the CPU image's: where the server is, and this tree's packages."""
+    assert "MEDVL_HOME=/opt/medvl" in read("triton-cpu").final.one("ENV").rest
+    return {"MEDVL_HOME": str(data_folder()), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def test_the_server_knows_every_option_that_the_image_gives(triton_home: TritonHome):
+    """``tritonserver`` of the CPU image, which finds the embedded server's folders by itself."""
+    assert (FOLDER / "tritonserver.py").read_text("utf-8").startswith("#!/opt/medvl/bin/python\n")
+    done = run(sys.executable, FOLDER / "tritonserver.py", "--help", **embedded_server())
+    for name in ("triton-cpu", "triton-gpu"):
+        final = read(name).final
+        assert final.one("ENTRYPOINT").arguments == ["tritonserver"]
+        for option in final.one("CMD").arguments:
+            assert f"{option.split('=')[0]} <" in done.stderr
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_the_cpu_image_serves_a_repository(triton_home: TritonHome, phantom_repository: Path, tmp_path: Path):
+    """Every model loads under the chart's flags; the health check sees it; SIGTERM ends it."""
+    (port,), final = free_ports(1), read("triton-cpu").final
+    options = [
+        o.replace("/store/repository", str(phantom_repository)).replace("8001", str(port))
+        for o in final.one("CMD").arguments
+    ]
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path)} | embedded_server()
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, FOLDER / "tritonserver.py", *options]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd="/")
+    try:
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        # Triton listens when every model is loaded.
+        grpc.channel_ready_future(channel).result(timeout=500)
+        channel.close()
+        done = run(sys.executable, HEALTHCHECK, f"127.0.0.1:{port}")
+        assert (done.returncode, done.stdout.strip()) == (0, "SERVING")
+        process.terminate()
+        assert process.wait(60) == 0
+    except BaseException:
+        print((tmp_path / "log").read_text()[-3000:])
+        raise
+    finally:
+        process.kill()
+        process.wait()
