@@ -147,6 +147,14 @@ def test_a_head_of_its_own_is_expected(folder):
     assert mismatches(folder) == ["llm/model.safetensors: lm_head.weight: expected, but missing"]
 
 
+def test_answers_have_room(folder):
+    """A limit that the context cannot hold would refuse every request."""
+    edit_json(folder / CHECKPOINT_FILE, lambda c: c["language"].update(max_report_tokens=1000))
+    (line,) = mismatches(folder)
+    assert line.startswith("checkpoint.json: language.max_report_tokens: expected at most 7")
+    assert line.endswith("vision tokens and a prompt of 17 in a context of 1024, found 1000")
+
+
 @pytest.mark.parametrize("end", [None, 10**6, []])
 def test_answers_have_an_end(folder, end):
     """A model that no token ends would answer until its limit, every time."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from medvl.contracts.checkpoint import LANGUAGE_FOLDER, Checkpoint, LanguageSpec
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint, LanguageSpec
 
 MODEL_TYPE = "qwen2"
 """``model_type`` of the family that the contract names."""
@@ -32,6 +32,7 @@ def language_mismatches(folder: Path, checkpoint: Checkpoint) -> Iterator[str]:
         yield f"{_TOKENIZER}: expected a tokenizer, found none that can be read"
     else:
         yield from _tokenizer_mismatches(tokenizer, checkpoint.language, config or {})
+        yield from _length_mismatches(tokenizer, checkpoint)
 
 
 def _fields(path: Path) -> dict[str, Any] | None:
@@ -77,3 +78,19 @@ def _tokenizer_mismatches(tokenizer: Any, language: LanguageSpec, config: dict[s
     embedded, needed = config.get("vocab_size"), max(tokenizer.get_vocab().values(), default=-1) + 1
     if isinstance(embedded, int) and needed > embedded:
         yield f"{_TOKENIZER}: expected token ids below {embedded}, the vocab_size of {_CONFIG}, found {needed - 1}"
+
+
+def _length_mismatches(tokenizer: Any, checkpoint: Checkpoint) -> Iterator[str]:  # noqa: ANN401
+    """Yield a line for every limit that leaves no room for prompt and vision tokens: no request could be answered."""
+    language, vision = checkpoint.language, checkpoint.projector.tokens
+    prompts = language.prompts
+    for field, template, limit in (
+        ("max_report_tokens", prompts.report, language.max_report_tokens),
+        ("max_answer_tokens", prompts.ask, language.max_answer_tokens),
+    ):
+        prompt = len(tokenizer.encode(template, add_special_tokens=False).ids)
+        if (most := language.max_context - vision - prompt) < limit:
+            yield (
+                f"{CHECKPOINT_FILE}: language.{field}: expected at most {most}, behind {vision} vision tokens and a "
+                f"prompt of {prompt} in a context of {language.max_context}, found {limit}"
+            )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from medvl.contracts.checkpoint import load_checkpoint
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, SetupError
 from medvl.contracts.manifest import Target, verify_repository
 from medvl.export.folders import replacement
@@ -136,18 +137,36 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_check)
     parser.add_argument("folder", type=Path, help="checkpoint folder")
     parser.add_argument("--json", action="store_true", help="print the mismatches as JSON")
+    parser.add_argument("--vllm", action="store_true", help="also prove that vLLM answers as transformers does")
 
 
 def _check(options: argparse.Namespace) -> None:
+    if options.vllm:
+        from medvl.serving.engine_settings import prepare_process
+
+        prepare_process()
     from medvl.export.check import mismatches
 
     lines = mismatches(options.folder)
+    if options.vllm and not lines:
+        lines = _engine_lines(options.folder)
     if options.json:
         sys.stdout.write(json.dumps({"mismatches": lines}) + "\n")
     if lines:
         raise CheckpointError("\n".join(lines))
     if not options.json:
         sys.stdout.write(f"{options.folder} holds the contract\n")
+
+
+def _engine_lines(folder: Path) -> list[str]:
+    from medvl.export.check_engine import engine_mismatches
+
+    try:
+        return list(engine_mismatches(folder, load_checkpoint(folder)))
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            f"The package {error.name} is not installed on this machine: pip install 'medvl-sam2[serving]'."
+        ) from None
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:

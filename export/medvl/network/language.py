@@ -60,6 +60,12 @@ class LanguageModel:
         self._seg: Any = self._full.token_to_id(spec.seg_token)
         self._image: Any = self._full.token_to_id(spec.image_token)
 
+    @property
+    def embedding_size(self) -> float:
+        """Root mean square of the values of word embeddings."""
+        some: Tensor = self._model.get_input_embeddings().weight[:1024].detach().float()
+        return float(some.square().mean().sqrt())
+
     @torch.inference_mode()
     def answer(self, vision_tokens: Tensor, prompt: str, max_tokens: int) -> ReferenceText:
         """Answer freely.
