@@ -97,6 +97,23 @@ def test_shards_that_are_whole_are_linked(sources, tmp_path):
     assert [s.samefile(g) for s, g in zip(shards, given, strict=True)] == [True, False]
 
 
+def test_a_folder_of_pickles_is_read(sources, tmp_path):
+    """Older transformers folders hold ``pytorch_model-*.bin`` and an index; the result is the same weights."""
+    shards = sorted(sources.med3dvlm.glob("*.safetensors"))
+    files = {shard: f"pytorch_{shard.stem}.bin" for shard in shards}
+    index = {"weight_map": {name: file for shard, file in files.items() for name in load_file(shard)}}
+    for shard, file in files.items():
+        torch.save(load_file(shard), sources.med3dvlm / file)
+        shard.unlink()
+    (sources.med3dvlm / "model.safetensors.index.json").unlink()
+    (sources.med3dvlm / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    result, _ = run(sources, tmp_path / "out")
+    assert mismatches(result.folder) == []
+    assert not [name for name in files_of(result.folder) if name.endswith(".bin")]
+    found, model = language_weights(result.folder), public_layouts.values(public_files.MODEL, 0)
+    assert all(torch.equal(t, model[k]) for k, t in found.items())
+
+
 def test_another_type_is_rounded_to(sources, tmp_path):
     """The language model gets the type in which it is served; the other parts keep theirs."""
     result, _ = run(sources, tmp_path / "out", public_files.spec("bfloat16"))

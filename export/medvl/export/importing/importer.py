@@ -93,7 +93,7 @@ def _fill(staging: Path, sources: Sources, spec: Checkpoint, progress: Progress)
     for part in (*PARTS, LANGUAGE_FOLDER):
         started_s = perf_counter()
         if part == LANGUAGE_FOLDER:
-            write_language_weights(folder, plan.parts[part])
+            write_language_weights(folder, plan.parts[part], progress)
         else:
             write_tensors(staging / f"{part}.safetensors", plan.parts[part])
         progress(f"{part:20} {len(plan.parts[part])} tensors, {perf_counter() - started_s:.1f} s")

@@ -50,30 +50,40 @@ def make_plan(sources: Sources, spec: Checkpoint) -> Plan:
         When adapters lack their alpha.
     """
     found = _Found.read(sources)
-    lines, notes = list(found.lines), []
     config = read_config(sources.language_folder, spec.language)
     language = found.parts.setdefault(LANGUAGE_FOLDER, {})
     if sources.language is not None and _EMBEDDING in language:
         # A folder that is not the weights' own knows nothing of the tokens that were added to them.
         config.vocab_size = language[_EMBEDDING].header.shape[0]
-    a, b = found.parts.pop(LORA_A, {}), found.parts.pop(LORA_B, {})
-    lines += pair_lines(language, a, b)
-    if a and not lines:
-        scale = Scale(sources.lora, sources.lora_alpha)
-        language |= {name: merge(language[name], a[name], b[name], scale) for name in a}
-        notes.append(f"{len(a)} LoRA adapters were merged in FP32.")
-    model = language_shapes(config)
-    expected = {name: module.state_dict() for name, module in Modules.shapes(spec).parts.items()}
-    if _fill_sam_2_0(found.parts.get("sam2", {}), expected["sam2"]):
-        notes.append(f"The weights are those of SAM2: what SAM2.1 has beside it is zero ({', '.join(SAM_2_1_ONLY)}).")
-    for part, tensors in expected.items():
-        lines += _part_lines(part, tensors, found.parts.get(part, {}))
-    lines += _part_lines(LANGUAGE_FOLDER, model.state_dict(), language, tied_weights(model))
-    if lines:
-        raise CheckpointError("\n".join(lines))
+    notes = [*_merge_adapters(found, language, sources), *_fill(found, spec, config)]
+    if found.lines:
+        raise CheckpointError("\n".join(found.lines))
     dtype = getattr(torch, spec.language.dtype)
     parts = found.parts | {LANGUAGE_FOLDER: {name: tensor.to(dtype) for name, tensor in language.items()}}
     return Plan(parts, config, tuple(found.left), tuple(notes))
+
+
+def _merge_adapters(found: _Found, language: dict[str, StoredTensor], sources: Sources) -> Iterator[str]:
+    """Put merged weights in the place of those that adapters change; yield what was done."""
+    a, b = found.parts.pop(LORA_A, {}), found.parts.pop(LORA_B, {})
+    lines = list(pair_lines(language, a, b))
+    found.lines.extend(lines)
+    if a and not lines:
+        scale = Scale(sources.lora, sources.lora_alpha)
+        language |= {name: merge(language[name], a[name], b[name], scale) for name in a}
+        yield f"{len(a)} LoRA adapters were merged in FP32."
+
+
+def _fill(found: _Found, spec: Checkpoint, config: Any) -> Iterator[str]:  # noqa: ANN401
+    """Compare what was found with what every part needs, SAM2 completed to SAM2.1; yield what was done."""
+    model = language_shapes(config)
+    expected = {name: module.state_dict() for name, module in Modules.shapes(spec).parts.items()}
+    if _fill_sam_2_0(found.parts.get("sam2", {}), expected["sam2"]):
+        yield f"The weights are those of SAM2: what SAM2.1 has beside it is zero ({', '.join(SAM_2_1_ONLY)})."
+    for part, tensors in expected.items():
+        found.lines.extend(_part_lines(part, tensors, found.parts.get(part, {})))
+    language = found.parts[LANGUAGE_FOLDER]
+    found.lines.extend(_part_lines(LANGUAGE_FOLDER, model.state_dict(), language, tied_weights(model)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -47,8 +47,8 @@ def bytes_of(header: TensorHeader) -> int:
     return DTYPES[header.dtype].itemsize * prod(header.shape)
 
 
-def write_language_weights(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """Write the weights of a transformers folder, in the shards in which they come.
+def write_language_weights(folder: Path, tensors: Mapping[str, StoredTensor], progress: Callable[[str], None]) -> None:
+    """Write the weights of a transformers folder, in the shards in which they come; one line tells of each.
 
     A safetensors file that goes there whole and unchanged is linked, or copied where the file system cannot link.
     """
@@ -59,6 +59,7 @@ def write_language_weights(folder: Path, tensors: Mapping[str, StoredTensor]) ->
             write_tensors(folder / name, shard)
         else:
             _link(file, folder / name)
+        progress(f"{folder.name}/{name}: {'written' if file is None else 'as it was'}, {len(shard)} tensors")
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(bytes_of(t.header) for t in tensors.values())},
