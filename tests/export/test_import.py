@@ -183,6 +183,26 @@ def test_an_adapter_beside_its_model_is_merged(sources, tmp_path, rank_stabilise
         run(replace(sources, lora=folder), tmp_path / "other")
 
 
+def test_layers_that_were_trained_whole_take_the_models_place(sources, tmp_path):
+    """PEFT keeps embeddings that grew beside its adapters: they win, as when PEFT loads them."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    layout = public_layouts.adapters_alone(public_files.QWEN, 4)
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    layout |= {f"base_model.model.{name}": ("F32", (public_files.WORDS + 3, 64)) for name in names}
+    adapter = public_layouts.values(layout, 5)
+    save_file(adapter, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    small = public_layouts.med3dvlm(replace(public_files.QWEN, vocabulary=public_files.WORDS), {}, {})
+    model = public_layouts.values(public_files.MODEL, 0)
+    public_files.write_shards(sources.med3dvlm, model | {n: model[n][: small[n][1][0]].clone() for n in names})
+    result, lines = run(replace(sources, lora=folder), tmp_path / "out")
+    assert mismatches(result.folder) == []
+    found = language_weights(result.folder)
+    assert all(torch.equal(found[name], adapter[f"base_model.model.{name}"]) for name in names)
+    assert "The adapter's own lm_head.weight takes the place of the model's." in lines
+
+
 def test_a_second_import_does_nothing(sources, tmp_path):
     """With unchanged inputs the command says so, without loading torch; the folder's times stay."""
     out, spec = tmp_path / "out", tmp_path / "spec.json"

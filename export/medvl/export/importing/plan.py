@@ -52,10 +52,10 @@ def make_plan(sources: Sources, spec: Checkpoint) -> Plan:
     found = _Found.read(sources)
     config = read_config(sources.language_folder, spec.language)
     language = found.parts.setdefault(LANGUAGE_FOLDER, {})
-    if sources.language is not None and _EMBEDDING in language:
+    if (sources.language or sources.lora) and _EMBEDDING in language:
         # A folder that is not the weights' own knows nothing of the tokens that were added to them.
         config.vocab_size = language[_EMBEDDING].header.shape[0]
-    notes = [*_merge_adapters(found, language, sources), *_fill(found, spec, config)]
+    notes = [*found.notes, *_merge_adapters(found, language, sources), *_fill(found, spec, config)]
     if found.lines:
         raise CheckpointError("\n".join(found.lines))
     dtype = getattr(torch, spec.language.dtype)
@@ -91,22 +91,28 @@ class _Found:
     parts: dict[str, dict[str, StoredTensor]]
     left: list[StoredTensor]
     lines: list[str]
+    notes: list[str]
 
     @classmethod
     def read(cls, sources: Sources) -> _Found:
-        found = cls({}, [], [])
+        found = cls({}, [], [], [])
         for option, path in sources.weights.items():
-            found.add(option, read_source(path), sources.leave)
+            for tensor in read_source(path):
+                found.add(option, tensor, sources.leave)
         return found
 
-    def add(self, option: Option, tensors: list[StoredTensor], leave: tuple[str, ...]) -> None:
-        for tensor in tensors:
-            where = place(option, tensor.name)
-            if any(fnmatchcase(tensor.name, pattern) for pattern in leave):
-                self.left.append(tensor)
-            elif where is None:
-                self.lines.append(f"{tensor}: found, but {option} expects no tensor of that name")
-            elif (other := self.parts.setdefault(where.part, {}).setdefault(where.name, tensor)) is not tensor:
+    def add(self, option: Option, tensor: StoredTensor, leave: tuple[str, ...]) -> None:
+        where = place(option, tensor.name)
+        if any(fnmatchcase(tensor.name, pattern) for pattern in leave):
+            self.left.append(tensor)
+        elif where is None:
+            self.lines.append(f"{tensor}: found, but {option} expects no tensor of that name")
+        elif (other := self.parts.setdefault(where.part, {}).setdefault(where.name, tensor)) is not tensor:
+            if option == "--lora" and other.file != tensor.file:
+                # PEFT keeps layers that were trained whole, such as grown embeddings, beside its adapters.
+                self.parts[where.part][where.name] = tensor
+                self.notes.append(f"The adapter's own {where.name} takes the place of the model's.")
+            else:
                 self.lines.append(f"{tensor}: found, but {other} is the {where.part}'s {where.name} already")
 
 
