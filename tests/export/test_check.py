@@ -85,6 +85,86 @@ def test_the_language_model_is_checked_too(folder):
     assert line.endswith("expected, but missing")
 
 
+def split(folder, change=lambda index: None):
+    """Put the language model's weights into two shards, then change their index."""
+    path = folder / "llm" / "model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, held in shards.items():
+        save_file({name: tensors[name] for name in held}, folder / "llm" / file)
+    index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
+    change(index)
+    (folder / "llm" / "model.safetensors.index.json").write_text(json.dumps(index))
+    sign(folder)
+    return names
+
+
+def test_a_language_model_in_shards_holds(folder):
+    """Weights of seven billion parameters come in shards with an index."""
+    split(folder)
+    assert mismatches(folder) == []
+
+
+def test_shards_that_contradict_their_index_are_named(folder):
+    """A tensor in another shard than the index says, and one that no shard holds."""
+    two = "model-00002-of-00002.safetensors"
+    names = split(folder, lambda i: i["weight_map"].update({min(i["weight_map"]): two}))
+    assert mismatches(folder) == [
+        f"llm/model-00001-of-00002.safetensors: {names[0]}: found, but not there by model.safetensors.index.json"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda i: i.clear(), "expected a weight_map of tensors to files beside it, found none that can be read"),
+        (
+            lambda i: i["weight_map"].update({min(i["weight_map"]): "../sam2.safetensors"}),
+            "expected a weight_map of tensors to files beside it, found none that can be read",
+        ),
+    ],
+)
+def test_an_index_that_is_none_is_named(folder, change, line):
+    """The index is read, and leads nowhere else."""
+    split(folder, change)
+    assert mismatches(folder) == [f"llm/model.safetensors.index.json: {line}"]
+
+
+def test_a_missing_shard_is_named(folder):
+    """One line for the shard and none for each of its tensors."""
+    split(folder)
+    (folder / "llm" / "model-00002-of-00002.safetensors").unlink()
+    sign(folder)
+    assert mismatches(folder) == ["llm/model-00002-of-00002.safetensors: expected safetensors, but missing"]
+
+
+def test_a_head_of_its_own_is_expected(folder):
+    """Only where word embeddings are tied may a folder lack ``lm_head.weight``."""
+    edit_json(folder / "llm" / "config.json", lambda c: c.update(tie_word_embeddings=False))
+    sign(folder)
+    assert mismatches(folder) == ["llm/model.safetensors: lm_head.weight: expected, but missing"]
+
+
+def test_answers_have_room(folder):
+    """A limit that the context cannot hold would refuse every request."""
+    edit_json(folder / CHECKPOINT_FILE, lambda c: c["language"].update(max_report_tokens=1000))
+    (line,) = mismatches(folder)
+    assert line.startswith("checkpoint.json: language.max_report_tokens: expected at most 7")
+    assert line.endswith("vision tokens and a prompt of 17 in a context of 1024, found 1000")
+
+
+@pytest.mark.parametrize("end", [None, 10**6, []])
+def test_answers_have_an_end(folder, end):
+    """A model that no token ends would answer until its limit, every time."""
+    edit_json(folder / "llm" / "generation_config.json", lambda g: g.update(eos_token_id=end))
+    sign(folder)
+    (line,) = mismatches(folder)
+    assert line.startswith("llm/generation_config.json: eos_token_id: expected tokens below ")
+    assert line.endswith(f"that end an answer, found {end}")
+
+
 @pytest.mark.parametrize(
     ("damage", "line"),
     [

@@ -46,6 +46,17 @@ def test_greedy_answers_are_those_of_generate(preset: Path, checkpoint: Checkpoi
     assert answer.token_ids != model.answer(vision(checkpoint, seed + 100), "report this", LENGTH).token_ids
 
 
+@torch.inference_mode()
+def test_vision_tokens_go_where_med3dvlm_puts_them(preset: Path, checkpoint: Checkpoint):
+    """Of image tokens and a question, everything but the first image token and the question's second token on goes."""
+    spec = checkpoint.language.model_copy(update={"splice": "over_first"})
+    model, tokens = LanguageModel(preset, spec), vision(checkpoint, 0)
+    question = model._plain.encode("report this").ids
+    embedded = model._words([model._image] * len(tokens) + question)
+    expected = torch.cat([embedded[:, :1], tokens[None], embedded[:, len(tokens) + 1 :]], dim=1)
+    assert torch.equal(model._embedded(tokens, "report this"), expected)
+
+
 def test_the_state_of_a_given_answer_depends_on_all_before_it(preset: Path, checkpoint: Checkpoint):
     """On the volume, the prompt and the words of the answer; on nothing behind [SEG]."""
     model, seg = LanguageModel(preset, checkpoint.language), checkpoint.language.seg_token

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.checkpoint import Checkpoint, LanguageSpec
 from medvl.contracts.errors import CheckpointError, InvalidRequest
 from medvl.serving.prompting import PromptBuilder, plain_tokenizer
 
@@ -42,7 +42,7 @@ def checkpoint(**language: object) -> Checkpoint:
     """Return a checkpoint of which only the parts that prompts depend on are real."""
     prompts = {"segment_answer": "Sure, it is [SEG]."}
     return Checkpoint.model_construct(
-        language=Fields(
+        language=LanguageSpec.model_construct(
             **{"hidden_size": H, "dtype": "float32", "image_token": "<image>", "seg_token": "[SEG]", "splice": "prefix"}
             | {"prompts": Fields(**prompts)}
             | language
@@ -93,6 +93,17 @@ def test_vision_tokens_go_where_the_checkpoint_says(folder, splice, start):
     full = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert full.decode(text) == "the liver"
     assert len(prompt.token_ids) == len(prompt.is_text) == len(prompt.embeddings)
+
+
+def test_vision_tokens_may_take_the_first_words_place(folder):
+    """As Med3DVLM has it: the image token, the vision tokens, the text without its first token."""
+    builder = PromptBuilder(folder, checkpoint(splice="over_first"))
+    prompt = builder.build("the liver", vision())
+    full = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = full.encode("the liver", add_special_tokens=False).ids
+    assert prompt.token_ids == [builder.image_token_id] * (1 + T) + text[1:]
+    assert prompt.is_text == [True] + [False] * T + [True] * (len(text) - 1)
+    assert torch.equal(prompt.embeddings[1 : 1 + T], torch.from_numpy(vision()))
 
 
 @pytest.mark.parametrize(

@@ -127,13 +127,30 @@ class LanguageSpec(_Value):
     dtype: Literal["float32", "bfloat16", "float16"]
     image_token: str
     seg_token: str
-    splice: Literal["prefix", "after_first"]
-    """Where the vision tokens go: before the text, or after its first token (Med3DVLM keeps embedding 0)."""
+    splice: Literal["prefix", "after_first", "over_first"]
+    """Where the vision tokens go: before the text, after its first token, or behind the image token and in the place of
+    the text's first token (Med3DVLM)."""
     seg_state: Literal["at", "predicting"]
     """Whether [SEG]'s hidden state is taken AT the token (Sa2VA) or where it is PREDICTED (LISA, M3D)."""
     max_report_tokens: int = Field(gt=0)
     max_answer_tokens: int = Field(gt=0)
     prompts: PromptTemplates
+
+    def around_vision(self, text: list[int], image: int) -> tuple[list[int], list[int]]:
+        """Return the tokens before and behind the vision tokens.
+
+        Parameters
+        ----------
+        text
+            Tokens of the prompt.
+        image
+            The image token. ``over_first`` is what Med3DVLM makes of 256 image tokens and a question: it keeps one
+            image token, and the vision tokens take the place of the other 255 and of the question's first token
+            (github.com/mirthAI/Med3DVLM, src/model/vlm_arch.py, ``prepare_inputs_for_multimodal``, at cbbd633).
+        """
+        if self.splice == "prefix":
+            return [], text
+        return (text[:1] if self.splice == "after_first" else [image]), text[1:]
 
 
 class KeySliceRule(_Value):

@@ -9,35 +9,38 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from medvl.contracts.checkpoint import LANGUAGE_FOLDER, Checkpoint, LanguageSpec
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint, LanguageSpec
 
 MODEL_TYPE = "qwen2"
 """``model_type`` of the family that the contract names."""
 
 _CONFIG = f"{LANGUAGE_FOLDER}/config.json"
+_GENERATION = f"{LANGUAGE_FOLDER}/generation_config.json"
 _TOKENIZER = f"{LANGUAGE_FOLDER}/tokenizer.json"
 
 
 def language_mismatches(folder: Path, checkpoint: Checkpoint) -> Iterator[str]:
     """Yield a line for everything in the language model's folder that contradicts ``checkpoint.json``."""
-    config = _config(folder)
+    config = _fields(folder / _CONFIG)
     if config is None:
         yield f"{_CONFIG}: expected a transformers configuration, found none that can be read"
     else:
         yield from _config_mismatches(config, checkpoint.language)
+        yield from _end_mismatches(folder, config)
     tokenizer = _tokenizer(folder)
     if tokenizer is None:
         yield f"{_TOKENIZER}: expected a tokenizer, found none that can be read"
     else:
         yield from _tokenizer_mismatches(tokenizer, checkpoint.language, config or {})
+        yield from _length_mismatches(tokenizer, checkpoint)
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
+def _fields(path: Path) -> dict[str, Any] | None:
     try:
-        config = json.loads((folder / _CONFIG).read_text("utf-8"))
+        fields = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return config if isinstance(config, dict) else None
+    return fields if isinstance(fields, dict) else None
 
 
 def _tokenizer(folder: Path) -> Any:  # noqa: ANN401 - the library has no types
@@ -57,6 +60,16 @@ def _config_mismatches(config: dict[str, Any], language: LanguageSpec) -> Iterat
         yield f"{_CONFIG}: max_position_embeddings: expected at least {language.max_context}, found {positions}"
 
 
+def _end_mismatches(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    """Yield a line where no token of the vocabulary ends an answer, by the file that transformers and vLLM read."""
+    generation = _fields(folder / _GENERATION)
+    file, ends = (_CONFIG, config) if generation is None else (_GENERATION, generation)
+    found, size = ends.get("eos_token_id"), config.get("vocab_size")
+    tokens = found if isinstance(found, list) and found else [found]
+    if not all(isinstance(t, int) and isinstance(size, int) and 0 <= t < size for t in tokens):
+        yield f"{file}: eos_token_id: expected tokens below {size} that end an answer, found {found}"
+
+
 def _tokenizer_mismatches(tokenizer: Any, language: LanguageSpec, config: dict[str, Any]) -> Iterator[str]:  # noqa: ANN401
     special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
     for token in (language.seg_token, language.image_token):
@@ -65,3 +78,19 @@ def _tokenizer_mismatches(tokenizer: Any, language: LanguageSpec, config: dict[s
     embedded, needed = config.get("vocab_size"), max(tokenizer.get_vocab().values(), default=-1) + 1
     if isinstance(embedded, int) and needed > embedded:
         yield f"{_TOKENIZER}: expected token ids below {embedded}, the vocab_size of {_CONFIG}, found {needed - 1}"
+
+
+def _length_mismatches(tokenizer: Any, checkpoint: Checkpoint) -> Iterator[str]:  # noqa: ANN401
+    """Yield a line for every limit that leaves no room for prompt and vision tokens: no request could be answered."""
+    language, vision = checkpoint.language, checkpoint.projector.tokens
+    prompts = language.prompts
+    for field, template, limit in (
+        ("max_report_tokens", prompts.report, language.max_report_tokens),
+        ("max_answer_tokens", prompts.ask, language.max_answer_tokens),
+    ):
+        prompt = len(tokenizer.encode(template, add_special_tokens=False).ids)
+        if (most := language.max_context - vision - prompt) < limit:
+            yield (
+                f"{CHECKPOINT_FILE}: language.{field}: expected at most {most}, behind {vision} vision tokens and a "
+                f"prompt of {prompt} in a context of {language.max_context}, found {limit}"
+            )

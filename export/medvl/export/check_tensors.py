@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from medvl.contracts.checkpoint import LANGUAGE_FOLDER, Checkpoint
 from medvl.contracts.errors import CheckpointError
+from medvl.export.tensor_files import TensorHeader, read_headers, tensor_lines
 from medvl.network.modules import Modules
 
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Weights of a transformers folder: one file, or shards and the index that says which holds what."""
 
 
 def tensor_mismatches(folder: Path, checkpoint: Checkpoint) -> Iterator[str]:
@@ -26,52 +29,61 @@ def tensor_mismatches(folder: Path, checkpoint: Checkpoint) -> Iterator[str]:
         yield str(error)
         return
     for name, module in parts.items():
-        yield from _file_mismatches(folder, f"{name}.safetensors", module, ())
-    language = _language_shapes(folder)
-    if language is not None:
-        tied = tuple(getattr(language, "_tied_weights_keys", None) or ())
-        yield from _file_mismatches(folder, f"{LANGUAGE_FOLDER}/model.safetensors", language, tied)
+        file = f"{name}.safetensors"
+        try:
+            found = read_headers(folder / file)
+        except CheckpointError as error:
+            yield str(error)
+        else:
+            yield from (f"{file}: {key}: {wrong}" for key, wrong in tensor_lines(module.state_dict(), found))
+    yield from _language_mismatches(folder / LANGUAGE_FOLDER)
 
 
-def _language_shapes(folder: Path) -> nn.Module | None:
-    """Return the language model on the meta device, or None when its configuration cannot be read."""
-    try:
-        config = AutoConfig.from_pretrained(folder / LANGUAGE_FOLDER)
-        with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config)
-    except Exception:  # whatever transformers finds in a wrong file; check_language says what is wrong with it
-        return None
+def language_shapes(config: Any) -> nn.Module:  # noqa: ANN401 - the library has no types
+    """Return the language model of a transformers configuration on the meta device: names and shapes."""
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
     return model
 
 
-def _file_mismatches(folder: Path, name: str, module: nn.Module, optional: tuple[str, ...]) -> Iterator[str]:
-    path = folder / name
-    if not path.is_file():
-        yield f"{name}: expected safetensors, but missing"
-        return
+def tied_weights(model: nn.Module) -> tuple[str, ...]:
+    """Return the tensors that a file need not hold because they are others' too."""
+    config: Any = model.config
+    return tuple(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else ()
+
+
+def _language_mismatches(folder: Path) -> Iterator[str]:
     try:
-        with safe_open(path, "pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-            found = {key: (s.get_dtype(), s.get_shape()) for key, s in slices.items()}
-    except (SafetensorError, OSError):
-        yield f"{name}: expected safetensors, found a file that is not"
+        model = language_shapes(AutoConfig.from_pretrained(folder))
+    except Exception:  # whatever transformers finds in a wrong file; check_language says what is wrong with it
         return
-    yield from _tensor_lines(name, module.state_dict(), found, optional)
+    found: dict[str, TensorHeader] = {}
+    files: dict[str, str] = {}
+    try:
+        shards = _shards(folder)
+        for shard in sorted(set(shards.values())) or [WHOLE]:
+            for key, header in read_headers(folder / shard).items():
+                if shards and shards.get(key) != shard:
+                    yield f"{LANGUAGE_FOLDER}/{shard}: {key}: found, but not there by {INDEX}"
+                found[key], files[key] = header, shard
+    except CheckpointError as error:
+        yield f"{LANGUAGE_FOLDER}/{error}"
+        return
+    for key, wrong in tensor_lines(model.state_dict(), found, tied_weights(model)):
+        yield f"{LANGUAGE_FOLDER}/{files.get(key, INDEX if shards else WHOLE)}: {key}: {wrong}"
 
 
-def _tensor_lines(
-    name: str,
-    expected: Mapping[str, torch.Tensor],
-    found: Mapping[str, tuple[str, list[int]]],
-    optional: tuple[str, ...],
-) -> Iterator[str]:
-    for key in sorted(expected.keys() - found.keys() - set(optional)):
-        yield f"{name}: {key}: expected, but missing"
-    for key in sorted(found.keys() - expected.keys()):
-        yield f"{name}: {key}: found, but not expected"
-    for key in sorted(expected.keys() & found.keys()):
-        dtype, shape = found[key]
-        wanted, wanted_shape = _DTYPES[expected[key].dtype], list(expected[key].shape)
-        fits = dtype in _FLOATS if expected[key].is_floating_point() else dtype == wanted
-        if not fits or shape != wanted_shape:
-            yield f"{name}: {key}: expected {wanted} {wanted_shape}, found {dtype} {shape}"
+def _shards(folder: Path) -> dict[str, str]:
+    """Return which shard holds which tensor by the folder's index; nothing where it has none."""
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    if (folder / WHOLE).is_file():
+        raise CheckpointError(f"{INDEX}: expected shards or {WHOLE}, found both")
+    try:
+        shards = json.loads(path.read_text("utf-8"))["weight_map"]
+        if all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+            return dict(shards)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass
+    raise CheckpointError(f"{INDEX}: expected a weight_map of tensors to files beside it, found none that can be read")

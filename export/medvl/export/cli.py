@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from medvl.contracts.checkpoint import load_checkpoint
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, SetupError
 from medvl.contracts.manifest import Target, verify_repository
 from medvl.export.folders import replacement
-from medvl.export.presets import PRESETS, resolve_checkpoint
+from medvl.export.importing.options import Sources
+from medvl.export.presets import PRESETS, SPECS, resolve_checkpoint, resolve_spec, spec_text
 
 if TYPE_CHECKING:
     from medvl.embedded.phantom import Phantom
@@ -36,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medvl-export", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_build(commands.add_parser("build", help="build the repository of a checkpoint"))
+    _add_import(commands.add_parser("import", help="make a checkpoint folder of public weights"))
+    _add_spec(commands.add_parser("spec", help="print what a checkpoint has to be told, to be edited"))
     _add_check(commands.add_parser("check", help="prove a checkpoint folder against the contract"))
     _add_verify(commands.add_parser("verify", help="prove a repository against its manifest"))
     _add_phantom(commands.add_parser("phantom", help="write procedural CT series with label map and truth"))
@@ -72,22 +76,97 @@ def _build(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{result.repository} {'built' if result.built else 'is up to date'}\n")
 
 
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_import)
+    add, specs = parser.add_argument, ", ".join(SPECS)
+    add(
+        "--spec", required=True, metavar="FILE|NAME", help=f"what checkpoint.json is to say: a file, or one of: {specs}"
+    )
+    add(
+        "--med3dvlm",
+        required=True,
+        type=Path,
+        metavar="FOLDER|FILE",
+        help="vision tower, projector and language model: a transformers folder, or a state dict with adapters",
+    )
+    add("--sam2", type=Path, metavar="FILE", help="SAM2, SAM2.1 or MedSAM2, unless --med3dvlm holds it")
+    add("--seg-projector", type=Path, metavar="FILE", help="text_hidden_fcs, unless --med3dvlm holds it")
+    add("--lora", type=Path, metavar="FOLDER", help="PEFT adapter of the language model, to be merged")
+    add("--lora-alpha", type=float, metavar="ALPHA", help="of adapters inside --med3dvlm, which does not say it")
+    add("--language", type=Path, metavar="FOLDER", help="configuration and tokenizer, where --med3dvlm is a file")
+    add("--leave", action="append", default=[], metavar="PATTERN", help="leave out tensors of such names; repeatable")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="checkpoint folder to make or replace")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from medvl.export.importing.importer import import_checkpoint
+
+    sources = Sources(
+        med3dvlm=options.med3dvlm,
+        sam2=options.sam2,
+        seg_projector=options.seg_projector,
+        lora=options.lora,
+        language=options.language,
+        lora_alpha=options.lora_alpha,
+        leave=tuple(options.leave),
+    )
+    result = import_checkpoint(sources, resolve_spec(options.spec), options.out, _progress)
+    if options.json:
+        fields = {
+            "folder": str(result.folder),
+            "checkpoint": result.checkpoint.name,
+            "checkpoint_digest": result.checkpoint.digest,
+            "written": result.written,
+        }
+        sys.stdout.write(json.dumps(fields) + "\n")
+    else:
+        sys.stdout.write(f"{result.folder} {'written' if result.written else 'is up to date'}\n")
+
+
+def _add_spec(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_spec)
+    parser.add_argument("name", metavar="NAME", help=f"one of: {', '.join(SPECS)}")
+
+
+def _spec(options: argparse.Namespace) -> None:
+    sys.stdout.write(spec_text(options.name))
+
+
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_check)
     parser.add_argument("folder", type=Path, help="checkpoint folder")
     parser.add_argument("--json", action="store_true", help="print the mismatches as JSON")
+    parser.add_argument("--vllm", action="store_true", help="also prove that vLLM answers as transformers does")
 
 
 def _check(options: argparse.Namespace) -> None:
+    if options.vllm:
+        from medvl.serving.engine_settings import prepare_process
+
+        prepare_process()
     from medvl.export.check import mismatches
 
     lines = mismatches(options.folder)
+    if options.vllm and not lines:
+        lines = _engine_lines(options.folder)
     if options.json:
         sys.stdout.write(json.dumps({"mismatches": lines}) + "\n")
     if lines:
         raise CheckpointError("\n".join(lines))
     if not options.json:
         sys.stdout.write(f"{options.folder} holds the contract\n")
+
+
+def _engine_lines(folder: Path) -> list[str]:
+    from medvl.export.check_engine import engine_mismatches
+
+    try:
+        return list(engine_mismatches(folder, load_checkpoint(folder)))
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            f"The package {error.name} is not installed on this machine: pip install 'medvl-sam2[serving]'."
+        ) from None
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:

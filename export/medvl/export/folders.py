@@ -13,7 +13,7 @@ from pathlib import Path
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock beside a folder, so that two processes do not make it at once; wait for another holder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _sibling(folder, "lock").open("w") as lock:
+    with sibling(folder, "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -25,7 +25,7 @@ def replacement(folder: Path) -> Iterator[Path]:
     The caller holds :func:`locked`. Until the end the old folder stays as it is, and an error leaves it so. A process
     that dies between the two renames leaves the old folder aside, and the next call puts it back first.
     """
-    staging, previous = _sibling(folder, "staging"), _sibling(folder, "previous")
+    staging, previous = sibling(folder, "staging"), sibling(folder, "previous")
     if previous.exists() and not folder.exists():
         previous.rename(folder)
     for leftover in (staging, previous):
@@ -41,5 +41,6 @@ def replacement(folder: Path) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _sibling(folder: Path, role: str) -> Path:
+def sibling(folder: Path, role: str) -> Path:
+    """Return the file or folder beside one that plays a role for it."""
     return folder.with_name(f".{folder.name}.{role}")

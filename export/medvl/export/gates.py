@@ -30,6 +30,30 @@ FP32_GATE = Gate(max_abs=1e-4, cosine=0.99999, dice=0.999)
   thousand of a mask.
 """
 
+
+class LanguageGate(BaseModel):
+    """What vLLM's answers must hold against transformers'."""
+
+    model_config = ConfigDict(frozen=True)
+
+    same_words: bool
+    """Whether greedy answers have to be equal."""
+    cosine: float
+    """Least cosine similarity of [SEG]'s states."""
+
+
+LANGUAGE_GATES = {
+    "float32": LanguageGate(same_words=True, cosine=0.99999),
+    "bfloat16": LanguageGate(same_words=False, cosine=0.999),
+    "float16": LanguageGate(same_words=False, cosine=0.999),
+}
+"""The gates of the language model, by the type in which it is served.
+
+In FP32 the two engines differ by sums in another order, as the networks do (:data:`FP32_GATE`). In half precision they
+round every layer elsewhere: of two words that are nearly as likely either may win, and all that follows differs, while
+a state behind given words moves little. A wrong position or a lost vision token turns it by far more.
+"""
+
 MASK_LOGITS = "mask_logits"
 """The output that Dice is computed on."""
 

@@ -58,6 +58,13 @@ class LanguageModel:
         ends = self._model.generation_config.eos_token_id
         self._ends = set(ends) if isinstance(ends, list) else {ends}
         self._seg: Any = self._full.token_to_id(spec.seg_token)
+        self._image: Any = self._full.token_to_id(spec.image_token)
+
+    @property
+    def embedding_size(self) -> float:
+        """Root mean square of the values of word embeddings."""
+        some: Tensor = self._model.get_input_embeddings().weight[:1024].detach().float()
+        return float(some.square().mean().sqrt())
 
     @torch.inference_mode()
     def answer(self, vision_tokens: Tensor, prompt: str, max_tokens: int) -> ReferenceText:
@@ -99,13 +106,12 @@ class LanguageModel:
 
     def _embedded(self, vision_tokens: Tensor, prompt: str) -> Tensor:
         """Return the prompt's embeddings [1, L, H] with the vision tokens in their place."""
-        words = self._words(self._plain.encode(prompt, add_special_tokens=False).ids)
-        start = 0 if self._spec.splice == "prefix" else 1
-        vision = vision_tokens[None].to(words.dtype)
-        return torch.cat([words[:, :start], vision, words[:, start:]], dim=1)
+        text: list[int] = self._plain.encode(prompt, add_special_tokens=False).ids
+        before, behind = (self._words(ids) for ids in self._spec.around_vision(text, self._image))
+        return torch.cat([before, vision_tokens[None].to(behind.dtype), behind], dim=1)
 
     def _words(self, token_ids: list[int]) -> Tensor:
-        embedded: Tensor = self._model.get_input_embeddings()(torch.tensor([token_ids]))
+        embedded: Tensor = self._model.get_input_embeddings()(torch.tensor([token_ids], dtype=torch.long))
         return embedded
 
     def _rows(self, states: list[Tensor]) -> NDArray[np.float32]:

@@ -11,10 +11,15 @@ from typing import Any, Self
 from medvl.contracts.checkpoint import LanguageSpec
 from medvl.serving.settings import Settings
 
+VARIABLE_PREFIX = "MEDVL_LLM_"
+"""Of the environment variables that set the engine up."""
+
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    # Standard output is for what a command answers.
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_PLUGINS": "",
     # The [SEG] states are read from the V1 model runner.
     "VLLM_USE_V2_MODEL_RUNNER": "0",

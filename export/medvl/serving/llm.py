@@ -15,7 +15,7 @@ from medvl.contracts.checkpoint import LANGUAGE_FOLDER
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError
 from medvl.contracts.messages import LanguageOptions
 from medvl.contracts.models import MODELS
-from medvl.serving.engine_settings import EngineSettings, prepare_process
+from medvl.serving.engine_settings import VARIABLE_PREFIX, EngineSettings, prepare_process
 from medvl.serving.metrics import Counter
 from medvl.serving.replies import Reply, answering
 from medvl.serving.settings import Settings
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from medvl.serving.generation import Delta
 
 SPEC = MODELS["llm"]
-VARIABLE_PREFIX = "MEDVL_LLM_"
-"""Of the environment variables that set the engine up."""
 CANCEL_POLL_S = 0.02
 """Asking the server whether a caller went away costs 0.1 ms, too much for every token of every answer."""
 

@@ -122,8 +122,9 @@ class PromptBuilder:
 
     def _spliced(self, ids: list[int], vision: torch.Tensor) -> Prompt:
         count, width = vision.shape
-        start = 0 if self._checkpoint.language.splice == "prefix" else 1
-        token_ids = [*ids[:start], *[self.image_token_id] * count, *ids[start:]]
+        before, behind = self._checkpoint.language.around_vision(ids, self.image_token_id)
+        start = len(before)
+        token_ids = [*before, *[self.image_token_id] * count, *behind]
         embeddings = torch.zeros(len(token_ids), width, dtype=self._dtype)
         embeddings[start : start + count] = vision.to(self._dtype)
         is_text = [not start <= i < start + count for i in range(len(token_ids))]

@@ -1,0 +1,1 @@
+"""Public weight layouts become a checkpoint folder."""
