@@ -335,6 +335,8 @@ def test_an_object_is_prompted_in_some_way():
     for fields in ({}, {"label": " "}, {"label": "liver", "text": "the liver"}, {"mask": np.zeros((2, 2, 2), bool)}):
         with pytest.raises(InvalidRequest, match=r"prompted by|no voxel"):
             ObjectPrompt(**fields)
+    with pytest.raises(InvalidRequest, match="counted from 1"):
+        Point((1.0, 2.0, 3.0), correction=-1)
     assert ObjectPrompt(text="the liver", points=(Point((1.0, 2.0, 3.0), negative=True),)).to_wire().points
     with pytest.raises(InvalidRequest, match="finite"):
         Point((0.0, float("nan"), 0.0))

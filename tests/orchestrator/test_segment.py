@@ -20,8 +20,8 @@ def masks(events: list[pb.Event]) -> list[pb.Mask]:
     return sorted((e.mask for e in events if e.HasField("mask")), key=lambda m: m.object)
 
 
-def point(series: Series, *index: float, negative: bool = False) -> pb.Point:
-    return pb.Point(lps_mm=series.lps(*index), negative=negative)
+def point(series: Series, *index: float, negative: bool = False, correction: int = 0) -> pb.Point:
+    return pb.Point(lps_mm=series.lps(*index), negative=negative, correction=correction)
 
 
 def box(series: Series, lower, upper) -> pb.Box:
@@ -126,6 +126,16 @@ async def test_words_and_clicks_are_one_object(system: System, series: Series):
     assert asked.mask is not None
     sent = system.fake.seen.masks[-1][asked.mask.start : asked.mask.start + asked.mask.length]
     assert np.array_equal(unpack_mask(sent, series.hu.shape), given)
+
+
+async def test_corrections_keep_their_numbers(system: System, series: Series):
+    """A negative click may stand alone there; it corrects what the first one found."""
+    clicks = [point(series, 4, 5, 6), point(series, 2, 1, 1, negative=True, correction=1)]
+    events = await segment(system, series, pb.ObjectPrompt(points=clicks))
+    (prompt,) = system.fake.seen.segmenter[-1].objects
+    assert [(p.slice, p.positive, p.correction) for p in prompt.points] == [(4, True, 0), (2, False, 1)]
+    assert prompt.corrections == (1,)
+    assert masks(events)[0].prompt == "2 points"
 
 
 async def test_slices_are_sent_only_to_a_segmenter_that_lacks_them(system: System, series: Series):

@@ -27,8 +27,10 @@ SHAPE = (6, 20, 30)
 CHECKPOINT = SimpleNamespace(segmentation=SimpleNamespace(side=SIDE), language=SimpleNamespace(hidden_size=H))
 
 
-def point(number: int = 2, row: float = 3.0, column: float = 4.0, *, positive: bool = True) -> PointPrompt:
-    return PointPrompt(slice=number, row=row, column=column, positive=positive)
+def point(
+    number: int = 2, row: float = 3.0, column: float = 4.0, *, positive: bool = True, correction: int = 0
+) -> PointPrompt:
+    return PointPrompt(slice=number, row=row, column=column, positive=positive, correction=correction)
 
 
 def box(**change: float) -> BoxPrompt:
@@ -68,6 +70,19 @@ def test_a_box_comes_before_the_points_of_its_slice():
     assert first.x < second.x
     assert first.y < second.y
     assert (prompt.first_slice, prompt.last_slice, prompt.object_id) == (1, 4, 7)
+
+
+def test_corrections_come_in_their_order():
+    """By number, whatever order they are sent in and whatever numbers are left out; those of one number together."""
+    sent = [point(4, correction=7), point(2), point(3, positive=False, correction=2), point(5, correction=7)]
+    prompts = ObjectPrompts(object_id=1, points=tuple(sent), boxes=(box(),))
+    assert prompts.corrections == (2, 7)
+    assert [p.slice for p in prompts.before(7).points] == [2, 3]
+    prompt = to_model_prompt(prompts, FitTransform(20, 30, SIDE, "stretch"))
+    assert [[p.label for p in own] for own in prompt.points.values()] == [[2, 3, 1]]
+    assert [list(own) for own in prompt.corrections] == [[3], [4, 5]]
+    assert [p.label for p in prompt.corrected(2, 3)] == [0]
+    assert [p.label for p in prompt.corrected(2, 2)] == [2, 3, 1]
 
 
 def test_language_comes_by_row():
@@ -136,6 +151,7 @@ def test_a_good_request_passes():
     [
         ((), InvalidRequest, "no objects"),
         ((ObjectPrompts(object_id=1),), InvalidRequest, "no prompt"),
+        ((ObjectPrompts(object_id=1, points=(point(correction=1),)),), InvalidRequest, "no prompt"),
         ((GOOD, GOOD), InvalidRequest, "2 times"),
         ((ObjectPrompts(object_id=1, seg_row=1),), InvalidRequest, "row 1"),
         ((ObjectPrompts(object_id=1, seg_row=-1),), InvalidRequest, "row -1"),
@@ -201,6 +217,23 @@ async def test_many_prompts_go_in_batches_of_the_models_size():
     assert rows == [(i, i) for i in range(40)]
     assert decoded.iou[:, 0].tolist() == [*range(16), *range(16), *range(8)]
     assert spent.decode_s > 0
+
+
+async def test_a_correction_names_points_and_the_last_mask():
+    """What is only tracked has the same inputs: SAM2's empty token and no mask."""
+    infer = Recorder()
+    steps = TritonSteps(infer, CHECKPOINT, Spent())
+    bank = Bank([np.zeros((2, 4, 3), np.float32)], [6], [np.zeros((2, 5), np.float32)], [0.0])
+    last = np.full((2, 1, SIDE // 4, SIDE // 4), 7.0, np.float32)
+    clicks = ((PromptPoint(1.0, 2.0, 0),), (PromptPoint(3.0, 4.0, 1), PromptPoint(5.0, 6.0, 0)))
+    await steps.correct(features(0.0), bank, clicks, last)
+    await steps.track(features(0.0), bank)
+    (_, corrected), (_, tracked) = infer.calls
+    assert corrected["labels"].tolist() == [[0, -2], [1, 0]]
+    assert corrected["multimask_flag"].tolist() == [[1.0], [0.0]]
+    assert (corrected["mask_input"] == 7.0).all()
+    assert (corrected["mask_flag"].tolist(), tracked["mask_flag"].tolist()) == ([[1.0], [1.0]], [[0.0], [0.0]])
+    assert (tracked["labels"].tolist(), tracked["multimask_flag"].tolist()) == ([[-1], [-1]], [[1.0], [1.0]])
 
 
 @pytest.mark.parametrize("model", ["sam2_mask_decoder", "sam2_memory_encoder", "sam2_track_step", "sam2_image_encoder"])

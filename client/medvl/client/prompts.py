@@ -18,13 +18,20 @@ Xyz = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A click at ``lps_mm``: on the object, or, when ``negative``, beside it."""
+    """A click at ``lps_mm``: on the object, or, when ``negative``, beside it.
+
+    ``correction`` is 0 for a click that tells what the object is. Who corrects the mask that came back sends all clicks
+    again with the new ones as correction 1, those after the next mask as 2, and so on.
+    """
 
     lps_mm: Xyz
     negative: bool = False
+    correction: int = 0
 
     def __post_init__(self) -> None:
         _check_finite(self.lps_mm)
+        if not 0 <= self.correction < 2**32:
+            raise InvalidRequest(f"Corrections are counted from 1, not {self.correction}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ class ObjectPrompt:
         return pb.ObjectPrompt(
             label=self.label,
             text=self.text,
-            points=[pb.Point(lps_mm=p.lps_mm, negative=p.negative) for p in self.points],
+            points=[pb.Point(lps_mm=p.lps_mm, negative=p.negative, correction=p.correction) for p in self.points],
             boxes=[pb.Box(min_lps_mm=b.corner_lps_mm, max_lps_mm=b.opposite_lps_mm) for b in self.boxes],
             mask=b"" if self.mask is None else pack_mask(self.mask),
         )

@@ -48,6 +48,8 @@ class PointPrompt(Message):
     row: float
     column: float
     positive: bool = True
+    correction: int = Field(default=0, ge=0)
+    """0 tells what the object is; all points of one higher number correct the mask that everything below it makes."""
 
 
 class BoxPrompt(Message):
@@ -79,6 +81,15 @@ class ObjectPrompts(Message):
     """What the object is on every slice where this mask has a voxel; points on such a slice correct it there."""
     seg_row: int | None = None
     """Row of the ``seg_hidden`` tensor that prompts this object."""
+
+    @property
+    def corrections(self) -> tuple[int, ...]:
+        """The numbers of its corrections, ascending."""
+        return tuple(sorted({p.correction for p in self.points} - {0}))
+
+    def before(self, correction: int) -> ObjectPrompts:
+        """Return what there was before a correction."""
+        return self.model_copy(update={"points": tuple(p for p in self.points if p.correction < correction)})
 
 
 class SegmenterRequest(Message):

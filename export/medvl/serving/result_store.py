@@ -1,7 +1,8 @@
-"""What earlier requests found, so that an object that has not changed costs nothing in the next one.
+"""What earlier requests found, so that what has not changed costs nothing in the next one.
 
 An answer follows from the series, the checkpoint and the prompts of its object alone; other objects of a request only
-share its calls. So it may be given again whoever asks, whatever else the request holds.
+share its calls. So it may be given again whoever asks, whatever else the request holds; and an object with one more
+correction may go on from what is known of it without that one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -39,8 +41,19 @@ class Result:
         )
 
 
-class ResultStore:
-    """Results by series and prompts; those used least recently make room.
+class Sized(Protocol):
+    """Something that knows how large it is."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+
+
+V = TypeVar("V", bound=Sized)
+
+
+class BoundedStore(Generic[V]):
+    """Values by series and prompts; those used least recently make room.
 
     Parameters
     ----------
@@ -49,28 +62,28 @@ class ResultStore:
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._results: OrderedDict[Key, Result] = OrderedDict()
+        self.budget_bytes = budget_bytes
+        self._values: OrderedDict[Key, V] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: Key) -> Result | None:
+    def get(self, key: Key) -> V | None:
         """Return what was found for prompts on a series, None where that is not known any more."""
-        result = self._results.get(key)
-        if result is not None:
-            self._results.move_to_end(key)
-        return result
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
 
-    def put(self, key: Key, result: Result) -> None:
-        """Keep a result."""
+    def put(self, key: Key, value: V) -> None:
+        """Keep a value."""
         self._drop(key)
-        self._results[key] = result
-        self._bytes += result.nbytes
-        while self._bytes > self._budget_bytes:
-            self._drop(next(iter(self._results)))
+        self._values[key] = value
+        self._bytes += value.nbytes
+        while self._bytes > self.budget_bytes:
+            self._drop(next(iter(self._values)))
 
     def _drop(self, key: Key) -> None:
-        if key in self._results:
-            self._bytes -= self._results.pop(key).nbytes
+        if key in self._values:
+            self._bytes -= self._values.pop(key).nbytes
 
 
 def result_key(series: SeriesKey, prompts: ObjectPrompts, states: np.ndarray | None, masks: np.ndarray) -> Key:

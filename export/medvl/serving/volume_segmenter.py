@@ -13,9 +13,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from medvl.contracts.errors import InvalidRequest
-from medvl.contracts.messages import Message, NotResident, SegmenterDone, SegmenterRequest
+from medvl.contracts.messages import Message, NotResident, ObjectPrompts, SegmenterDone, SegmenterRequest
 from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
+from medvl.network.memory_bank import Known
 from medvl.network.propagation import Propagation
 from medvl.serving.bls import infer
 from medvl.serving.feature_store import FeatureStore, SeriesKey
@@ -24,7 +25,7 @@ from medvl.serving.metrics import Counter
 from medvl.serving.model_prompts import given_slices, to_model_prompt
 from medvl.serving.own_graphs import OwnGraphs, graphs_beside
 from medvl.serving.replies import Reply, answering
-from medvl.serving.result_store import Key, Result, ResultStore, result_key
+from medvl.serving.result_store import BoundedStore, Key, Result, result_key
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.settings import Settings
 from medvl.serving.stub import PbRequest
@@ -42,7 +43,11 @@ class TritonPythonModel:
     """The segmenter of one device; it owns the store of slice features, so there is one instance."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Read the settings ``store_bytes``, ``result_bytes``, ``encode_batch``, ``workers`` and ``threads``."""
+        """Read the settings.
+
+        ``store_bytes``, ``result_bytes`` and ``known_bytes`` bound what is kept of slices, of answers, and for
+        corrections; ``encode_batch``, ``workers`` and ``threads`` say how the graphs are called.
+        """
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
         paths = graphs_beside(Path(args["model_repository"]), args["model_version"])
@@ -57,7 +62,8 @@ class TritonPythonModel:
             budget_bytes=settings.integer("store_bytes", 2 * 2**30),
             batch=settings.integer("encode_batch", 4),
         )
-        self._results = ResultStore(settings.integer("result_bytes", 64 * 2**20))
+        self._results = BoundedStore[Result](settings.integer("result_bytes", 64 * 2**20))
+        self._known = BoundedStore[Known[np.ndarray]](settings.integer("known_bytes", 256 * 2**20))
         self._cancelled = Counter(
             "medvl_segmenter_cancelled_total", "Requests whose caller went away", args["model_name"]
         )
@@ -116,15 +122,28 @@ class TritonPythonModel:
             return
         given = {o.object_id: given_slices(o, request.shape, masks) for o in asked}
         prompts = [to_model_prompt(o, transform, states, given[o.object_id]) for o in asked]
-        kept = {p.object_id: {n: given[p.object_id][n] for n in p.given_slices} for p in prompts}
+        unchanged = {p.object_id: {n: given[p.object_id][n] for n in p.kept_slices} for p in prompts}
 
         def keep(object_id: int, result: Result) -> None:
             self._results.put(keys[object_id], result)
 
-        findings = Findings(partial(_send, reply), keep, kept, depth, transform)
+        findings = Findings(partial(_send, reply), keep, unchanged, depth, transform)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
-        await Propagation(steps, source, depth, spec, findings).run(prompts)
+        propagation = Propagation(steps, source, depth, spec, findings, self._known.budget_bytes)
+        found = ((o.object_id, self._known_of(o, key, states, masks)) for o in asked)
+        kept = await propagation.run(prompts, {object_id: known for object_id, known in found if known})
+        for object_id, known in kept.items():
+            self._known.put(keys[object_id], known)
+
+    def _known_of(
+        self, prompts: ObjectPrompts, series: SeriesKey, states: np.ndarray | None, masks: np.ndarray
+    ) -> Known[np.ndarray] | None:
+        """Return what is known of an object with as few of its last corrections left out as can be."""
+        for correction in reversed(prompts.corrections):
+            if known := self._known.get(result_key(series, prompts.before(correction), states, masks)):
+                return known
+        return None
 
     def _answered_before(self, key: Key, object_id: int, reply: Reply) -> bool:
         """Give the answer that an object has had already; return whether there is one."""

@@ -102,8 +102,8 @@ def checked_objects(
     Raises
     ------
     InvalidRequest
-        On none or too many objects, an object described in no way or by a class and a text, wrong numbers, a box of
-        zero size, or masks that are too large or no masks of the volume.
+        On none or too many objects, an object described in no way or by a class and a text, or only by what is beside
+        it or by corrections, wrong numbers, a box of zero size, or masks that are too large or no masks of the volume.
     UnknownLabel
         On a class that the checkpoint does not know.
     PromptOutsideVolume
@@ -137,8 +137,10 @@ def _checked_object(
     points = tuple(_point(p, geometry) for p in prompt.points)
     boxes = tuple(_box(b, geometry) for b in prompt.boxes)
     described = bool(prompt.label or prompt.text)
-    if not (described or boxes or prompt.mask or any(p.positive for p in points)):
-        raise InvalidRequest("An object has negative points only: add a positive point, a box or a mask.")
+    first = [p for p in points if not p.correction]
+    if not (described or boxes or prompt.mask or any(p.positive for p in first)):
+        kind = "negative points" if first else "corrections"
+        raise InvalidRequest(f"An object has {kind} only: say what it is by a positive point, a box, a mask or words.")
     if prompt.mask:
         check_packed(prompt.mask, geometry.shape)
     label, words, question, window = _described(prompt, geometry, checkpoint, limits)
@@ -175,7 +177,13 @@ def _point(point: pb.Point, geometry: Geometry) -> PointPrompt:
     if not ((index >= -0.5) & (index <= np.array(geometry.shape) - 0.5)).all():
         raise PromptOutsideVolume("A point lies outside the volume: give LPS millimetres within the series.")
     slice_index = min(max(round(index[0]), 0), geometry.shape[0] - 1)
-    return PointPrompt(slice=slice_index, row=float(index[1]), column=float(index[2]), positive=not point.negative)
+    return PointPrompt(
+        slice=slice_index,
+        row=float(index[1]),
+        column=float(index[2]),
+        positive=not point.negative,
+        correction=point.correction,
+    )
 
 
 def _box(box: pb.Box, geometry: Geometry) -> BoxPrompt:

@@ -116,12 +116,14 @@ class ObjectPrompt(_message.Message):
     def __init__(self, label: _Optional[str] = ..., text: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., mask: _Optional[bytes] = ...) -> None: ...
 
 class Point(_message.Message):
-    __slots__ = ("lps_mm", "negative")
+    __slots__ = ("lps_mm", "negative", "correction")
     LPS_MM_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    CORRECTION_FIELD_NUMBER: _ClassVar[int]
     lps_mm: _containers.RepeatedScalarFieldContainer[float]
     negative: bool
-    def __init__(self, lps_mm: _Optional[_Iterable[float]] = ..., negative: _Optional[bool] = ...) -> None: ...
+    correction: int
+    def __init__(self, lps_mm: _Optional[_Iterable[float]] = ..., negative: _Optional[bool] = ..., correction: _Optional[int] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("min_lps_mm", "max_lps_mm")
