@@ -81,7 +81,9 @@ class Echo:
 
     def _seen(self, numbers: Sequence[int], names: Sequence[int]) -> Decoded[np.ndarray]:
         on = [number in self.presence[name] for number, name in zip(numbers, names, strict=True)]
-        logits = [[[[number, name], [name, name]]] for number, name in zip(numbers, names, strict=True)]
+        # The last pixel tells masks of present objects from those of absent ones.
+        seen = [(n, name, name if there else -1) for n, name, there in zip(numbers, names, on, strict=True)]
+        logits = [[[[number, name], [name, last]]] for number, name, last in seen]
         return Decoded(
             mask_logits=np.array(logits, np.float32),
             iou=np.full((len(on), 1), 0.9, np.float32),
@@ -152,10 +154,11 @@ def propagated(
     *prompts: ObjectPrompt,
     known: Mapping[int, Known[np.ndarray]] = MappingProxyType({}),
     kept_bytes: int = 2**20,
+    local: Collection[int] = (),
 ) -> Heard:
     """Run to the end; whatever was found, progress only grows and ends where it said it would."""
     heard = Heard()
-    heard.kept = asyncio.run(Propagation(steps, steps, DEPTH, spec, heard, kept_bytes).run(prompts, known))
+    heard.kept = asyncio.run(Propagation(steps, steps, DEPTH, spec, heard, kept_bytes).run(prompts, known, local))
     done = [d for d, _ in heard.work]
     assert done == sorted(done)
     assert {total for _, total in heard.work} == {done[-1]}
@@ -350,6 +353,35 @@ def test_an_object_that_is_corrected_is_tracked_alone(spec: SegmentationSpec):
     assert {objects for _, objects in steps.tracked} == {(1, 3), (1,), (3,), (2,)}
     for name, numbers in seen.items():
         assert heard.on[name] == set(numbers)
+
+
+def test_local_tracking_ends_where_nothing_changes(spec: SegmentationSpec):
+    """After three slices that agree, in both directions; what was known of the others is told again."""
+    steps, prompt = Echo({1: range(DEPTH)}), by_point(1, 10)
+    before = propagated(steps, spec, prompt)
+    steps.tracked.clear()
+    heard = propagated(steps, spec, corrected(prompt, (12,)), known=before.kept, local={1})
+    assert sorted(n for n, _ in steps.tracked) == [8, 9, 11, 13, 14, 15]
+    assert set(heard.slices[1]) == set(range(DEPTH))
+    assert heard.kept[1].tracked.keys() == set(range(DEPTH)) - {10, 12}
+
+
+def test_local_tracking_goes_on_while_masks_change(spec: SegmentationSpec):
+    """And leaves nothing of an object beyond where it ends now."""
+    before = propagated(Echo({1: range(DEPTH)}), spec, by_point(1, 10))
+    steps = Echo({1: range(6, 14)})
+    heard = propagated(steps, spec, corrected(by_point(1, 10), (12,)), known=before.kept, local={1})
+    assert heard.on[1] & set(range(11, DEPTH)) == {11, 12, 13}
+    assert max(heard.slices[1]) == 13 + STOP
+
+
+def test_local_tracking_needs_what_was_before(spec: SegmentationSpec):
+    """Where only an earlier correction is known, the last one is tracked as ever."""
+    steps, prompt = Echo({1: range(DEPTH)}), by_point(1, 10)
+    before = propagated(steps, spec, prompt)
+    exact = propagated(steps, spec, corrected(prompt, (12,), (4,)), known=before.kept)
+    local = propagated(steps, spec, corrected(prompt, (12,), (4,)), known=before.kept, local={1})
+    assert local.slices == exact.slices
 
 
 def test_clicks_correct_words_that_found_nothing(spec: SegmentationSpec):
