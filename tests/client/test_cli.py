@@ -123,6 +123,23 @@ def test_corrections_come_one_after_another(service, medvl, series, tmp_path):
     ]
 
 
+def test_a_cleanup_is_asked_for_and_told(service, medvl, series, tmp_path):
+    """Both parts of it, and what they did stands in the document."""
+    mask = np.ones((12, 20, 24), bool)
+    event = service.mask(mask)
+    event.mask.cleaned.CopyFrom(pb.Cleaned(cleanup=pb.Cleanup(largest_component=True), removed_voxels=5))
+    event.mask.local = True
+    service.events = [event, service.done()]
+    typed = ["--label", "liver", "--correct", "1,2,3", "--largest", "--fill", "--local"]
+    code, out, _ = medvl("segment", series, *typed, "-o", tmp_path / "m.nii.gz", "--json")
+    assert code == Exit.OK
+    sent = service.requests[-1]
+    assert (sent.cleanup, sent.local) == (pb.Cleanup(largest_component=True, fill_holes=True), True)
+    (said,) = json.loads(out)["masks"]
+    assert said["local"]
+    assert (said["cleaned"]["largest_component"], said["cleaned"]["removed_voxels"]) == (True, 5)
+
+
 def test_voxels_are_indices_of_the_file(service, medvl, series, tmp_path):
     """Column, row and slice of a NIfTI file are its i, j, k, whatever way its axes run."""
     typed = ["--voxel", "--point", "3,4,5", "--box", "0,0,0,2.5,3,4"]

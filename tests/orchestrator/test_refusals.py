@@ -37,6 +37,7 @@ OBJECTS = {
     "unknown class": ([pb.ObjectPrompt(label="unicorn")], errors.UnknownLabel),
     "blank text": ([pb.ObjectPrompt(text="  ")], errors.InvalidRequest),
     "too many points": ([pb.ObjectPrompt(points=[point(*INSIDE)] * 4)], errors.InvalidRequest),
+    "no SHA-256": ([pb.ObjectPrompt(points=[point(*INSIDE)], earlier_sha256=b"abc")], errors.InvalidRequest),
     "only corrections": (
         [pb.ObjectPrompt(points=[pb.Point(lps_mm=INSIDE, correction=1)])],
         errors.InvalidRequest,

@@ -81,5 +81,5 @@ def test_what_was_used_least_recently_makes_room():
 
 def test_a_result_comes_under_the_number_that_is_asked_for():
     """All of its events do; nothing else changes."""
-    other = result(10).of(7)
-    assert other == result(10, number=7)
+    other = result(10, number=7)
+    assert result(10).events(7) == (*other.previews, other.mask)

@@ -118,16 +118,17 @@ def test_a_given_mask_that_is_none_is_refused():
             given_slices(prompts, SHAPE, np.frombuffer(data, np.uint8))
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**16)), max_size=8))
-def test_a_packed_volume_holds_the_slices_that_were_put(slices):
-    """The last mask of every slice comes back, and slices without one are empty."""
-    transform = FitTransform(20, 30, SIDE, "pad")
-    volume, expected = MaskVolume(*SHAPE), np.zeros(SHAPE, bool)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**16)), max_size=8), st.sampled_from([(20, 30), (7, 9)]))
+def test_a_packed_volume_holds_the_slices_that_were_put(slices, plane):
+    """The last mask of every slice comes back, and slices without one are empty, whole bytes to a slice or not."""
+    transform, shape = FitTransform(*plane, SIDE, "pad"), (6, *plane)
+    volume, expected = MaskVolume(*shape), np.zeros(shape, bool)
     for number, seed in slices:
         logits = np.random.default_rng(seed).normal(-1.0 + seed % 2, 1.0, (16, 16)).astype(np.float32)
         expected[number] = slice_mask(logits, transform)
         volume.put(number, expected[number])
-    assert np.array_equal(unpack_mask(volume.pack(), SHAPE), expected)
+    assert np.array_equal(unpack_mask(volume.pack(), shape), expected)
+    assert volume.pack() == pack_mask(expected)
     assert volume.empty == (not expected.any())
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medvl.client.events import Mask
 from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.masks import pack_mask
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -57,6 +58,9 @@ class ObjectPrompt:
     mask
         bool [D, R, C] on the canonical grid: what the object is on every slice on which it has a voxel. It comes back
         unchanged there, unless points or boxes on that slice correct it.
+    earlier
+        The mask of this object that the caller holds: where the service still has it, only what has changed comes back,
+        see :meth:`medvl.client.Mask.laid_over`.
 
     Raises
     ------
@@ -69,6 +73,7 @@ class ObjectPrompt:
     points: tuple[Point, ...] = ()
     boxes: tuple[Box, ...] = ()
     mask: NDArray[np.bool_] | None = None
+    earlier: Mask | None = None
 
     def __post_init__(self) -> None:
         if self.label.strip() and self.text.strip():
@@ -88,6 +93,7 @@ class ObjectPrompt:
             points=[pb.Point(lps_mm=p.lps_mm, negative=p.negative, correction=p.correction) for p in self.points],
             boxes=[pb.Box(min_lps_mm=b.corner_lps_mm, max_lps_mm=b.opposite_lps_mm) for b in self.boxes],
             mask=b"" if self.mask is None else pack_mask(self.mask),
+            earlier_sha256=b"" if self.earlier is None else self.earlier.sha256,
         )
 
 

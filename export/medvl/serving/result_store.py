@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -20,25 +22,27 @@ from medvl.serving.feature_store import SeriesKey
 Key = tuple[SeriesKey, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Result:
     """The events of one object, each with its packed mask."""
 
     previews: tuple[tuple[SliceMask, bytes], ...]
     mask: tuple[ObjectMask, bytes]
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of its packed mask, in hexadecimal."""
+        return hashlib.sha256(self.mask[1]).hexdigest()
+
     @property
     def nbytes(self) -> int:
         """Bytes of its masks, which are nearly all of it."""
         return len(self.mask[1]) + sum(len(packed) for _, packed in self.previews)
 
-    def of(self, object_id: int) -> Result:
-        """Return it under the number that a request gives its object."""
-        changed = {"object_id": object_id}
-        return Result(
-            tuple((said.model_copy(update=changed), packed) for said, packed in self.previews),
-            (self.mask[0].model_copy(update=changed), self.mask[1]),
-        )
+    def events(self, object_id: int) -> tuple[tuple[SliceMask | ObjectMask, bytes], ...]:
+        """Return its events under the number that a request gives its object."""
+        events: tuple[tuple[SliceMask | ObjectMask, bytes], ...] = (*self.previews, self.mask)
+        return tuple((said.model_copy(update={"object_id": object_id}), packed) for said, packed in events)
 
 
 class Sized(Protocol):
@@ -81,22 +85,30 @@ class BoundedStore(Generic[V]):
         while self._bytes > self.budget_bytes:
             self._drop(next(iter(self._values)))
 
+    def of(self, series: SeriesKey) -> Iterator[V]:
+        """Yield what is known of a series."""
+        return (value for (own, _), value in self._values.items() if own == series)
+
     def _drop(self, key: Key) -> None:
         if key in self._values:
             self._bytes -= self._values.pop(key).nbytes
 
 
-def result_key(series: SeriesKey, prompts: ObjectPrompts, states: np.ndarray | None, masks: np.ndarray) -> Key:
+def result_key(
+    series: SeriesKey, prompts: ObjectPrompts, states: np.ndarray | None, masks: np.ndarray, *, local: bool = False
+) -> Key:
     """Return what a result depends on: everything that prompts its object, whatever it is called.
 
     Parameters
     ----------
+    local
+        Whether it was tracked around its last correction only, which no exact answer may come from.
     states
         FP32 [n, H], the rows that ``prompts.seg_row`` counts.
     masks
         UINT8, the bytes that ``prompts.mask`` names.
     """
-    told = prompts.model_copy(update={"object_id": 0, "seg_row": None, "mask": None})
+    told = prompts.model_copy(update={"object_id": 0, "seg_row": None, "mask": None, "earlier_sha256": None})
     digest = hashlib.sha256(told.to_bytes())
     for part in (
         b"" if prompts.seg_row is None or states is None else states[prompts.seg_row].tobytes(),
@@ -104,4 +116,4 @@ def result_key(series: SeriesKey, prompts: ObjectPrompts, states: np.ndarray | N
     ):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
-    return series, digest.hexdigest()
+    return series, digest.hexdigest() + (" local" if local else "")

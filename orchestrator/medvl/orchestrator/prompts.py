@@ -23,6 +23,7 @@ from medvl.wire.v1 import medvl_pb2 as pb
 
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]+\|>")
 """The form of the control tokens of the Qwen2 family, such as those that end a turn."""
+_SHA256_BYTES = 32
 _ZERO_SIZE_VOXELS = 1e-6
 """Below this, an extent is what rounding between millimetres and indices leaves."""
 
@@ -45,6 +46,8 @@ class AskedObject:
         In voxel indices.
     mask
         Packed, or empty.
+    earlier_sha256
+        Of the packed mask that the caller holds, in hexadecimal, or None.
     """
 
     label: str
@@ -54,6 +57,7 @@ class AskedObject:
     points: tuple[PointPrompt, ...]
     boxes: tuple[BoxPrompt, ...]
     mask: bytes
+    earlier_sha256: str | None
 
 
 def checked_text(text: str, what: str, language: LanguageSpec, limits: RequestLimits) -> str:
@@ -143,6 +147,8 @@ def _checked_object(
         raise InvalidRequest(f"An object has {kind} only: say what it is by a positive point, a box, a mask or words.")
     if prompt.mask:
         check_packed(prompt.mask, geometry.shape)
+    if len(prompt.earlier_sha256) not in {0, _SHA256_BYTES}:
+        raise InvalidRequest(f"The earlier mask of an object is named by the {_SHA256_BYTES} bytes of its SHA-256.")
     label, words, question, window = _described(prompt, geometry, checkpoint, limits)
     counts = ((len(points), "point", "points"), (len(boxes), "box", "boxes"), (int(bool(prompt.mask)), "mask", ""))
     shown = (f"{n} {one if n == 1 else many}" for n, one, many in counts if n)
@@ -154,6 +160,7 @@ def _checked_object(
         points=points,
         boxes=boxes,
         mask=prompt.mask,
+        earlier_sha256=prompt.earlier_sha256.hex() or None,
     )
 
 

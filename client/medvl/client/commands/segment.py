@@ -16,6 +16,7 @@ from medvl.client.prompts import Box, ObjectPrompt, Point
 from medvl.client.results import Answer
 from medvl.client.terminal import mask_line
 from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.cleanup import Cleanup
 from medvl.imaging.series import LoadedSeries, source_to_lps
 
 
@@ -33,7 +34,10 @@ def run_segment(arguments: argparse.Namespace) -> int:
     objects = _objects(arguments, loaded)
 
     async def segment(session: Session) -> Exit:
-        stream = session.client.segment(loaded.volume, objects, deadline_s=session.deadline_s)
+        cleanup = Cleanup(largest_component=arguments.largest, fill_holes=arguments.fill)
+        stream = session.client.segment(
+            loaded.volume, objects, local=arguments.local, cleanup=cleanup, deadline_s=session.deadline_s
+        )
         answer = await session.follow(stream)
         # Only a DICOM SEG holds the codes of classes.
         labels = (await session.client.describe()).labels if target.format is MaskFormat.SEG else ()
