@@ -57,7 +57,9 @@ WHOLE, ORGAN = "vertebral_column", "kidney_left"
 EIGHT = (WHOLE, ORGAN, "kidney_right", "liver", "spleen", "aorta", "heart", "lung_left")
 SEED = 11
 RESIDENT_SERIES, RESIDENT_SLICES, RESIDENT_BYTES = 20, 300, 400_000_000
-"""Series sent in turn, their slices, and the bound of the segmenter's store meanwhile."""
+"""Series sent in turn, their slices, and the bound of the segmenter's stores meanwhile."""
+STORES = {"STORE": 0.7, "KNOWN": 0.25, "RESULT": 0.05}
+"""Their shares of it."""
 
 Index = tuple[int, int, int]
 """Slice, row and column."""
@@ -75,7 +77,8 @@ async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(os.cpu_count() or 1)
     made = make_phantom(SEED, sized(arguments.slices, arguments.side))
     case = Case(SEED, Volume(made.hu, made.geometry), made.labels, made.truth)
-    os.environ["MEDVL_SEGMENTER_STORE_BYTES"] = str(RESIDENT_BYTES)
+    for store, share in STORES.items():
+        os.environ[f"MEDVL_SEGMENTER_{store}_BYTES"] = str(int(share * RESIDENT_BYTES))
     async with AsyncExitStack() as stack:
         system = await stack.enter_async_context(EmbeddedSystem(arguments.data, progress=note))
         client = await stack.enter_async_context(AsyncClient(system.endpoint))
@@ -115,7 +118,10 @@ async def one_round(
     async for volume in uploaded(client, volumes):
         if "click" not in taken:
             taken["click"], _ = await served(client, volume, [[whole]])
+            # Corrections of the first click; the other one for the local mode, whose exact answer would be known.
             taken["second click"], taken["first mask, resident"] = await served(client, volume, [[whole, beside]])
+            above = [whole, moved(beside)]
+            taken["second click, local"], _ = await served(client, volume, [above], local=True)
             # The same clicks would be answered from what is known already.
             near = [moved(place) for place in clicks.values()]
             taken["click, resident"], _ = await served(client, volume, [near[:1]])
@@ -143,10 +149,18 @@ async def uploaded(client: AsyncClient, volumes: Iterator[Volume]) -> AsyncItera
         yield volume
 
 
-async def served(client: AsyncClient, volume: Volume, objects: Sequence[Sequence[Index]]) -> tuple[float, float]:
-    """Return the milliseconds to the last mask and to the first preview of objects, each by its clicks."""
-    prompts = [ObjectPrompt(points=tuple(Point(lps(volume, place)) for place in places)) for places in objects]
-    seen = await watch(client.segment(volume, prompts, previews=True))
+async def served(
+    client: AsyncClient, volume: Volume, objects: Sequence[Sequence[Index]], *, local: bool = False
+) -> tuple[float, float]:
+    """Return the milliseconds to the last mask and to the first preview of objects, each by its clicks.
+
+    Every click but the first of an object corrects the mask of those before it.
+    """
+    prompts = [
+        ObjectPrompt(points=tuple(Point(lps(volume, place), correction=i) for i, place in enumerate(places)))
+        for places in objects
+    ]
+    seen = await watch(client.segment(volume, prompts, previews=True, local=local))
     return seen.last_ms[Mask], seen.first_ms[SlicePreview]
 
 
@@ -177,7 +191,7 @@ class Engine:
         depth, rows, columns = volume.geometry.shape
         transform = FitTransform(rows, columns, spec.side, spec.fit)
         spent = Spent()
-        found = Findings(lambda event, packed: None, lambda number, result: None, {0: {}}, depth, transform)
+        found = Findings(lambda event, packed: None, lambda number, result: None, {0: {}}, (), depth, transform)
         steps = TritonSteps(self._graphs.infer, self._checkpoint, spent)
         with self._store.using(key):
             source = StoredFeatures(self._store, key, spent)
@@ -269,6 +283,7 @@ RATIOS = (
     ("serving overhead, features cold", "click", "engine, click", "1.15"),
     ("serving overhead, resident", "click, resident", "engine, click, resident", "1.15"),
     ("second click over the first, exact", "second click", "click", "0.5"),
+    ("second click over the first, local", "second click, local", "click", "0.25"),
     ("eight objects over one, cold", "eight", "click", "4"),
     ("eight objects over one, resident", "eight, resident", "click, resident", "6.5"),
     ("ours over sam2, whole volume", "click", "sam2, click", "0.6"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from medvl.client import (
     AsyncClient,
+    Cleanup,
     Done,
     Mask,
     ObjectPrompt,
@@ -243,6 +245,33 @@ async def test_prompts_reach_the_server_as_they_were_given(service, client, volu
     assert sent.previews
 
 
+async def test_what_has_changed_is_laid_over_the_earlier_mask(service, client, volume):
+    """The earlier mask is named by its digest; a part is never taken for the whole."""
+    service.resident.add(volume.digest)
+    first = np.zeros(volume.geometry.shape, bool)
+    first[2:4, 5:9, 6:8] = True
+    service.events = [service.mask(first), service.done()]
+    (earlier,) = (await client.segment(volume, [ObjectPrompt(label="liver")]).collect()).masks
+    second = first.copy()
+    second[3, 6:10, 7] ^= True
+    changed = service.mask(second)
+    changed.mask.packed = pack_mask(second[3:4, 6:10, 7:8])
+    changed.mask.changed.CopyFrom(pb.VoxelBox(min=[3, 6, 7], max=[3, 9, 7]))
+    service.events = [changed, service.done()]
+    prompt = ObjectPrompt(label="liver", points=(Point((1.0, 2.0, 3.0), correction=1),), earlier=earlier)
+    answer = await client.segment(volume, [prompt], local=True, cleanup=Cleanup(fill_holes=True)).collect()
+    (part,) = answer.masks
+    sent = service.requests[-1]
+    assert sent.objects[0].earlier_sha256 == hashlib.sha256(earlier.packed).digest()
+    assert (sent.local, sent.cleanup) == (True, pb.Cleanup(fill_holes=True))
+    with pytest.raises(InvalidRequest, match="lay it over"):
+        assert part.array.any()
+    whole = part.laid_over(earlier)
+    assert np.array_equal(whole.array, second)
+    assert whole.packed == pack_mask(second)
+    assert whole.laid_over(earlier) is whole
+
+
 async def test_leaving_a_stream_cancels_the_call_on_the_server(service, client, volume):
     """A reader that has had enough does not keep the server busy."""
     service.resident.add(volume.digest)
@@ -335,6 +364,8 @@ def test_an_object_is_prompted_in_some_way():
     for fields in ({}, {"label": " "}, {"label": "liver", "text": "the liver"}, {"mask": np.zeros((2, 2, 2), bool)}):
         with pytest.raises(InvalidRequest, match=r"prompted by|no voxel"):
             ObjectPrompt(**fields)
+    with pytest.raises(InvalidRequest, match="counted from 1"):
+        Point((1.0, 2.0, 3.0), correction=-1)
     assert ObjectPrompt(text="the liver", points=(Point((1.0, 2.0, 3.0), negative=True),)).to_wire().points
     with pytest.raises(InvalidRequest, match="finite"):
         Point((0.0, float("nan"), 0.0))

@@ -111,6 +111,35 @@ def test_points_and_boxes_are_lps_millimetres(service, medvl, series, tmp_path):
     assert (list(sent.boxes[0].min_lps_mm), list(sent.boxes[0].max_lps_mm)) == ([-9, 1, 2], [-3, 8, 9])
 
 
+def test_corrections_come_one_after_another(service, medvl, series, tmp_path):
+    """Each on the mask that everything before it makes, in the order in which they were typed."""
+    typed = ["--correct", "-1,-2,-3,neg", "--point", "-12.5,3,4", "--correct", "5,6,7"]
+    medvl("segment", series, *typed, "-o", tmp_path / "m.nii.gz")
+    (sent,) = service.requests[-1].objects
+    assert [(p.lps_mm[0], p.negative, p.correction) for p in sent.points] == [
+        (-12.5, False, 0),
+        (-1, True, 1),
+        (5, False, 2),
+    ]
+
+
+def test_a_cleanup_is_asked_for_and_told(service, medvl, series, tmp_path):
+    """Both parts of it, and what they did stands in the document."""
+    mask = np.ones((12, 20, 24), bool)
+    event = service.mask(mask)
+    event.mask.cleaned.CopyFrom(pb.Cleaned(cleanup=pb.Cleanup(largest_component=True), removed_voxels=5))
+    event.mask.local = True
+    service.events = [event, service.done()]
+    typed = ["--label", "liver", "--correct", "1,2,3", "--largest", "--fill", "--local"]
+    code, out, _ = medvl("segment", series, *typed, "-o", tmp_path / "m.nii.gz", "--json")
+    assert code == Exit.OK
+    sent = service.requests[-1]
+    assert (sent.cleanup, sent.local) == (pb.Cleanup(largest_component=True, fill_holes=True), True)
+    (said,) = json.loads(out)["masks"]
+    assert said["local"]
+    assert (said["cleaned"]["largest_component"], said["cleaned"]["removed_voxels"]) == (True, 5)
+
+
 def test_voxels_are_indices_of_the_file(service, medvl, series, tmp_path):
     """Column, row and slice of a NIfTI file are its i, j, k, whatever way its axes run."""
     typed = ["--voxel", "--point", "3,4,5", "--box", "0,0,0,2.5,3,4"]
@@ -153,6 +182,8 @@ def test_an_object_that_is_not_there_writes_nothing(service, medvl, series, tmp_
 
 REFUSED = {
     "no prompt": (["-o", "m.nii.gz"], "Say what to segment"),
+    "nothing to correct": (["--correct", "1,2,3", "-o", "m.nii.gz"], "something to correct"),
+    "correction for two": (["--label", "a", "--text", "b", "--correct", "1,2,3", "-o", "m"], "one --label or --text"),
     "no output": (["--label", "liver"], "-o/--output"),
     "one click for two": (["--label", "a", "--text", "b", "--point", "1,2,3", "-o", "m"], "one --label or --text"),
     "no mask": (["--mask", "nowhere.nii.gz,2", "-o", "m.nii.gz"], "no file nowhere.nii.gz"),

@@ -16,7 +16,7 @@ from medvl.imaging.masks import pack_mask
 @pytest.fixture
 def make_mask(volume):
     def make(array, **fields):
-        size = Measurement(int(array.sum()), 31000.0, 12.0, (0.0, 0.0, 0.0), (0, 0, 0), (1, 1, 1))
+        size = Measurement(int(array.sum()), 31000.0, 12.0, 13.0, (0.0, 0.0, 0.0), (0, 0, 0), (1, 1, 1))
         given = {"label": "liver", "prompt": "liver", "found": True, "score": 0.75, **fields}
         return Mask(
             object_index=0,

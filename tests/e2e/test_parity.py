@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from medvl.client import Box, Client, ObjectPrompt, Point
 from medvl.imaging.series import LoadedSeries
 from medvl.network.model import ReferenceModel
-from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE
+from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE, PromptPoint
 from medvl.network.prompts import ObjectPrompt as Prompted
 
 QUESTION = "Is there a lesion in the liver?"
@@ -35,6 +36,12 @@ def at(series: LoadedSeries, number: int, row: float, column: float) -> tuple[fl
 
 def prompts(series: LoadedSeries) -> dict[str, ObjectPrompt]:
     clicks = (Point(at(series, 12, 0.45, 0.3)), Point(at(series, 12, 0.8, 0.8), negative=True))
+    corrected = (
+        clicks[0],
+        Point(at(series, 15, 0.8, 0.8), negative=True, correction=1),
+        Point(at(series, 9, 0.5, 0.35), correction=2),
+        Point(at(series, 15, 0.45, 0.3), correction=3),
+    )
     box = Box(at(series, 8, 0.3, 0.2), at(series, 16, 0.6, 0.5))
     mask = np.zeros(series.volume.geometry.shape, bool)
     mask[9:11, 50:70, 30:60] = mask[13, 52:68, 34:58] = True
@@ -47,6 +54,8 @@ def prompts(series: LoadedSeries) -> dict[str, ObjectPrompt]:
         "label": ObjectPrompt(label="liver"),
         "text": ObjectPrompt(text="the left lung"),
         "label and click": ObjectPrompt(label="liver", points=clicks[1:]),
+        "corrections": ObjectPrompt(points=corrected),
+        "corrected label": ObjectPrompt(label="liver", points=corrected[1:]),
     }
 
 
@@ -57,7 +66,10 @@ def expected_mask(reference: ReferenceModel, series: LoadedSeries, prompt: Objec
         state = reference.seg_state(volume, templates.for_label(prompt.label, volume.geometry.extent_mm))
     if prompt.text:
         state = reference.seg_state(volume, templates.for_text(prompt.text, volume.geometry.extent_mm))
-    points, first, last = {}, None, None
+    rounds: list[dict[int, tuple[PromptPoint, ...]]] = [
+        {} for _ in range(1 + max((p.correction for p in prompt.points), default=0))
+    ]
+    points, first, last = rounds[0], None, None
     if prompt.boxes:
         corners = [prompt.boxes[0].corner_lps_mm, prompt.boxes[0].opposite_lps_mm]
         low, high = np.sort(volume.geometry.lps_to_index(np.array(corners)), axis=0)
@@ -67,8 +79,10 @@ def expected_mask(reference: ReferenceModel, series: LoadedSeries, prompt: Objec
     for point in prompt.points:
         number, row, column = volume.geometry.lps_to_index(np.array(point.lps_mm))
         label = NEGATIVE if point.negative else POSITIVE
-        points[round(number)] = (*points.get(round(number), ()), reference.point(volume, row, column, label))
-    return reference.segment(volume, Prompted(0, points, state, first, last), mask=prompt.mask).mask
+        told = rounds[point.correction]
+        told[round(number)] = (*told.get(round(number), ()), reference.point(volume, row, column, label))
+    prompted = Prompted(0, points, state, first, last, corrections=tuple(rounds[1:]))
+    return reference.segment(volume, prompted, mask=prompt.mask).mask
 
 
 def served_mask(client: Client, series: LoadedSeries, prompt: ObjectPrompt) -> np.ndarray:
@@ -96,7 +110,19 @@ def test_answers_are_the_references(
 
 
 @pytest.mark.parametrize(
-    "kind", ["point", "two points", "box", "mask", "mask and click", "label", "text", "label and click"]
+    "kind",
+    [
+        "point",
+        "two points",
+        "box",
+        "mask",
+        "mask and click",
+        "label",
+        "text",
+        "label and click",
+        "corrections",
+        "corrected label",
+    ],
 )
 def test_masks_are_the_references(kind: str, client: Client, series: LoadedSeries, reference: ReferenceModel):
     """Dice of at least 0.99, on a mask that is neither empty nor full nor the mirror image of itself."""
@@ -105,6 +131,20 @@ def test_masks_are_the_references(kind: str, client: Client, series: LoadedSerie
     assert 0.0 < served.mean() < 0.9
     assert not any(np.array_equal(served, np.flip(served, axis)) for axis in range(3))
     assert dice(served, expected_mask(reference, series, prompt)) >= 0.99
+
+
+def test_corrections_cost_no_memory_of_the_service(client: Client, series: LoadedSeries):
+    """Click by click, as a user corrects, the answer is that of the whole history at once on a service that is new."""
+    history = prompts(series)["corrections"]
+    moved = replace(history, points=tuple(replace(p, lps_mm=(p.lps_mm[0] + 1, *p.lps_mm[1:])) for p in history.points))
+    one_by_one = [served_mask(client, series, replace(moved, points=moved.points[:count])) for count in range(1, 5)]
+    # Another place in the request's list makes it another object to nobody; another series makes it new.
+    volume = replace(series.volume, geometry=replace(series.volume.geometry, origin_mm=(1.0, 2.0, 3.0)))
+    shift = np.subtract(volume.geometry.origin_mm, series.volume.geometry.origin_mm)
+    there = tuple(replace(p, lps_mm=tuple(np.add(p.lps_mm, shift).tolist())) for p in moved.points)
+    (at_once,) = client.segment(volume, [ObjectPrompt(points=there)]).collect().masks
+    assert np.array_equal(one_by_one[-1], at_once.array)
+    assert not any(np.array_equal(one_by_one[i], one_by_one[i + 1]) for i in range(3))
 
 
 def test_a_given_mask_comes_back_unchanged(client: Client, series: LoadedSeries):

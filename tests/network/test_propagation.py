@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from medvl.contracts.checkpoint import KeySliceRule, SegmentationSpec
 from medvl.contracts.errors import InvalidRequest
 from medvl.network.key_slices import choose_key_slices
+from medvl.network.memory_bank import Known
 from medvl.network.prompts import MAX_POINTS, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import MAX_OBJECTS, Propagation
 from medvl.network.steps import Bank, Decoded, Remembered
@@ -36,6 +38,8 @@ class Echo:
     """Slice and objects of every call that tracks."""
     taken: list[int] = field(default_factory=list)
     """Slices whose masks somebody gave."""
+    corrected: list[tuple[int, int, int]] = field(default_factory=list)
+    """Slice, points and memories of every call that corrects."""
     before_track: Callable[[int], None] = lambda number: None
 
     async def get(self, slices: Sequence[int]) -> Sequence[int]:
@@ -66,9 +70,20 @@ class Echo:
         decoded = self._seen([features] * len(objects), objects)
         return Remembered(decoded, decoded.mask_logits[:, 0, 1:, :])
 
+    async def correct(
+        self, features: int, bank: Bank[np.ndarray], points: Sequence[tuple[PromptPoint, ...]], mask_logits: np.ndarray
+    ) -> Remembered[np.ndarray]:
+        assert mask_logits[:, 0, 0, 0].tolist() == [features] * len(points)
+        self.corrected.append((features, len(points[0]), len(bank.memories)))
+        names = [int(own[0].x) for own in points]
+        decoded = self._seen([features] * len(names), names)
+        return Remembered(decoded, decoded.mask_logits[:, 0, 1:, :])
+
     def _seen(self, numbers: Sequence[int], names: Sequence[int]) -> Decoded[np.ndarray]:
         on = [number in self.presence[name] for number, name in zip(numbers, names, strict=True)]
-        logits = [[[[number, name], [name, name]]] for number, name in zip(numbers, names, strict=True)]
+        # The last pixel tells masks of present objects from those of absent ones.
+        seen = [(n, name, name if there else -1) for n, name, there in zip(numbers, names, on, strict=True)]
+        logits = [[[[number, name], [name, last]]] for number, name, last in seen]
         return Decoded(
             mask_logits=np.array(logits, np.float32),
             iou=np.full((len(on), 1), 0.9, np.float32),
@@ -92,6 +107,7 @@ class Heard:
     prompted_on: list[tuple[int, int]] = field(default_factory=list)
     work: list[tuple[int, int]] = field(default_factory=list)
     endings: dict[int, tuple[bool, tuple[int, ...], float]] = field(default_factory=dict)
+    kept: dict[int, Known[np.ndarray]] = field(default_factory=dict)
 
     def prompted(self, object_id: int, number: int, mask_logits: np.ndarray, score: float) -> None:
         assert mask_logits[0].tolist() == [number, object_id]
@@ -132,10 +148,17 @@ def spec(preset_spec: SegmentationSpec) -> SegmentationSpec:
     return preset_spec.model_copy(update={"stop_after_absent": STOP, "key_slices": RULE})
 
 
-def propagated(steps: Echo, spec: SegmentationSpec, *prompts: ObjectPrompt) -> Heard:
+def propagated(
+    steps: Echo,
+    spec: SegmentationSpec,
+    *prompts: ObjectPrompt,
+    known: Mapping[int, Known[np.ndarray]] = MappingProxyType({}),
+    kept_bytes: int = 2**20,
+    local: Collection[int] = (),
+) -> Heard:
     """Run to the end; whatever was found, progress only grows and ends where it said it would."""
     heard = Heard()
-    asyncio.run(Propagation(steps, steps, DEPTH, spec, heard).run(prompts))
+    heard.kept = asyncio.run(Propagation(steps, steps, DEPTH, spec, heard, kept_bytes).run(prompts, known, local))
     done = [d for d, _ in heard.work]
     assert done == sorted(done)
     assert {total for _, total in heard.work} == {done[-1]}
@@ -277,6 +300,109 @@ def test_more_objects_than_a_call_takes_are_split(spec: SegmentationSpec):
     assert all(heard.on[name] == {9, 10, 11} for name in names)
 
 
+def corrected(prompt: ObjectPrompt, *slices: Sequence[int]) -> ObjectPrompt:
+    click = (PromptPoint(float(prompt.object_id), 0.5, POSITIVE),)
+    return replace(prompt, corrections=tuple(dict.fromkeys(numbers, click) for numbers in slices))
+
+
+def test_a_correction_goes_on_from_what_was_tracked(spec: SegmentationSpec):
+    """Tracked slices are corrected with their memories, others prompted; only what is found last is told."""
+    steps = Echo({1: range(6, 15)})
+    heard = propagated(steps, spec, corrected(by_point(1, 10), (12,), (12, 19)))
+    assert steps.decoded == [(10,), (19,)]
+    # The prompted slice and those passed since; then both prompted slices, one of them itself, and that in between.
+    assert steps.corrected == [(12, 1, 2), (12, 2, 3)]
+    assert heard.prompted_on == [(1, 12), (1, 19)]
+    assert heard.endings[1][:2] == (True, (10, 12, 19))
+    assert heard.on[1] == set(range(6, 15))
+    assert set(heard.slices[1]) == set(range(3, DEPTH))
+
+
+def test_a_correction_costs_one_more_tracking(spec: SegmentationSpec):
+    """Where an earlier run has kept what it found; otherwise everything is done again, to the same end."""
+    steps, prompt = Echo({1: range(DEPTH)}), corrected(by_point(1, 10), (12,), (3,), (17,))
+    before = propagated(steps, spec, replace(prompt, corrections=prompt.corrections[:2]))
+    steps.tracked.clear()
+    again = propagated(steps, spec, prompt, known=before.kept)
+    assert len(steps.tracked) == DEPTH - 4
+    steps.tracked.clear()
+    whole = propagated(steps, spec, prompt)
+    assert len(steps.tracked) == 4 * DEPTH - (1 + 2 + 3 + 4)
+    assert (again.slices[1], again.endings) == (whole.slices[1], whole.endings)
+    assert again.kept[1].conditioning.keys() == whole.kept[1].conditioning.keys() == {3, 10, 12, 17}
+
+
+def test_nothing_is_kept_beyond_its_bound(spec: SegmentationSpec):
+    """An object that does not fit is not kept at all, and leaves its room to others; answers do not change."""
+    steps = Echo({1: range(DEPTH), 2: range(8, 12)})
+    free, short = (
+        propagated(steps, spec, by_point(1, 10), by_point(2, 9), kept_bytes=room) for room in (2**20, 15 * 36)
+    )
+    assert free.kept.keys() == {1, 2}
+    assert short.kept.keys() == {2}
+    assert free.slices == short.slices
+    each = {r.nbytes for r in free.kept[1].tracked.values()}
+    assert each == {36}
+
+
+def test_an_object_that_is_corrected_is_tracked_alone(spec: SegmentationSpec):
+    """Its rounds are its own; the others share their calls as before."""
+    seen: dict[int, Collection[int]] = {1: range(9, 12), 2: range(4, 19), 3: range(10, 14)}
+    steps = Echo(seen)
+    heard = propagated(steps, spec, by_point(1, 10), corrected(by_point(2, 10), (11,)), by_point(3, 10))
+    assert {objects for _, objects in steps.tracked} == {(1, 3), (1,), (3,), (2,)}
+    for name, numbers in seen.items():
+        assert heard.on[name] == set(numbers)
+
+
+def test_local_tracking_ends_where_nothing_changes(spec: SegmentationSpec):
+    """After three slices that agree, in both directions; what was known of the others is told again."""
+    steps, prompt = Echo({1: range(DEPTH)}), by_point(1, 10)
+    before = propagated(steps, spec, prompt)
+    steps.tracked.clear()
+    heard = propagated(steps, spec, corrected(prompt, (12,)), known=before.kept, local={1})
+    assert sorted(n for n, _ in steps.tracked) == [8, 9, 11, 13, 14, 15]
+    assert set(heard.slices[1]) == set(range(DEPTH))
+    assert heard.kept[1].tracked.keys() == set(range(DEPTH)) - {10, 12}
+
+
+def test_local_tracking_goes_on_while_masks_change(spec: SegmentationSpec):
+    """And leaves nothing of an object beyond where it ends now."""
+    before = propagated(Echo({1: range(DEPTH)}), spec, by_point(1, 10))
+    steps = Echo({1: range(6, 14)})
+    heard = propagated(steps, spec, corrected(by_point(1, 10), (12,)), known=before.kept, local={1})
+    assert heard.on[1] & set(range(11, DEPTH)) == {11, 12, 13}
+    assert max(heard.slices[1]) == 13 + STOP
+
+
+def test_local_tracking_needs_what_was_before(spec: SegmentationSpec):
+    """Where only an earlier correction is known, the last one is tracked as ever."""
+    steps, prompt = Echo({1: range(DEPTH)}), by_point(1, 10)
+    before = propagated(steps, spec, prompt)
+    exact = propagated(steps, spec, corrected(prompt, (12,), (4,)), known=before.kept)
+    local = propagated(steps, spec, corrected(prompt, (12,), (4,)), known=before.kept, local={1})
+    assert local.slices == exact.slices
+
+
+def test_clicks_correct_words_that_found_nothing(spec: SegmentationSpec):
+    """Nothing has been tracked, so that they tell the object as if they had come first."""
+    state = np.full(4, 1.0, np.float32)
+    steps = Echo({1: ()})
+    heard = propagated(steps, spec, corrected(ObjectPrompt(1, {}, state), (15,)))
+    assert steps.decoded[2:] == [(15,)]
+    assert heard.endings[1][:2] == (False, (15,))
+
+
+def test_a_given_mask_that_is_corrected_is_not_kept_as_it_was(spec: SegmentationSpec):
+    """The other slices are."""
+    prompt = corrected(by_mask(1, 6, 9), (9,))
+    steps = Echo({1: range(5, 14)})
+    propagated(steps, spec, prompt)
+    assert steps.taken == [6, 9]
+    assert [number for number, *_ in steps.corrected] == [9]
+    assert (prompt.given_slices, prompt.kept_slices) == ({6, 9}, {6})
+
+
 def test_what_was_prompted_is_told_before_anything_is_tracked(spec: SegmentationSpec):
     """The first mask of every object comes early, also where they are tracked one after the other."""
     heard: list[int] = []
@@ -313,10 +439,12 @@ class _Yielding:
         return await self.steps.decode(features, prompts)
 
     async def given(self, features: int, masks: Sequence[np.ndarray]) -> Remembered[np.ndarray]:
-        self.taken.append(features)
-        names = [int(mask.sum()) for mask in masks]
-        decoded = self._seen([features] * len(names), names)
-        return Remembered(decoded, decoded.mask_logits[:, 0, 1:, :])
+        return await self.steps.given(features, masks)
+
+    async def correct(
+        self, features: int, bank: Bank[np.ndarray], points: Sequence[tuple[PromptPoint, ...]], mask_logits: np.ndarray
+    ) -> Remembered[np.ndarray]:
+        return await self.steps.correct(features, bank, points, mask_logits)
 
     async def remember(self, features: int, mask_logits: np.ndarray, object_score: np.ndarray) -> np.ndarray:
         await asyncio.sleep(0)

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from sam2 import sam2_video_predictor
+from sam2.build_sam import build_sam2_video_predictor
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from medvl.contracts.checkpoint import Checkpoint
+from medvl.network.memory_bank import Known
 from medvl.network.modules import Modules
 from medvl.network.prompts import NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import Propagation
+from medvl.network.sam2_build import sam_config
 from medvl.network.sam2_heads import given
-from medvl.network.sam2_parts import no_prompt
+from medvl.network.sam2_parts import no_prompt, normalised
 from medvl.network.torch_steps import SliceSource, TorchSteps
 
+from ..sam2_tracker import Prompt, Sam2Tracker, dice  # noqa: TID252 - tests are no installed package
 from .conftest import DEPTH, SIDE
 
 TOLERANCE = 1e-3
@@ -35,9 +43,6 @@ BOX = (PromptPoint(36.5, 38.5, 2), PromptPoint(64.5, 66.5, 3))
 MASK = np.zeros((SIDE, SIDE), bool)
 MASK[37:62, 38:63] = True
 
-Prompt = tuple[PromptPoint, ...] | np.ndarray
-"""Points of one object on one slice, or the mask that somebody gave."""
-
 
 @dataclass
 class Heard:
@@ -47,6 +52,7 @@ class Heard:
     prompted_on: list[tuple[int, int]] = field(default_factory=list)
     work: list[tuple[int, int]] = field(default_factory=list)
     found: dict[int, bool] = field(default_factory=dict)
+    kept: dict[int, Known[Tensor]] = field(default_factory=dict)
 
     def prompted(self, object_id: int, number: int, mask_logits: Tensor, score: float) -> None:
         self.prompted_on.append((object_id, number))
@@ -61,7 +67,13 @@ class Heard:
         self.found[object_id] = found
 
 
-def ours(modules: Modules, slices: np.ndarray, prompts: Sequence[ObjectPrompt], spec: Any) -> Heard:
+def ours(
+    modules: Modules,
+    slices: np.ndarray,
+    prompts: Sequence[ObjectPrompt],
+    spec: Any,
+    known: Mapping[int, Known[Tensor]] = MappingProxyType({}),
+) -> Heard:
     networks = modules.networks
     steps = TorchSteps(
         networks["sam2_mask_decoder"],
@@ -73,64 +85,8 @@ def ours(modules: Modules, slices: np.ndarray, prompts: Sequence[ObjectPrompt], 
     )
     heard = Heard()
     source = SliceSource(networks["sam2_image_encoder"], slices)
-    asyncio.run(Propagation(steps, source, len(slices), spec, heard).run(prompts))
+    heard.kept = asyncio.run(Propagation(steps, source, len(slices), spec, heard, 2**30).run(prompts, known))
     return heard
-
-
-class Sam2Tracker:
-    """SAM2's own ``track_step`` over a volume; the objects are the rows of one batch."""
-
-    def __init__(self, sam: SAM2Base, slices: np.ndarray, objects: int) -> None:
-        self.sam = sam
-        mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-        images = (torch.from_numpy(slices)[:, None].float() / 255 - mean) / std
-        self.frames = [sam._prepare_backbone_features(sam.forward_image(image[None])) for image in images]
-        self.objects = objects
-
-    def step(
-        self, number: int, state: dict[str, dict[int, Any]], *, reverse: bool, rows: Sequence[Prompt] | None = None
-    ) -> dict[str, Any]:
-        """Track or, with the prompts of its ``rows``, know a slice; SAM2 adds half a pixel to a point itself."""
-        _, features, positions, sizes = self.frames[number]
-        points = masks = None
-        if rows is not None and isinstance(rows[0], np.ndarray):
-            masks = torch.from_numpy(np.stack(rows))[:, None].float()
-        elif rows is not None:
-            points = {
-                "point_coords": torch.tensor([[(p.x - 0.5, p.y - 0.5) for p in row] for row in rows]),
-                "point_labels": torch.tensor([[p.label for p in row] for row in rows], dtype=torch.int32),
-            }
-        out: dict[str, Any] = self.sam.track_step(
-            frame_idx=number,
-            is_init_cond_frame=rows is not None,
-            current_vision_feats=[f.expand(-1, self.objects, -1) for f in features],
-            current_vision_pos_embeds=[p.expand(-1, self.objects, -1) for p in positions],
-            feat_sizes=sizes,
-            point_inputs=points,
-            mask_inputs=masks,
-            output_dict=state,
-            num_frames=len(self.frames),
-            track_in_reverse=reverse,
-            run_mem_encoder=True,
-        )
-        return out
-
-    def run(self, prompts: Mapping[int, Sequence[Prompt]]) -> dict[int, np.ndarray]:
-        """Return the logits [N, f_4, f_4] of every slice."""
-        prompted = {}
-        for number, rows in sorted(prompts.items()):
-            empty: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-            prompted[number] = self.step(number, empty, reverse=False, rows=rows)
-        found = {n: out["pred_masks"] for n, out in prompted.items()}
-        first = min(prompts)
-        for reverse, numbers in ((False, range(first + 1, len(self.frames))), (True, range(first - 1, -1, -1))):
-            state = {"cond_frame_outputs": dict(prompted), "non_cond_frame_outputs": {}}
-            for number in numbers:
-                if number not in prompted:
-                    out = self.step(number, state, reverse=reverse)
-                    state["non_cond_frame_outputs"][number] = out
-                    found[number] = out["pred_masks"]
-        return {number: logits[:, 0].numpy() for number, logits in found.items()}
 
 
 @pytest.mark.parametrize("flickers", [False, True], ids=["always there", "comes and goes"])
@@ -190,6 +146,122 @@ def test_propagation_is_sam2s(  # noqa: PLR0917 - fixtures and parameters
     drawn = {heard.logits[0][n].tobytes() for n in range(DEPTH) if heard.logits[0][n].max() > ABSENT}
     assert 0 < len(drawn) < DEPTH if flickers else len(drawn) == DEPTH
     assert heard.work[-1] == (objects * DEPTH, objects * DEPTH)
+
+
+NEGATIVE_ONLY = (PromptPoint(70.5, 60.5, NEGATIVE),)
+CORRECTIONS: dict[str, tuple[Mapping[int, tuple[PromptPoint, ...]], ...]] = {
+    "above": ({14: POINT},),
+    "below, negative": ({5: NEGATIVE_ONLY},),
+    "where it was prompted": ({9: NEGATIVE_ONLY},),
+    "one after another": ({14: NEGATIVE_ONLY}, {4: POINT}, {14: OTHER, 17: POINT}),
+    "more slices than are attended to": ({13: POINT}, {16: POINT}, {6: NEGATIVE_ONLY}, {10: POINT}, {13: POINT}),
+    "two slices at once, two points": ({12: POINT, 15: CORRECTED},),
+}
+"""What corrects an object that is prompted on slice 9."""
+
+
+@pytest.mark.parametrize("first", [POINT, BOX, MASK], ids=["point", "box", "mask"])
+@pytest.mark.parametrize("corrections", CORRECTIONS.values(), ids=CORRECTIONS)
+@torch.inference_mode()
+def test_corrections_are_sam2s(
+    modules: Modules,
+    small: Checkpoint,
+    slices: np.ndarray,
+    corrections: tuple[Mapping[int, tuple[PromptPoint, ...]], ...],
+    first: Prompt,
+):
+    """A tracked slice is corrected with its memories and its last mask, and conditions what is tracked then.
+
+    Also when the last correction goes on from what an earlier run has kept, which changes nothing.
+    """
+    modules.sam2.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(6.0)
+    modules.sam2.max_cond_frames_in_attn = 2 if len(corrections) > 3 else 4
+    spec = small.segmentation.model_copy(update={"max_conditioning_slices": modules.sam2.max_cond_frames_in_attn})
+    given_mask = isinstance(first, np.ndarray)
+    prompt = ObjectPrompt(
+        0, {} if given_mask else {9: first}, masks={9: first} if given_mask else {}, corrections=corrections
+    )
+    told = [{n: [prompt.corrected(i, n)] for n in own} for i, own in enumerate(corrections, 1)]
+    expected = Sam2Tracker(modules.sam2, slices, 1).run({9: [first]}, told)
+    heard = ours(modules, slices, [prompt], spec)
+    assert heard.logits[0].keys() == expected.keys() == set(range(DEPTH))
+    difference = [np.abs(heard.logits[0][n] - expected[n][0]).max() for n in range(DEPTH)]
+    assert max(difference) <= TOLERANCE, difference
+    assert dice([heard.logits[0][n] for n in range(DEPTH)], [expected[n][0] for n in range(DEPTH)]) >= 0.999
+    assert heard.prompted_on == [(0, n) for n in sorted(corrections[-1])]
+    assert heard.work[-1][0] == heard.work[-1][1] == DEPTH * (1 + len(corrections))
+    before = replace(prompt, corrections=corrections[:-1])
+    kept = ours(modules, slices, [before], spec).kept
+    again = ours(modules, slices, [prompt], spec, kept)
+    assert again.work[-1] == (DEPTH, DEPTH)
+    assert all(np.array_equal(again.logits[0][n], heard.logits[0][n]) for n in range(DEPTH))
+    # A correction that changed nothing would prove nothing.
+    plain = ours(modules, slices, [before], spec)
+    assert max(np.abs(plain.logits[0][n] - heard.logits[0][n]).max() for n in range(DEPTH)) > 100 * TOLERANCE
+
+
+@torch.inference_mode()
+def test_a_correction_is_the_video_predictors(
+    small: Checkpoint, modules: Modules, slices: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The unmodified predictor, clicked, propagated, clicked again on a tracked slice and propagated again.
+
+    Upwards only, since its one state would mix both directions; its memories are FP32 here instead of bfloat16.
+    """
+    sam = modules.sam2
+    sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(6.0)
+    predictor = video_predictor(small, sam, monkeypatch)
+    for number, plane in enumerate(slices):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), plane)
+    state = predictor.init_state(str(tmp_path))
+    # What JPEG made of the slices.
+    seen = np.stack([cv2.imread(str(tmp_path / f"{n}.jpg"), cv2.IMREAD_GRAYSCALE) for n in range(DEPTH)])
+    state["images"] = torch.stack([normalised(torch.from_numpy(plane)[None])[0] for plane in seen])
+
+    def click(number: int, points: Sequence[PromptPoint]) -> dict[int, np.ndarray]:
+        predictor.add_new_points_or_box(
+            state,
+            frame_idx=number,
+            obj_id=0,
+            points=[[p.x - 0.5, p.y - 0.5] for p in points],
+            labels=[p.label for p in points],
+            clear_old_points=False,
+        )
+        for _ in predictor.propagate_in_video(state, start_frame_idx=3):
+            pass
+        own = state["output_dict_per_obj"][0]
+        outputs = own["cond_frame_outputs"] | own["non_cond_frame_outputs"]
+        return {n: out["pred_masks"][0, 0].numpy() for n, out in outputs.items()}
+
+    corrections = ({11: NEGATIVE_ONLY}, {15: POINT}, {11: OTHER})
+    found = [click(3, POINT), *(click(n, points) for own in corrections for n, points in own.items())]
+    for count, expected in enumerate(found):
+        prompt = ObjectPrompt(0, {3: POINT}, corrections=corrections[:count])
+        heard = ours(modules, seen, [prompt], small.segmentation)
+        difference = [np.abs(heard.logits[0][n] - expected[n]).max() for n in range(3, DEPTH)]
+        assert max(difference) <= TOLERANCE, (count, difference)
+
+
+def video_predictor(small: Checkpoint, sam: SAM2Base, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return SAM2's video predictor: conditioned by corrections, too, and FP32 where it stores bfloat16."""
+    config, overrides = sam_config(small.segmentation)
+    predictor = build_sam2_video_predictor(
+        config,
+        device="cpu",
+        hydra_overrides_extra=[*overrides, "++model.add_all_frames_to_correct_as_cond=true"],
+        apply_postprocessing=False,
+    )
+    predictor.load_state_dict(sam.state_dict())
+    predictor.max_cond_frames_in_attn = small.segmentation.max_conditioning_slices
+
+    class Fp32Torch(ModuleType):
+        bfloat16 = torch.float32
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    monkeypatch.setattr(sam2_video_predictor, "torch", Fp32Torch("torch"))
+    return predictor
 
 
 def decoder_inputs(modules: Modules, slices: np.ndarray, prompts: Sequence[SlicePrompt]) -> list[Tensor]:

@@ -80,8 +80,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         Gates of the two decoupled models; ``language_end`` holds the answer before its last delta.
     language_error
         Raised by ``llm`` after its first delta; a string is sent as Triton's own words.
-    never_resident, absent
-        Whether the segmenter loses every series at once, and whether no object is there.
+    never_resident, absent, stray
+        Whether the segmenter loses every series at once, whether no object is there, and whether the last voxel of the
+        volume is marked, too.
     checkpoints
         Checkpoints that single models carry instead.
     vision_dtype
@@ -102,6 +103,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.language_error: MedvlError | str | None = None
         self.never_resident = False
         self.absent = False
+        self.stray = False
         self.checkpoints: dict[str, Checkpoint] = {}
         self.vision_dtype = np.float32
         self.resident: set[tuple[str, tuple[float, float]]] = set()
@@ -182,12 +184,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             preview[0, 1, 2] = True
             slice_mask = messages.SliceMask(object_id=prompts.object_id, slice=1, score=0.5)
             yield event(slice_mask, pack_mask(preview))
-            yield self._object(prompts, request.shape)
+            yield self._object(prompts, request.shape, local=request.local)
         yield event(messages.Progress(slices_done=2, slices_total=2))
         done = messages.SegmenterDone(slices_encoded=2, encode_ms=1.0, decode_ms=2.0, track_ms=3.0, total_ms=6.0)
         yield event(done)
 
-    def _object(self, prompts: messages.ObjectPrompts, shape: tuple[int, int, int]):
+    def _object(self, prompts: messages.ObjectPrompts, shape: tuple[int, int, int], *, local: bool):
         """Return two voxels from the first point or box on, or from the first voxel for language."""
         mask = np.zeros(shape, bool)
         start = (0, 0, 0)
@@ -196,12 +198,16 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         for box in prompts.boxes:
             start = (box.first_slice, round(box.row_min), round(box.column_min))
         mask[start] = mask[start[0], start[1], start[2] + 1] = True
+        if self.stray:
+            mask[-1, -1, -1] = True
         found = messages.ObjectMask(
             object_id=prompts.object_id,
             found=not self.absent,
             score=0.25 if self.absent else 0.75,
             key_slices=(start[0],),
             slice_scores={start[0]: 0.9},
+            local=local,
+            changed=None if prompts.earlier_sha256 is None else messages.VoxelBox(min=start, max=start),
         )
         return event(found, b"" if self.absent else pack_mask(mask))
 

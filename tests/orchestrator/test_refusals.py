@@ -37,6 +37,11 @@ OBJECTS = {
     "unknown class": ([pb.ObjectPrompt(label="unicorn")], errors.UnknownLabel),
     "blank text": ([pb.ObjectPrompt(text="  ")], errors.InvalidRequest),
     "too many points": ([pb.ObjectPrompt(points=[point(*INSIDE)] * 4)], errors.InvalidRequest),
+    "no SHA-256": ([pb.ObjectPrompt(points=[point(*INSIDE)], earlier_sha256=b"abc")], errors.InvalidRequest),
+    "only corrections": (
+        [pb.ObjectPrompt(points=[pb.Point(lps_mm=INSIDE, correction=1)])],
+        errors.InvalidRequest,
+    ),
     "only negative": ([pb.ObjectPrompt(points=[point(*INSIDE, negative=True)])], errors.InvalidRequest),
     "two coordinates": ([pb.ObjectPrompt(points=[point(1.0, 2.0)])], errors.InvalidRequest),
     "no coordinates": ([pb.ObjectPrompt(boxes=[pb.Box()])], errors.InvalidRequest),

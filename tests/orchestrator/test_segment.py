@@ -20,8 +20,8 @@ def masks(events: list[pb.Event]) -> list[pb.Mask]:
     return sorted((e.mask for e in events if e.HasField("mask")), key=lambda m: m.object)
 
 
-def point(series: Series, *index: float, negative: bool = False) -> pb.Point:
-    return pb.Point(lps_mm=series.lps(*index), negative=negative)
+def point(series: Series, *index: float, negative: bool = False, correction: int = 0) -> pb.Point:
+    return pb.Point(lps_mm=series.lps(*index), negative=negative, correction=correction)
 
 
 def box(series: Series, lower, upper) -> pb.Box:
@@ -126,6 +126,50 @@ async def test_words_and_clicks_are_one_object(system: System, series: Series):
     assert asked.mask is not None
     sent = system.fake.seen.masks[-1][asked.mask.start : asked.mask.start + asked.mask.length]
     assert np.array_equal(unpack_mask(sent, series.hu.shape), given)
+
+
+async def test_corrections_keep_their_numbers(system: System, series: Series):
+    """A negative click may stand alone there; it corrects what the first one found."""
+    clicks = [point(series, 4, 5, 6), point(series, 2, 1, 1, negative=True, correction=1)]
+    events = await segment(system, series, pb.ObjectPrompt(points=clicks))
+    (prompt,) = system.fake.seen.segmenter[-1].objects
+    assert [(p.slice, p.positive, p.correction) for p in prompt.points] == [(4, True, 0), (2, False, 1)]
+    assert prompt.corrections == (1,)
+    assert masks(events)[0].prompt == "2 points"
+
+
+async def test_local_tracking_is_asked_for_and_said(system: System, series: Series):
+    """By whom it was done is known to the segmenter alone."""
+    prompt = pb.ObjectPrompt(points=[point(series, 1, 2, 3)])
+    for local in (False, True):
+        (mask,) = masks(await segment(system, series, prompt, local=local))
+        assert mask.local == system.fake.seen.segmenter[-1].local == local
+
+
+async def test_what_has_changed_comes_alone(system: System, series: Series):
+    """The box of the differences and its voxels; what is measured is the whole mask."""
+    named = bytes(range(32))
+    prompt = pb.ObjectPrompt(points=[point(series, 5, 9, 3)], earlier_sha256=named)
+    (mask,) = masks(await segment(system, series, prompt))
+    assert system.fake.seen.segmenter[-1].objects[0].earlier_sha256 == named.hex()
+    assert (list(mask.changed.min), list(mask.changed.max)) == ([5, 9, 3], [5, 9, 3])
+    assert unpack_mask(mask.packed, (1, 1, 1)).all()
+    assert mask.measurement.voxels == 2
+
+
+async def test_a_cleanup_is_done_measured_and_said(system: System, series: Series):
+    """The mask comes whole, also to who asked for what has changed."""
+    system.fake.stray = True
+    cleanup = pb.Cleanup(largest_component=True)
+    prompt = pb.ObjectPrompt(points=[point(series, 5, 9, 3)], earlier_sha256=bytes(32))
+    (mask,) = masks(await segment(system, series, prompt, cleanup=cleanup))
+    assert (mask.cleaned.cleanup, mask.cleaned.removed_voxels, mask.cleaned.filled_voxels) == (cleanup, 1, 0)
+    assert mask.measurement.voxels == np.count_nonzero(unpack_mask(mask.packed, series.hu.shape)) == 2
+    assert not mask.HasField("changed")
+    (plain,) = masks(await segment(system, series, pb.ObjectPrompt(points=[point(series, 5, 9, 3)])))
+    assert plain.measurement.voxels == 3
+    assert plain.measurement.diameter_3d_mm > plain.measurement.diameter_mm
+    assert not plain.HasField("cleaned")
 
 
 async def test_slices_are_sent_only_to_a_segmenter_that_lacks_them(system: System, series: Series):

@@ -7,7 +7,7 @@ import pytest
 
 from medvl.contracts.messages import BoxPrompt, GivenMask, ObjectMask, ObjectPrompts, PointPrompt, SliceMask
 from medvl.serving.feature_store import SeriesKey
-from medvl.serving.result_store import Result, ResultStore, result_key
+from medvl.serving.result_store import BoundedStore, Result, result_key
 
 SERIES = SeriesKey("a" * 64, (-160.0, 240.0), "c" * 64)
 STATES = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -30,6 +30,7 @@ DIFFERENT = {
     "point": {"points": (POINT,)},
     "negative": {"points": (POINT.model_copy(update={"positive": False}),)},
     "two": {"points": (POINT, POINT)},
+    "corrected": {"points": (POINT, POINT.model_copy(update={"correction": 1}))},
     "box": {"boxes": (BOX,)},
     "words": {"seg_row": 0},
     "other words": {"seg_row": 1},
@@ -65,7 +66,7 @@ def test_what_an_object_is_called_and_where_its_words_stand_changes_nothing(prom
 
 def test_what_was_used_least_recently_makes_room():
     """And what is larger than the bound is not kept at all."""
-    store = ResultStore(100)
+    store = BoundedStore[Result](100)
     names = [(SERIES, name) for name in "abc"]
     store.put(names[0], result(40))
     store.put(names[1], result(40))
@@ -80,5 +81,5 @@ def test_what_was_used_least_recently_makes_room():
 
 def test_a_result_comes_under_the_number_that_is_asked_for():
     """All of its events do; nothing else changes."""
-    other = result(10).of(7)
-    assert other == result(10, number=7)
+    other = result(10, number=7)
+    assert result(10).events(7) == (*other.previews, other.mask)

@@ -27,8 +27,10 @@ SHAPE = (6, 20, 30)
 CHECKPOINT = SimpleNamespace(segmentation=SimpleNamespace(side=SIDE), language=SimpleNamespace(hidden_size=H))
 
 
-def point(number: int = 2, row: float = 3.0, column: float = 4.0, *, positive: bool = True) -> PointPrompt:
-    return PointPrompt(slice=number, row=row, column=column, positive=positive)
+def point(
+    number: int = 2, row: float = 3.0, column: float = 4.0, *, positive: bool = True, correction: int = 0
+) -> PointPrompt:
+    return PointPrompt(slice=number, row=row, column=column, positive=positive, correction=correction)
 
 
 def box(**change: float) -> BoxPrompt:
@@ -70,6 +72,19 @@ def test_a_box_comes_before_the_points_of_its_slice():
     assert (prompt.first_slice, prompt.last_slice, prompt.object_id) == (1, 4, 7)
 
 
+def test_corrections_come_in_their_order():
+    """By number, whatever order they are sent in and whatever numbers are left out; those of one number together."""
+    sent = [point(4, correction=7), point(2), point(3, positive=False, correction=2), point(5, correction=7)]
+    prompts = ObjectPrompts(object_id=1, points=tuple(sent), boxes=(box(),))
+    assert prompts.corrections == (2, 7)
+    assert [p.slice for p in prompts.before(7).points] == [2, 3]
+    prompt = to_model_prompt(prompts, FitTransform(20, 30, SIDE, "stretch"))
+    assert [[p.label for p in own] for own in prompt.points.values()] == [[2, 3, 1]]
+    assert [list(own) for own in prompt.corrections] == [[3], [4, 5]]
+    assert [p.label for p in prompt.corrected(2, 3)] == [0]
+    assert [p.label for p in prompt.corrected(2, 2)] == [2, 3, 1]
+
+
 def test_language_comes_by_row():
     """An object named by text gets its own row of the states."""
     states = np.arange(3 * H, dtype=np.float32).reshape(3, H)
@@ -103,16 +118,17 @@ def test_a_given_mask_that_is_none_is_refused():
             given_slices(prompts, SHAPE, np.frombuffer(data, np.uint8))
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**16)), max_size=8))
-def test_a_packed_volume_holds_the_slices_that_were_put(slices):
-    """The last mask of every slice comes back, and slices without one are empty."""
-    transform = FitTransform(20, 30, SIDE, "pad")
-    volume, expected = MaskVolume(*SHAPE), np.zeros(SHAPE, bool)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**16)), max_size=8), st.sampled_from([(20, 30), (7, 9)]))
+def test_a_packed_volume_holds_the_slices_that_were_put(slices, plane):
+    """The last mask of every slice comes back, and slices without one are empty, whole bytes to a slice or not."""
+    transform, shape = FitTransform(*plane, SIDE, "pad"), (6, *plane)
+    volume, expected = MaskVolume(*shape), np.zeros(shape, bool)
     for number, seed in slices:
         logits = np.random.default_rng(seed).normal(-1.0 + seed % 2, 1.0, (16, 16)).astype(np.float32)
         expected[number] = slice_mask(logits, transform)
         volume.put(number, expected[number])
-    assert np.array_equal(unpack_mask(volume.pack(), SHAPE), expected)
+    assert np.array_equal(unpack_mask(volume.pack(), shape), expected)
+    assert volume.pack() == pack_mask(expected)
     assert volume.empty == (not expected.any())
 
 
@@ -136,6 +152,7 @@ def test_a_good_request_passes():
     [
         ((), InvalidRequest, "no objects"),
         ((ObjectPrompts(object_id=1),), InvalidRequest, "no prompt"),
+        ((ObjectPrompts(object_id=1, points=(point(correction=1),)),), InvalidRequest, "no prompt"),
         ((GOOD, GOOD), InvalidRequest, "2 times"),
         ((ObjectPrompts(object_id=1, seg_row=1),), InvalidRequest, "row 1"),
         ((ObjectPrompts(object_id=1, seg_row=-1),), InvalidRequest, "row -1"),
@@ -201,6 +218,23 @@ async def test_many_prompts_go_in_batches_of_the_models_size():
     assert rows == [(i, i) for i in range(40)]
     assert decoded.iou[:, 0].tolist() == [*range(16), *range(16), *range(8)]
     assert spent.decode_s > 0
+
+
+async def test_a_correction_names_points_and_the_last_mask():
+    """What is only tracked has the same inputs: SAM2's empty token and no mask."""
+    infer = Recorder()
+    steps = TritonSteps(infer, CHECKPOINT, Spent())
+    bank = Bank([np.zeros((2, 4, 3), np.float32)], [6], [np.zeros((2, 5), np.float32)], [0.0])
+    last = np.full((2, 1, SIDE // 4, SIDE // 4), 7.0, np.float32)
+    clicks = ((PromptPoint(1.0, 2.0, 0),), (PromptPoint(3.0, 4.0, 1), PromptPoint(5.0, 6.0, 0)))
+    await steps.correct(features(0.0), bank, clicks, last)
+    await steps.track(features(0.0), bank)
+    (_, corrected), (_, tracked) = infer.calls
+    assert corrected["labels"].tolist() == [[0, -2], [1, 0]]
+    assert corrected["multimask_flag"].tolist() == [[1.0], [0.0]]
+    assert (corrected["mask_input"] == 7.0).all()
+    assert (corrected["mask_flag"].tolist(), tracked["mask_flag"].tolist()) == ([[1.0], [1.0]], [[0.0], [0.0]])
+    assert (tracked["labels"].tolist(), tracked["multimask_flag"].tolist()) == ([[-1], [-1]], [[1.0], [1.0]])
 
 
 @pytest.mark.parametrize("model", ["sam2_mask_decoder", "sam2_memory_encoder", "sam2_track_step", "sam2_image_encoder"])

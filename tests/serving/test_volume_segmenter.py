@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import urllib.request
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from medvl.contracts.messages import (
     SliceMask,
     parse_event,
 )
-from medvl.imaging.masks import unpack_mask
+from medvl.imaging.masks import pack_mask, unpack_mask
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.triton import Triton
 from medvl.runtime.triton import TritonServer
@@ -37,6 +38,8 @@ pytestmark = pytest.mark.e2e
 
 DEPTH, ROWS, COLUMNS = 6, 48, 64
 SHAPE = (DEPTH, ROWS, COLUMNS)
+LONG = 40
+"""Slices of a series on which tracking has somewhere to go."""
 POINT = ObjectPrompts(object_id=7, points=(PointPrompt(slice=2, row=20, column=30),))
 BOX = ObjectPrompts(
     object_id=9,
@@ -188,6 +191,76 @@ async def test_refusals_name_their_reason(
         await segmenter.ask(asked, slices=segmenter.slices)
     events = await segmenter.ask(request("after", BOX), slices=segmenter.slices)
     assert isinstance(events[-1].said, SegmenterDone)
+
+
+class Session:
+    """A user who corrects one object click by click, on a series of its own."""
+
+    def __init__(self, segmenter: Segmenter, series: str) -> None:
+        self.segmenter = segmenter
+        self.series = series
+        self.slices = np.resize(segmenter.slices, (LONG, *segmenter.slices.shape[1:]))
+
+    async def click(self, count: int, **changes: Any) -> tuple[ObjectMask, np.ndarray, SegmenterDone]:
+        """Return the mask and the account after so many of the clicks."""
+        clicks = tuple(
+            PointPrompt(slice=n, row=20, column=column, positive=positive, correction=i)
+            for i, (n, column, positive) in enumerate(((20, 30, True), (25, 5, False), (14, 33, True)))
+        )
+        earlier = changes.pop("earlier_sha256", None)
+        prompts = ObjectPrompts(object_id=1, points=clicks[:count], earlier_sha256=earlier)
+        asked = request(self.series, prompts, shape=(LONG, ROWS, COLUMNS), **changes)
+        events = await self.segmenter.ask(asked, slices=self.slices)
+        ((said, packed),) = [(e.said, e.mask) for e in events if isinstance(e.said, ObjectMask)]
+        assert isinstance(said, ObjectMask)
+        assert isinstance(events[-1].said, SegmenterDone)
+        self.sha256 = hashlib.sha256(packed).hexdigest()
+        return said, unpack_mask(packed, (LONG, ROWS, COLUMNS)), events[-1].said
+
+
+async def test_a_correction_goes_on_from_what_is_known(segmenter: Segmenter):
+    """The mask is that of a service which has never seen the object, at the cost of one more tracking."""
+    step_by_step, at_once = Session(segmenter, "step by step"), Session(segmenter, "at once")
+    found = [await step_by_step.click(count) for count in (1, 2, 3)]
+    said, mask, spent = await at_once.click(3)
+    assert np.array_equal(found[2][1], mask)
+    assert found[2][0] == said
+    assert said.key_slices == (20, 25, 14)
+    assert not np.array_equal(found[0][1], found[1][1])
+    assert found[2][2].track_ms < 0.7 * spent.track_ms
+
+
+async def test_local_tracking_is_said_and_never_taken_for_exact(segmenter: Segmenter):
+    """It needs the earlier answer; where the exact one is known, that is given."""
+    session, exact = Session(segmenter, "local"), Session(segmenter, "exact")
+    alone, _, _ = await session.click(2, local=True)
+    assert not alone.local
+    session = Session(segmenter, "local, then exact")
+    await session.click(1)
+    near, mask, _ = await session.click(2, local=True)
+    assert near.local
+    assert mask[25].any() == (near.slice_scores[25] > 0.5)
+    again, same, _ = await session.click(2, local=True)
+    assert again == near
+    assert np.array_equal(same, mask)
+    whole, other, _ = await session.click(2)
+    assert not whole.local
+    assert np.array_equal(other, (await exact.click(2))[1])
+    assert not (await session.click(2, local=True))[0].local
+
+
+async def test_what_has_changed_is_told_of_a_mask_that_is_known(segmenter: Segmenter):
+    """The box of all differences from the mask that was named; of one that nobody knows nothing is told."""
+    session = Session(segmenter, "changed")
+    _, first, _ = await session.click(1)
+    said, second, _ = await session.click(2, earlier_sha256=session.sha256)
+    places = np.argwhere(first ^ second)
+    assert said.changed is not None
+    assert (said.changed.min, said.changed.max) == (tuple(places.min(0)), tuple(places.max(0)))
+    assert (await session.click(2))[0].changed is None
+    assert (await session.click(2, earlier_sha256="0" * 64))[0].changed is None
+    elsewhere = Session(segmenter, "changed elsewhere")
+    assert (await elsewhere.click(2, earlier_sha256=hashlib.sha256(pack_mask(first)).hexdigest()))[0].changed is None
 
 
 async def test_a_caller_who_leaves_ends_the_work(segmenter: Segmenter):

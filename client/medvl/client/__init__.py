@@ -2,6 +2,7 @@
 
 from medvl.client.aio import AsyncClient, Series
 from medvl.client.events import (
+    Cleaned,
     Done,
     Event,
     Mask,
@@ -12,6 +13,7 @@ from medvl.client.events import (
     Stage,
     TextDelta,
     TextSpan,
+    VoxelBox,
 )
 from medvl.client.policies import RetryPolicy, Timeouts
 from medvl.client.prompts import Box, ObjectPrompt, Point
@@ -19,11 +21,14 @@ from medvl.client.results import Answer, Label, SeriesRef, ServiceDescription, S
 from medvl.client.stream import EventStream
 from medvl.client.sync import Client, SyncStream
 from medvl.client.upload import UploadProgress
+from medvl.imaging.cleanup import Cleanup
 
 __all__ = [
     "Answer",
     "AsyncClient",
     "Box",
+    "Cleaned",
+    "Cleanup",
     "Client",
     "Done",
     "Event",
@@ -48,4 +53,5 @@ __all__ = [
     "Timeouts",
     "Upload",
     "UploadProgress",
+    "VoxelBox",
 ]

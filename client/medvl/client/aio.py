@@ -35,6 +35,7 @@ from medvl.contracts.errors import (
     RequestCancelled,
     SeriesNotResident,
 )
+from medvl.imaging.cleanup import NO_CLEANUP, Cleanup
 from medvl.imaging.volume import Volume
 from medvl.wire.metadata import UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.status import from_rpc_error
@@ -160,6 +161,8 @@ class AsyncClient:
         objects: Sequence[ObjectPrompt],
         *,
         previews: bool = False,
+        local: bool = False,
+        cleanup: Cleanup = NO_CLEANUP,
         deadline_s: float | None = None,
     ) -> EventStream:
         """Segment objects in 3D.
@@ -172,10 +175,20 @@ class AsyncClient:
             One mask comes back for each; its ``object_index`` is the place in this sequence.
         previews
             Also send the 2D mask of each prompted slice as soon as it is there.
+        local
+            Track the last correction only until its masks agree with those before it, where the service still knows
+            these: faster, and not what tracking the whole object gives. ``Mask.local`` says whether it was done.
+        cleanup
+            What to clean the masks of.
         deadline_s
             Seconds from the first event that is asked for.
         """
-        request = pb.SegmentRequest(series=series.digest, objects=[o.to_wire() for o in objects], previews=previews)
+        request = pb.SegmentRequest(
+            series=series.digest, objects=[o.to_wire() for o in objects], previews=previews, local=local
+        )
+        if cleanup:
+            asked = pb.Cleanup(largest_component=cleanup.largest_component, fill_holes=cleanup.fill_holes)
+            request.cleanup.CopyFrom(asked)
         timeout_s = _duration_s(deadline_s, self._timeouts.segment_s)
         return self._stream(lambda left_s: self._stub.Segment(request, timeout=left_s), series, timeout_s)
 

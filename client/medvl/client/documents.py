@@ -39,6 +39,8 @@ def mask_document(mask: Mask, path: Path | None = None) -> dict[str, Any]:
         "measurement": None if mask.measurement is None else asdict(mask.measurement),
         "key_slices": list(mask.key_slices),
         "slice_scores": {str(k): v for k, v in sorted(mask.slice_scores.items())},
+        "local": mask.local,
+        "cleaned": None if mask.cleaned is None else asdict(mask.cleaned),
         "span": None if mask.span is None else asdict(mask.span),
     }
 

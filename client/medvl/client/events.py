@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medvl.imaging.masks import unpack_mask
+from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.masks import pack_mask, unpack_mask
 from medvl.wire.v1 import medvl_pb2 as pb
 
 Shape = tuple[int, int, int]
@@ -67,12 +69,14 @@ class Progress:
 class Measurement:
     """What the service measured of a mask on the canonical grid.
 
-    ``diameter_mm`` is the longest in a slice; ``box_min`` and ``box_max`` are the first and last slice, row and column.
+    ``diameter_mm`` is the longest in a slice, ``diameter_3d_mm`` through all slices; ``box_min`` and ``box_max`` are
+    the first and last slice, row and column.
     """
 
     voxels: int
     volume_mm3: float
     diameter_mm: float
+    diameter_3d_mm: float
     centroid_lps_mm: tuple[float, ...]
     box_min: tuple[int, ...]
     box_max: tuple[int, ...]
@@ -84,6 +88,35 @@ class TextSpan:
 
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelBox:
+    """First and last slice, row and column of a part of the canonical grid."""
+
+    min: tuple[int, ...]
+    max: tuple[int, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """How many slices, rows and columns."""
+        depth, rows, columns = (b - a + 1 for a, b in zip(self.min, self.max, strict=True))
+        return depth, rows, columns
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The part as an index of an array [D, R, C]."""
+        return tuple(slice(a, b + 1) for a, b in zip(self.min, self.max, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What a cleanup of a mask did."""
+
+    largest_component: bool
+    fill_holes: bool
+    removed_voxels: int
+    filled_voxels: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +141,13 @@ class Mask:
         Slices that were prompted, and sigmoid(object score) of all that were worked on; canonical grid.
     span
         The [SEG] of the text that this mask belongs to, or None.
+    local
+        Whether it was tracked around the last correction only.
+    changed
+        The box that ``packed`` holds, where it differs from the mask that the prompt named; use :meth:`laid_over`.
+        None for a whole mask.
+    cleaned
+        What a cleanup did, or None.
     """
 
     object_index: int
@@ -121,11 +161,35 @@ class Mask:
     key_slices: tuple[int, ...]
     slice_scores: Mapping[int, float]
     span: TextSpan | None
+    local: bool = False
+    changed: VoxelBox | None = None
+    cleaned: Cleaned | None = None
 
     @cached_property
     def array(self) -> NDArray[np.bool_]:
-        """The mask, bool [D, R, C] on the canonical grid; unpacked on first use."""
+        """The mask, bool [D, R, C] on the canonical grid; unpacked on first use.
+
+        Raises
+        ------
+        InvalidRequest
+            When the answer is only what has changed.
+        """
+        if self.changed is not None:
+            raise InvalidRequest("This answer is only what has changed of a mask: lay it over the earlier one.")
         return unpack_mask(self.packed, self.volume_shape) if self.found else np.zeros(self.volume_shape, np.bool_)
+
+    @property
+    def sha256(self) -> bytes:
+        """What names a whole mask to the service, see :attr:`medvl.client.ObjectPrompt.earlier`."""
+        return hashlib.sha256(self.packed).digest()
+
+    def laid_over(self, earlier: Mask) -> Mask:
+        """Return the whole mask, of the one that the prompt named and what has changed; a whole one as it is."""
+        if self.changed is None:
+            return self
+        array = earlier.array.copy()
+        array[self.changed.slices] = unpack_mask(self.packed, self.changed.shape)
+        return replace(self, packed=pack_mask(array), changed=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +287,20 @@ def _mask(event: pb.Event, shape: Shape) -> Mask:
         key_slices=tuple(message.key_slices),
         slice_scores=dict(message.slice_scores),
         span=TextSpan(message.span.start, message.span.end) if message.HasField("span") else None,
+        local=message.local,
+        changed=_changed(message),
+        cleaned=_cleaned(message.cleaned) if message.HasField("cleaned") else None,
     )
+
+
+def _changed(message: pb.Mask) -> VoxelBox | None:
+    box = message.changed
+    return VoxelBox(tuple(box.min), tuple(box.max)) if message.HasField("changed") else None
+
+
+def _cleaned(message: pb.Cleaned) -> Cleaned:
+    asked = message.cleanup
+    return Cleaned(asked.largest_component, asked.fill_holes, message.removed_voxels, message.filled_voxels)
 
 
 def _measurement(message: pb.Measurement) -> Measurement:
@@ -231,6 +308,7 @@ def _measurement(message: pb.Measurement) -> Measurement:
         voxels=message.voxels,
         volume_mm3=message.volume_mm3,
         diameter_mm=message.diameter_mm,
+        diameter_3d_mm=message.diameter_3d_mm,
         centroid_lps_mm=tuple(message.centroid_lps_mm),
         box_min=tuple(message.box_min),
         box_max=tuple(message.box_max),

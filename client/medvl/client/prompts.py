@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medvl.client.events import Mask
 from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.masks import pack_mask
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -18,13 +19,20 @@ Xyz = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A click at ``lps_mm``: on the object, or, when ``negative``, beside it."""
+    """A click at ``lps_mm``: on the object, or, when ``negative``, beside it.
+
+    ``correction`` is 0 for a click that tells what the object is. Who corrects the mask that came back sends all clicks
+    again with the new ones as correction 1, those after the next mask as 2, and so on.
+    """
 
     lps_mm: Xyz
     negative: bool = False
+    correction: int = 0
 
     def __post_init__(self) -> None:
         _check_finite(self.lps_mm)
+        if not 0 <= self.correction < 2**32:
+            raise InvalidRequest(f"Corrections are counted from 1, not {self.correction}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,9 @@ class ObjectPrompt:
     mask
         bool [D, R, C] on the canonical grid: what the object is on every slice on which it has a voxel. It comes back
         unchanged there, unless points or boxes on that slice correct it.
+    earlier
+        The mask of this object that the caller holds: where the service still has it, only what has changed comes back,
+        see :meth:`medvl.client.Mask.laid_over`.
 
     Raises
     ------
@@ -62,6 +73,7 @@ class ObjectPrompt:
     points: tuple[Point, ...] = ()
     boxes: tuple[Box, ...] = ()
     mask: NDArray[np.bool_] | None = None
+    earlier: Mask | None = None
 
     def __post_init__(self) -> None:
         if self.label.strip() and self.text.strip():
@@ -78,9 +90,10 @@ class ObjectPrompt:
         return pb.ObjectPrompt(
             label=self.label,
             text=self.text,
-            points=[pb.Point(lps_mm=p.lps_mm, negative=p.negative) for p in self.points],
+            points=[pb.Point(lps_mm=p.lps_mm, negative=p.negative, correction=p.correction) for p in self.points],
             boxes=[pb.Box(min_lps_mm=b.corner_lps_mm, max_lps_mm=b.opposite_lps_mm) for b in self.boxes],
             mask=b"" if self.mask is None else pack_mask(self.mask),
+            earlier_sha256=b"" if self.earlier is None else self.earlier.sha256,
         )
 
 

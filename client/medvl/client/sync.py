@@ -15,6 +15,7 @@ from medvl.client.prompts import ObjectPrompt
 from medvl.client.results import Answer, ServiceDescription, Upload
 from medvl.client.stream import EventStream
 from medvl.client.upload import OnUpload
+from medvl.imaging.cleanup import NO_CLEANUP, Cleanup
 from medvl.imaging.volume import Volume
 
 T = TypeVar("T")
@@ -128,10 +129,15 @@ class Client:
         objects: Sequence[ObjectPrompt],
         *,
         previews: bool = False,
+        local: bool = False,
+        cleanup: Cleanup = NO_CLEANUP,
         deadline_s: float | None = None,
     ) -> SyncStream:
         """See :meth:`AsyncClient.segment`."""
-        return SyncStream(self._loop, self._client.segment(series, objects, previews=previews, deadline_s=deadline_s))
+        stream = self._client.segment(
+            series, objects, previews=previews, local=local, cleanup=cleanup, deadline_s=deadline_s
+        )
+        return SyncStream(self._loop, stream)
 
     def describe(self, *, deadline_s: float | None = None) -> ServiceDescription:
         """See :meth:`AsyncClient.describe`."""

@@ -50,5 +50,6 @@ def mask_line(mask: Mask) -> str:
         return f"{name}: not found (score {mask.score:.2f})"
     return (
         f"{name}: {measured.volume_mm3 / 1000:.1f} ml in {measured.voxels} voxels, "
-        f"longest diameter {measured.diameter_mm:.0f} mm, score {mask.score:.2f}"
+        f"longest diameter {measured.diameter_mm:.0f} mm in a slice, {measured.diameter_3d_mm:.0f} mm in 3D, "
+        f"score {mask.score:.2f}"
     )

@@ -48,6 +48,8 @@ class PointPrompt(Message):
     row: float
     column: float
     positive: bool = True
+    correction: int = Field(default=0, ge=0)
+    """0 tells what the object is; all points of one higher number correct the mask that everything below it makes."""
 
 
 class BoxPrompt(Message):
@@ -79,6 +81,17 @@ class ObjectPrompts(Message):
     """What the object is on every slice where this mask has a voxel; points on such a slice correct it there."""
     seg_row: int | None = None
     """Row of the ``seg_hidden`` tensor that prompts this object."""
+    earlier_sha256: str | None = None
+    """Of the packed mask that the caller holds of this object, in hexadecimal: how the new one differs is wanted."""
+
+    @property
+    def corrections(self) -> tuple[int, ...]:
+        """The numbers of its corrections, ascending."""
+        return tuple(sorted({p.correction for p in self.points} - {0}))
+
+    def before(self, correction: int) -> ObjectPrompts:
+        """Return what there was before a correction."""
+        return self.model_copy(update={"points": tuple(p for p in self.points if p.correction < correction)})
 
 
 class SegmenterRequest(Message):
@@ -91,6 +104,8 @@ class SegmenterRequest(Message):
     shape: tuple[int, int, int]
     """Slices, rows and columns of the canonical volume."""
     objects: tuple[ObjectPrompts, ...]
+    local: bool = False
+    """Whether tracking may end where it agrees with what is known of an object without its last correction."""
 
 
 class NotResident(Message):
@@ -117,6 +132,13 @@ class Progress(Message):
     slices_total: int
 
 
+class VoxelBox(Message):
+    """First and last slice, row and column."""
+
+    min: tuple[int, int, int]
+    max: tuple[int, int, int]
+
+
 class ObjectMask(Message):
     """The whole mask of one object; the ``mask`` tensor holds it packed as (D, R, C), empty when not found."""
 
@@ -128,6 +150,10 @@ class ObjectMask(Message):
     key_slices: tuple[int, ...]
     slice_scores: dict[int, float]
     """sigmoid(object score) of every slice that was worked on."""
+    local: bool = False
+    """Whether it was tracked around its last correction only."""
+    changed: VoxelBox | None = None
+    """Where the mask differs from the one that the request named, if that is known and something differs."""
 
 
 class SegmenterDone(Message):

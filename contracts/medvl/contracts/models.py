@@ -158,6 +158,10 @@ _DECODED = (
 )
 
 
+_CORRECTION = tuple(spec for spec in _PROMPT if not spec.name.startswith("seg_"))
+"""What corrects a tracked slice; without points and with the flags for mask 0 and multimask 1 it is only tracked."""
+
+
 def _per_object(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     """Return specifications with the object axis written out, for models without a Triton batch axis."""
     return tuple(TensorSpec(s.name, s.dtype, ("N", *s.shape), s.doc) for s in specs)
@@ -264,9 +268,11 @@ _MODELS = (
     ModelSpec(
         "sam2_track_step",
         Kind.NETWORK,
-        "memory attention, mask decoder and memory encoder of one slice for N objects, fused into one graph",
+        "memory attention, mask decoder and memory encoder of one slice for N objects, fused into one graph; prompts "
+        "correct the slice, whose last masks are then mask_input",
         (
             *(_one(f) for f in _FEATURES),
+            *_per_object(_CORRECTION),
             TensorSpec("bank_memory", _FP32, ("R", "N", "HW", "Cm"), "memories of the bank, in any order"),
             TensorSpec(
                 "bank_row",

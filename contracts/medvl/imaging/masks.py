@@ -15,6 +15,8 @@ from medvl.imaging.geometry import Geometry, Triple
 
 _ZSTD_LEVEL = 1
 _Index = tuple[int, int, int]
+_OTHERS = ((1, 2), (0, 2), (0, 1))
+"""The other axes of each axis."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class MaskStats:
     diameter_mm
         Longest distance within one slice between the centres of two voxels of the mask, plus one voxel's width along
         it, so that a single voxel has its own width.
+    diameter_3d_mm
+        The same through all slices.
     centroid_lps_mm
         Mean position in LPS millimetres; None for an empty mask.
     box_min, box_max
@@ -37,6 +41,7 @@ class MaskStats:
     voxels: int
     volume_mm3: float
     diameter_mm: float
+    diameter_3d_mm: float
     centroid_lps_mm: Triple | None
     box_min: _Index | None
     box_max: _Index | None
@@ -44,7 +49,12 @@ class MaskStats:
 
 def pack_mask(mask: NDArray[np.bool_]) -> bytes:
     """Return a mask bool [D, R, C] as bits in C order, most significant first, compressed by zstd."""
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(np.packbits(mask.reshape(-1)).data)
+    return pack_bits(np.packbits(mask.reshape(-1)))
+
+
+def pack_bits(bits: NDArray[np.uint8]) -> bytes:
+    """Return the bits of a mask, uint8 in C order, as :func:`pack_mask` packs the mask."""
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(bits.data)
 
 
 def unpack_mask(packed: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -56,6 +66,32 @@ def unpack_mask(packed: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]
         When the bytes are not one zstd frame with exactly the bits of that shape; what a frame claims to hold is
         checked before anything is allocated.
     """
+    return np.unpackbits(_bits(packed, shape), count=math.prod(shape)).view(np.bool_).reshape(shape)
+
+
+def changed_box(one: bytes, other: bytes, shape: _Index) -> tuple[_Index, _Index] | None:
+    """Return first and last slice, row and column in which two packed masks of a shape differ, None if nowhere.
+
+    Raises
+    ------
+    InvalidRequest
+        As :func:`unpack_mask`.
+    """
+    differs = _bits(one, shape) ^ _bits(other, shape)
+    found = np.flatnonzero(differs)
+    if not len(found):
+        return None
+    # Whole slices around the bits that differ; a large volume is not unpacked as a whole.
+    plane = shape[1] * shape[2]
+    first, last = int(found[0]) * 8 // plane, min(int(found[-1]) * 8 + 7, math.prod(shape) - 1) // plane
+    start = first * plane
+    bits = np.unpackbits(differs[start // 8 :], count=start % 8 + (last + 1 - first) * plane)[start % 8 :]
+    low, high = _box(bits.view(np.bool_).reshape(-1, *shape[1:]))
+    return (low[0] + first, low[1], low[2]), (high[0] + first, high[1], high[2])
+
+
+def _bits(packed: bytes, shape: _Index) -> NDArray[np.uint8]:
+    """Return the bits of a packed mask in C order."""
     check_packed(packed, shape)
     voxels = math.prod(shape)
     try:
@@ -64,7 +100,14 @@ def unpack_mask(packed: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]
         raise InvalidRequest("The packed mask is damaged.") from None
     if len(bits) != -(-voxels // 8):
         raise InvalidRequest(f"The packed mask does not hold the {voxels} voxels of its volume.")
-    return np.unpackbits(np.frombuffer(bits, np.uint8), count=voxels).view(np.bool_).reshape(shape)
+    return np.frombuffer(bits, np.uint8)
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[_Index, _Index]:
+    """Return first and last slice, row and column of a mask that is not empty."""
+    spans = [np.flatnonzero(mask.any(axis=axes)) for axes in _OTHERS]
+    low, high = (tuple(int(span[end]) for span in spans) for end in (0, -1))
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
 def check_packed(packed: bytes, shape: tuple[int, int, int]) -> None:
@@ -94,20 +137,21 @@ def measure(mask: NDArray[np.bool_], geometry: Geometry) -> MaskStats:
     """
     if mask.shape != geometry.shape:
         raise InvalidRequest(f"The mask's shape {list(mask.shape)} is not {list(geometry.shape)}, that of the volume.")
-    spans = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not len(spans[0]):
-        return MaskStats(0, 0.0, 0.0, None, None, None)
-    low, high = ([int(span[end]) for span in spans] for end in (0, -1))
+    if not mask.any():
+        return MaskStats(0, 0.0, 0.0, 0.0, None, None, None)
+    low, high = _box(mask)
     inside = mask[low[0] : high[0] + 1, low[1] : high[1] + 1, low[2] : high[2] + 1]
     voxels = int(np.count_nonzero(inside))
     x, y, z = (float(v) for v in geometry.index_to_lps(_centroid(inside, voxels) + low))
+    diameter_mm, diameter_3d_mm = _diameters_mm(inside, geometry.spacing_mm)
     return MaskStats(
         voxels=voxels,
         volume_mm3=voxels * geometry.voxel_volume_mm3,
-        diameter_mm=_diameter_mm(inside, geometry.spacing_mm[1:]),
+        diameter_mm=diameter_mm,
+        diameter_3d_mm=diameter_3d_mm,
         centroid_lps_mm=(x, y, z),
-        box_min=(low[0], low[1], low[2]),
-        box_max=(high[0], high[1], high[2]),
+        box_min=low,
+        box_max=high,
     )
 
 
@@ -117,24 +161,42 @@ def _centroid(mask: NDArray[np.bool_], voxels: int) -> NDArray[np.float64]:
     return np.array([s / voxels for s in sums])
 
 
-_OTHERS = ((1, 2), (0, 2), (0, 1))
+def _diameters_mm(mask: NDArray[np.bool_], spacing_mm: Triple) -> tuple[float, float]:
+    """Return the longest extent within a slice, and through all slices, of a mask that is not empty.
+
+    Two voxels that lie farthest apart lie on the convex hulls of their slices. Pairs of slices are looked at in the
+    order of the distance that circles around their hulls allow, until none can hold a longer one.
+    """
+    hulls = [_hull_mm(number, plane, spacing_mm) for number, plane in enumerate(mask) if plane.any()]
+    in_plane_mm = max(_extent_mm(hull, hull, spacing_mm) for hull in hulls)
+    middles = np.array([(hull.min(0) + hull.max(0)) / 2 for hull in hulls])
+    radii_mm = np.array([np.linalg.norm(hull - m, axis=1).max() for hull, m in zip(hulls, middles, strict=True)])
+    first, second = np.triu_indices(len(hulls))
+    across, rows, columns = np.abs(middles[first] - middles[second]).T
+    most_mm = np.hypot(across, np.hypot(rows, columns) + radii_mm[first] + radii_mm[second])
+    width_mm = float(np.linalg.norm(spacing_mm))
+    longest_mm = in_plane_mm
+    for pair in np.argsort(-most_mm):
+        if most_mm[pair] + width_mm <= longest_mm:
+            break
+        longest_mm = max(longest_mm, _extent_mm(hulls[first[pair]], hulls[second[pair]], spacing_mm))
+    return in_plane_mm, longest_mm
 
 
-def _diameter_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> float:
-    return max(_plane_diameter_mm(plane, spacing_mm) for plane in mask)
+def _hull_mm(number: int, plane: NDArray[np.bool_], spacing_mm: Triple) -> NDArray[np.float64]:
+    """Return the corners of the convex hull of a slice's voxels: slice, row and column, in mm from the first voxel."""
+    corners = cv2.convexHull(cv2.findNonZero(np.ascontiguousarray(plane).view(np.uint8)))[:, 0, ::-1]
+    hull: NDArray[np.float64] = np.insert(corners.astype(np.float64), 0, number, axis=1) * spacing_mm
+    return hull
 
 
-def _plane_diameter_mm(plane: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> float:
-    """Return the longest extent of a slice of a mask; two voxels that lie farthest apart lie on its convex hull."""
-    points = cv2.findNonZero(plane.view(np.uint8))
-    if points is None:
-        return 0.0
-    hull = cv2.convexHull(points)[:, 0, ::-1] * np.array(spacing_mm)
-    between = hull[:, None] - hull[None]
+def _extent_mm(one: NDArray[np.float64], other: NDArray[np.float64], spacing_mm: Triple) -> float:
+    """Return the longest distance between two sets of voxels, plus a voxel's width along it."""
+    between = one[:, None] - other[None]
     distance_mm = np.linalg.norm(between, axis=-1)
     farthest = np.unravel_index(int(distance_mm.argmax()), distance_mm.shape)
     length_mm = float(distance_mm[farthest])
-    along = np.abs(between[farthest]) / length_mm if length_mm else np.array([0.0, 1.0])
+    along = np.abs(between[farthest]) / length_mm if length_mm else np.array([0.0, 0.0, 1.0])
     return length_mm + float(along @ np.array(spacing_mm))
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from medvl.evaluation.metrics import bounding_box
+from medvl.imaging.cleanup import largest_component
 from medvl.imaging.masks import most_interior
 
 Voxel = tuple[int, int, int]
@@ -62,37 +62,6 @@ def box_around(mask: NDArray[np.bool_]) -> VoxelBox:
     return VoxelBox(
         (slices.start, rows.start - 0.5, columns.start - 0.5), (slices.stop - 1, rows.stop - 0.5, columns.stop - 0.5)
     )
-
-
-def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the largest part of a mask [D, R, C] whose voxels share faces; the first of equals."""
-    labels, joined = _planes(mask)
-    roots = _roots(labels, joined)
-    if len(roots) == 1:
-        return np.zeros_like(mask)
-    sizes = np.bincount(roots, np.bincount(labels.ravel(), minlength=len(roots)) * (np.arange(len(roots)) > 0))
-    largest: NDArray[np.bool_] = (roots == sizes.argmax())[labels] & mask
-    return largest
-
-
-def _planes(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
-    """Label the connected parts of each slice on its own; return the labels, 0 outside, and how many there are."""
-    labels, count = np.zeros(mask.shape, np.int32), 0
-    for number in np.flatnonzero(mask.any((1, 2))):
-        found, own = cv2.connectedComponents(mask[number].astype(np.uint8), connectivity=4)
-        labels[number] = np.where(own > 0, own + count, 0)
-        count += found - 1
-    return labels, count
-
-
-def _roots(labels: NDArray[np.int32], count: int) -> NDArray[np.intp]:
-    """Return for each label the least one that it is connected with through neighbouring slices."""
-    roots = np.arange(count + 1)
-    touching = (labels[:-1] > 0) & (labels[1:] > 0)
-    for pair in np.unique(np.stack([labels[:-1][touching], labels[1:][touching]]), axis=1).T:
-        low, high = sorted(roots[pair].tolist())
-        roots[roots == high] = low
-    return roots
 
 
 def _interior(mask: NDArray[np.bool_]) -> Voxel:

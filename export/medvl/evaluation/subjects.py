@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from medvl.client import ObjectPrompt as ServedPrompt
 from medvl.contracts.errors import InvalidRequest
 from medvl.evaluation.clicks import Click, VoxelBox
 from medvl.imaging.volume import Volume
+from medvl.network.memory_bank import Known
 from medvl.network.model import ReferenceMask, ReferenceModel
 from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint
 from medvl.network.torch_steps import SliceSource
@@ -43,7 +43,7 @@ class Subject(Protocol):
         """Segment what a text describes."""
 
     def segment_points(self, volume: Volume, clicks: Sequence[Click]) -> Voxels:
-        """Segment what clicks point at."""
+        """Segment what the first click points at; each further one corrects the mask of those before it."""
 
     def segment_box(self, volume: Volume, box: VoxelBox) -> Voxels:
         """Segment what a box holds."""
@@ -63,6 +63,7 @@ class ReferenceSubject:
     def __init__(self, folder: Path) -> None:
         loaded = ReferenceModel.load(folder)
         self._model = _KeepingModel(loaded.checkpoint, loaded.modules, loaded.language)
+        self._clicks: dict[tuple[str | Click, ...], Known[Tensor] | None] = {}
 
     def report(self, volume: Volume) -> str:
         """Write a report."""
@@ -81,12 +82,17 @@ class ReferenceSubject:
         return _voxels(self._model.segment_text(volume, text))
 
     def segment_points(self, volume: Volume, clicks: Sequence[Click]) -> Voxels:
-        """Segment what clicks point at."""
-        points: dict[int, tuple[PromptPoint, ...]] = defaultdict(tuple)
-        for click in clicks:
-            number, row, column = click.voxel
-            points[number] += (self._model.point(volume, row, column, NEGATIVE if click.negative else POSITIVE),)
-        return _voxels(self._model.segment(volume, ObjectPrompt(0, dict(points))))
+        """Segment what the first click points at; each further one corrects the mask of those before it."""
+        first, *corrections = (self._clicked(volume, click) for click in clicks)
+        known = self._clicks.get((volume.digest, *clicks[:-1]))
+        found = self._model.segment(volume, ObjectPrompt(0, first, corrections=tuple(corrections)), known=known)
+        # Only the next click of the same object goes on from there.
+        self._clicks = {(volume.digest, *clicks): found.known}
+        return _voxels(found)
+
+    def _clicked(self, volume: Volume, click: Click) -> dict[int, tuple[PromptPoint, ...]]:
+        number, row, column = click.voxel
+        return {number: (self._model.point(volume, row, column, NEGATIVE if click.negative else POSITIVE),)}
 
     def segment_box(self, volume: Volume, box: VoxelBox) -> Voxels:
         """Segment what a box holds; its middle slice is prompted, as the service does."""
@@ -165,8 +171,8 @@ class ServedSubject:
         return self._segment(volume, ServedPrompt(text=text))
 
     def segment_points(self, volume: Volume, clicks: Sequence[Click]) -> Voxels:
-        """Segment what clicks point at."""
-        points = tuple(Point(_lps_mm(volume, click.voxel), click.negative) for click in clicks)
+        """Segment what the first click points at; each further one corrects the mask of those before it."""
+        points = tuple(Point(_lps_mm(volume, click.voxel), click.negative, i) for i, click in enumerate(clicks))
         return self._segment(volume, ServedPrompt(points=points))
 
     def segment_box(self, volume: Volume, box: VoxelBox) -> Voxels:

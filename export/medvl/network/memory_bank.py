@@ -37,28 +37,30 @@ class MemoryBank(Generic[A]):
         +1 or -1, the direction.
     cap
         Conditioning slices that a slice attends to at most.
+    tracked
+        Tracked slices by number, as far as later slices attend to them.
     """
 
     conditioning: Mapping[int, Remembered[A]]
     depth: int
     step: int
     cap: int
-    _tracked: dict[int, Remembered[A]] = field(default_factory=dict)
+    tracked: dict[int, Remembered[A]] = field(default_factory=dict)
 
     def add(self, number: int, remembered: Remembered[A]) -> None:
         """Remember a tracked slice; what no later slice attends to is forgotten."""
-        self._tracked[number] = remembered
-        self._tracked.pop(number - self.step * POINTERS, None)
+        self.tracked[number] = remembered
+        self.tracked.pop(number - self.step * POINTERS, None)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the objects."""
         self.conditioning = {number: r.rows(rows) for number, r in self.conditioning.items()}
-        self._tracked = {number: r.rows(rows) for number, r in self._tracked.items()}
+        self.tracked = {number: r.rows(rows) for number, r in self.tracked.items()}
 
     def view(self, number: int) -> Bank[A]:
         """Return what a slice attends to."""
         chosen = closest(self.conditioning, number, self.cap)
-        passed = self._tracked | {n: r for n, r in self.conditioning.items() if n not in chosen}
+        passed = self.tracked | {n: r for n, r in self.conditioning.items() if n not in chosen}
         memories = [(self.conditioning[n].memory, MEMORIES - 1) for n in chosen]
         memories += [(r.memory, d - 1) for d, r in self._behind(passed, number, MEMORIES - 1)]
         pointers = [
@@ -81,6 +83,40 @@ class MemoryBank(Generic[A]):
         """Return the slices passed last with their distance, nearest first."""
         places = ((d, number - self.step * d) for d in range(1, furthest + 1))
         return [(d, passed[n]) for d, n in places if n in passed]
+
+
+@dataclass(frozen=True, slots=True)
+class Known(Generic[A]):
+    """What is known of one object when its prompts have been propagated: what a correction goes on from.
+
+    Each direction has a state of its own, which holds the conditioning slices and what that direction has tracked.
+    """
+
+    key_slices: tuple[int, ...]
+    """The conditioning slices in the order in which they came."""
+    corrections: int
+    """How many corrections are in it."""
+    conditioning: Mapping[int, Remembered[A]]
+    tracked: Mapping[int, Remembered[A]]
+
+    def on(self, number: int) -> Remembered[A] | None:
+        """Return what was last found on a slice, None where nothing has been."""
+        return self.conditioning.get(number) or self.tracked.get(number)
+
+    def view(self, number: int, depth: int, cap: int) -> Bank[A]:
+        """Return what a slice attends to when it is corrected: the state of the direction that passed it.
+
+        The lowest conditioning slice, from which both directions begin, counts as passed by the upward one.
+        """
+        first = min(self.conditioning)
+        step = 1 if number >= first else -1
+        passed = {n: r for n, r in self.tracked.items() if (n - first) * step > 0}
+        return MemoryBank(self.conditioning, depth, step, cap, passed).view(number)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(r.nbytes for slices in (self.conditioning, self.tracked) for r in slices.values())
 
 
 def closest(slices: Mapping[int, object], number: int, cap: int) -> list[int]:

@@ -17,10 +17,14 @@ from medvl.imaging.resample import FitTransform, fit_slices, to_grid
 from medvl.imaging.volume import Volume
 from medvl.imaging.windows import Window, to_uint8
 from medvl.network.language import LanguageModel, ReferenceText
+from medvl.network.memory_bank import Known
 from medvl.network.modules import Modules
 from medvl.network.prompts import ObjectPrompt, PromptPoint
 from medvl.network.propagation import Propagation
 from medvl.network.torch_steps import SliceSource, TorchSteps
+
+_KEPT_BYTES = 2**30
+"""Of one object, for its next correction."""
 
 
 @dataclass
@@ -43,6 +47,8 @@ class ReferenceMask:
     score: float = 0.0
     key_slices: tuple[int, ...] = ()
     first_logits: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    known: Known[Tensor] | None = None
+    """What a further correction can go on from."""
 
     def prompted(self, object_id: int, number: int, mask_logits: Tensor, score: float) -> None:
         """Keep the logits of a prompted slice."""
@@ -119,6 +125,7 @@ class ReferenceModel:
         prompt: ObjectPrompt,
         window: str | None = None,
         mask: NDArray[np.bool_] | None = None,
+        known: Known[Tensor] | None = None,
     ) -> ReferenceMask:
         """Segment one object.
 
@@ -132,6 +139,8 @@ class ReferenceModel:
             Name of the window; that of the checkpoint's segmentation by default.
         mask
             bool [D, R, C] to begin with, on the slices where it has a voxel.
+        known
+            Of the same prompt with fewer corrections, where there is no need to begin again.
         """
         transform = self._transform(volume)
         given = {} if mask is None else {int(n): mask[n] for n in np.flatnonzero(mask.any((1, 2)))}
@@ -146,9 +155,11 @@ class ReferenceModel:
             side=spec.side,
             hidden_size=self.checkpoint.language.hidden_size,
         )
-        kept = {number: given[number] for number in prompt.given_slices}
-        found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), transform, kept)
-        asyncio.run(Propagation(steps, source, volume.geometry.shape[0], spec, found).run([prompt]))
+        unchanged = {number: given[number] for number in prompt.kept_slices}
+        found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), transform, unchanged)
+        propagation = Propagation(steps, source, volume.geometry.shape[0], spec, found, _KEPT_BYTES)
+        kept = asyncio.run(propagation.run([prompt], {} if known is None else {prompt.object_id: known}))
+        found.known = kept.get(prompt.object_id)
         return found
 
     def slice_source(self, volume: Volume, window: str) -> SliceSource:

@@ -66,13 +66,15 @@ class ObjectPrompt:
     object_id
         Chosen by the caller; results carry it.
     points
-        Points and box corners by slice.
+        Points and box corners by slice: what tells the object.
     seg_hidden
         FP32 [H]; it chooses key slices of its own and joins the points on theirs.
     first_slice, last_slice
         The mask stays within; None leaves that end open.
     masks
         bool [S, S] by slice, what somebody gave as the object's mask there.
+    corrections
+        Points by slice, each entry given on seeing the mask that everything before it makes.
     """
 
     object_id: int
@@ -81,15 +83,26 @@ class ObjectPrompt:
     first_slice: int | None = None
     last_slice: int | None = None
     masks: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
+    corrections: tuple[Mapping[int, tuple[PromptPoint, ...]], ...] = ()
 
     @property
     def given_slices(self) -> frozenset[int]:
-        """The slices whose mask is taken as it is, because no point corrects it."""
+        """The slices whose mask is first taken as it is, because no point comes with it."""
         return frozenset(n for n in self.masks if self.on(n).given)
 
+    @property
+    def kept_slices(self) -> frozenset[int]:
+        """The slices whose mask stays as it was given, because no correction comes there either."""
+        return self.given_slices.difference(*self.corrections)
+
     def on(self, number: int) -> SlicePrompt:
-        """Return the prompt on a slice."""
+        """Return the prompt on a slice, without corrections."""
         return SlicePrompt(self.points.get(number, ()), self.seg_hidden, self.masks.get(number))
+
+    def corrected(self, count: int, number: int) -> tuple[PromptPoint, ...]:
+        """Return all points of a slice up to and with so many corrections, which SAM2 sees together."""
+        more = (p for correction in self.corrections[:count] for p in correction.get(number, ()))
+        return (*self.points.get(number, ()), *more)
 
 
 def prompt_arrays(prompts: Sequence[SlicePrompt], *, side: int, hidden_size: int) -> dict[str, np.ndarray]:
@@ -109,16 +122,8 @@ def prompt_arrays(prompts: Sequence[SlicePrompt], *, side: int, hidden_size: int
     InvalidRequest
         When a prompt has more points than the graph takes.
     """
-    listed = [p.points or (PromptPoint(0.0, 0.0, NOT_A_POINT),) for p in prompts]
-    longest = max(map(len, listed))
-    if longest > MAX_POINTS:
-        raise InvalidRequest(f"An object has {longest} points on one slice: give {MAX_POINTS} at most.")
+    points, labels = _points([p.points for p in prompts])
     count = len(prompts)
-    points = np.zeros((count, longest, 2), np.float32)
-    labels = np.full((count, longest), PADDING, np.int32)
-    for row, own in enumerate(listed):
-        points[row, : len(own)] = [(p.x, p.y) for p in own]
-        labels[row, : len(own)] = [p.label for p in own]
     seg_hidden = np.zeros((count, hidden_size), np.float32)
     for row, prompt in enumerate(prompts):
         if prompt.seg_hidden is not None:
@@ -132,6 +137,50 @@ def prompt_arrays(prompts: Sequence[SlicePrompt], *, side: int, hidden_size: int
         "seg_flag": _flags(p.seg_hidden is not None for p in prompts),
         "multimask_flag": _flags(p.multimask for p in prompts),
     }
+
+
+def track_arrays(
+    prompts: Sequence[tuple[PromptPoint, ...]], masks: NDArray[np.float32] | None, *, side: int
+) -> dict[str, np.ndarray]:
+    """Return the prompt tensors of ``sam2_track_step`` by name, one row per object.
+
+    Parameters
+    ----------
+    prompts
+        Points that correct each object on the slice; none where it is only tracked.
+    masks
+        FP32 [N, 1, S/4, S/4], logits of what was last found there; None where the objects are only tracked.
+    side
+        S, pixels of a slice.
+
+    Raises
+    ------
+    InvalidRequest
+        As :func:`prompt_arrays`.
+    """
+    points, labels = _points(prompts)
+    count = len(prompts)
+    return {
+        "points": points,
+        "labels": labels,
+        "mask_input": np.zeros((count, 1, side // 4, side // 4), np.float32) if masks is None else masks,
+        "mask_flag": np.full((count, 1), masks is not None, np.float32),
+        "multimask_flag": _flags(SlicePrompt(own).multimask for own in prompts),
+    }
+
+
+def _points(prompts: Sequence[tuple[PromptPoint, ...]]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return points FP32 [N, P, 2] and labels INT32 [N, P], padded."""
+    listed = [own or (PromptPoint(0.0, 0.0, NOT_A_POINT),) for own in prompts]
+    longest = max(map(len, listed))
+    if longest > MAX_POINTS:
+        raise InvalidRequest(f"An object has {longest} points on one slice: give {MAX_POINTS} at most.")
+    points = np.zeros((len(listed), longest, 2), np.float32)
+    labels = np.full((len(listed), longest), PADDING, np.int32)
+    for row, own in enumerate(listed):
+        points[row, : len(own)] = [(p.x, p.y) for p in own]
+        labels[row, : len(own)] = [p.label for p in own]
+    return points, labels
 
 
 def given_masks(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:

@@ -18,6 +18,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 NOT_A_POINT, PADDING = -1, -2
 """Labels: SAM2's token of its own, and a point without effect."""
 
+LARGEST_LOGIT = 32.0
+"""To which SAM2's video predictor clamps the last mask of a slice before it corrects it."""
+
 
 def normalised(slices: Tensor) -> Tensor:
     """Return slices UINT8 [B, S, S] as the trunk takes them, FP32 [B, 3, S, S]."""
@@ -94,26 +97,13 @@ class MaskDecoder(nn.Module):
 
     def tokens(self, points: Tensor, labels: Tensor, language: Tensor, language_flag: Tensor) -> Tokens:
         """Return the sparse tokens of prompts; ``language`` is FP32 [B, C], its flag [B, 1]."""
-        embedded, counts = self._points(points, labels)
-        return Tokens(torch.cat([embedded, language[:, None]], dim=1), torch.cat([counts, language_flag > 0], dim=1))
-
-    def _points(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens [B, P + 1, C] of the points and of "not a point", and which of them count."""
-        encoder = self.sam.sam_prompt_encoder
-        # The encoder's own ``forward_with_coords`` writes in place, which no parser of ONNX at the GPU takes.
-        places = encoder.pe_layer._pe_encoding(points / self.sam.image_size)
-        kinds = torch.cat([e.weight for e in encoder.point_embeddings])
-        label = labels.clamp(min=0).long()
-        embedded = torch.where((labels >= 0)[..., None], places + kinds[label], encoder.not_a_point_embed.weight)
-        last = encoder.not_a_point_embed.weight.expand(points.shape[0], 1, -1)
-        counts = torch.cat([labels != PADDING, torch.ones_like(labels[:, :1], dtype=torch.bool)], dim=1)
-        return torch.cat([embedded, last], dim=1), counts
+        told = point_tokens(self.sam, points, labels)
+        values = torch.cat([told.values, language[:, None]], dim=1)
+        return Tokens(values, torch.cat([told.counts, language_flag > 0], dim=1))
 
     def dense(self, mask_input: Tensor, mask_flag: Tensor) -> Tensor:
         """Return the embedding [B, C, f, f] of mask prompts."""
-        encoder = self.sam.sam_prompt_encoder
-        absent = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        return torch.where(mask_flag[..., None, None] > 0, encoder.mask_downscaling(mask_input), absent)
+        return mask_embedding(self.sam, mask_input, mask_flag)
 
 
 class MemoryEncoder(nn.Module):
@@ -149,7 +139,10 @@ class MaskPrompt(nn.Module):
 
 
 class TrackStep(nn.Module):
-    """Model ``sam2_track_step``: memory attention, mask heads and memory of one slice for N objects."""
+    """Model ``sam2_track_step``: memory attention, mask heads and memory of one slice for N objects.
+
+    A corrected slice differs from a tracked one in its prompts only: SAM2 decodes both with their memories.
+    """
 
     image_position: Tensor
     memory_position: Tensor
@@ -169,17 +162,25 @@ class TrackStep(nn.Module):
         f0: Tensor,
         f1: Tensor,
         f2: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        mask_input: Tensor,
+        mask_flag: Tensor,
+        multimask_flag: Tensor,
         bank_memory: Tensor,
         bank_row: Tensor,
         bank_pointer: Tensor,
         bank_distance: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Track N objects onto a slice.
+        """Track N objects onto a slice, or correct them there.
 
         Parameters
         ----------
         f0, f1, f2
             FP32 [1, ...], features of the slice.
+        points, labels, mask_input, mask_flag, multimask_flag
+            As :class:`MaskDecoder`, with N objects; ``mask_input`` is what was last found there, clamped here as SAM2
+            clamps it. What is only tracked has one point of label -1 and the flags 0 and 1.
         bank_memory, bank_row
             FP32 [R, N, HW, Cm] and INT64 [R], row of the temporal table: 6 for a conditioning slice, distance - 1
             for a tracked one. Their order has no effect.
@@ -192,9 +193,9 @@ class TrackStep(nn.Module):
             As :class:`MaskDecoder`, with N objects, and the memory [N, HW, Cm].
         """
         image = self.conditioned(f2, bank_memory, bank_row, bank_pointer, bank_distance)
-        tokens, dense = no_prompt(self.sam, bank_memory.shape[1])
-        multimask = torch.ones_like(tokens.counts[:, 0])
-        decoded = decode(self.sam, image, (f0, f1), tokens, dense, multimask)
+        tokens = point_tokens(self.sam, points, labels)
+        dense = mask_embedding(self.sam, mask_input.clamp(-LARGEST_LOGIT, LARGEST_LOGIT), mask_flag)
+        decoded = decode(self.sam, image, (f0, f1), tokens, dense, multimask_flag[:, 0] > 0)
         return *decoded.astuple(), remember(self.sam, f2, decoded.mask_logits, decoded.object_score)
 
     def conditioned(self, f2: Tensor, memory: Tensor, row: Tensor, pointer: Tensor, distance: Tensor) -> Tensor:
@@ -231,6 +232,26 @@ class TrackStep(nn.Module):
             x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
         conditioned: Tensor = attention.norm(x).transpose(1, 2).reshape(-1, *f2.shape[1:])
         return conditioned
+
+
+def point_tokens(sam: SAM2Base, points: Tensor, labels: Tensor) -> Tokens:
+    """Return the sparse tokens [B, P + 1, C] of points FP32 [B, P, 2] with labels INT32 [B, P], and "not a point"."""
+    encoder = sam.sam_prompt_encoder
+    # The encoder's own ``forward_with_coords`` writes in place, which no parser of ONNX at the GPU takes.
+    places = encoder.pe_layer._pe_encoding(points / sam.image_size)
+    kinds = torch.cat([e.weight for e in encoder.point_embeddings])
+    label = labels.clamp(min=0).long()
+    embedded = torch.where((labels >= 0)[..., None], places + kinds[label], encoder.not_a_point_embed.weight)
+    last = encoder.not_a_point_embed.weight.expand(points.shape[0], 1, -1)
+    counts = torch.cat([labels != PADDING, torch.ones_like(labels[:, :1], dtype=torch.bool)], dim=1)
+    return Tokens(torch.cat([embedded, last], dim=1), counts)
+
+
+def mask_embedding(sam: SAM2Base, mask_input: Tensor, mask_flag: Tensor) -> Tensor:
+    """Return the dense embedding [B, C, f, f] of masks FP32 [B, 1, f_4, f_4], of none where the flag [B, 1] is 0."""
+    encoder = sam.sam_prompt_encoder
+    absent = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+    return torch.where(mask_flag[..., None, None] > 0, encoder.mask_downscaling(mask_input), absent)
 
 
 def no_prompt(sam: SAM2Base, objects: int) -> tuple[Tokens, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medvl.network.prompts import SlicePrompt
+from medvl.network.prompts import PromptPoint, SlicePrompt
 
 
 class ArrayLike(Protocol):
@@ -24,8 +24,15 @@ class ArrayLike(Protocol):
     def shape(self) -> Any:  # noqa: ANN401 - a tuple of int, or torch.Size
         """Lengths of the axes."""
 
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
     def __getitem__(self, key: Any, /) -> Any:  # noqa: ANN401
         """Return rows; a list of int copies."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
 
     def tolist(self) -> Any:  # noqa: ANN401
         """Return nested lists of numbers."""
@@ -67,6 +74,13 @@ class Remembered(Generic[A]):
         """Return some of the objects."""
         return type(self)(self.decoded.rows(indices), self.memory[list(indices)])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        own = self.decoded
+        arrays = (own.mask_logits, own.iou, own.object_pointer, own.object_score, self.memory)
+        return sum(array.nbytes for array in arrays)
+
 
 @dataclass(frozen=True, slots=True)
 class Bank(Generic[A]):
@@ -96,6 +110,11 @@ class Steps(Protocol[F_contra, A]):
 
     async def track(self, features: F_contra, bank: Bank[A]) -> Remembered[A]:
         """Track N objects onto one slice."""
+
+    async def correct(
+        self, features: F_contra, bank: Bank[A], points: Sequence[tuple[PromptPoint, ...]], mask_logits: A
+    ) -> Remembered[A]:
+        """Track N objects onto one slice with points that correct their last masks there, [N, 1, f_4, f_4]."""
 
 
 class FeatureSource(Protocol[F_co]):

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medvl.network.prompts import SlicePrompt, given_masks, prompt_arrays
+from medvl.network.prompts import PromptPoint, SlicePrompt, given_masks, prompt_arrays, track_arrays
 from medvl.network.steps import Bank, Decoded, Remembered
 
 
@@ -80,9 +80,29 @@ class TorchSteps:
 
     async def track(self, features: TorchFeatures, bank: Bank[Tensor]) -> Remembered[Tensor]:
         """Track N objects onto one slice."""
+        return self._step(features, bank, [()] * len(bank.memories[0]), None)
+
+    async def correct(
+        self,
+        features: TorchFeatures,
+        bank: Bank[Tensor],
+        points: Sequence[tuple[PromptPoint, ...]],
+        mask_logits: Tensor,
+    ) -> Remembered[Tensor]:
+        """Track N objects onto one slice with points that correct their last masks there."""
+        return self._step(features, bank, points, mask_logits.numpy())
+
+    def _step(
+        self,
+        features: TorchFeatures,
+        bank: Bank[Tensor],
+        points: Sequence[tuple[PromptPoint, ...]],
+        masks: np.ndarray | None,
+    ) -> Remembered[Tensor]:
         with torch.inference_mode():
             *decoded, memory = self.track_step(
                 *features.maps,
+                *map(torch.from_numpy, track_arrays(points, masks, side=self.side).values()),
                 torch.stack(list(bank.memories)),
                 torch.tensor(bank.rows),
                 torch.stack(list(bank.pointers)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,23 +33,27 @@ class Findings:
     given
         For each object of the request the masks bool [R, C] by slice that somebody gave and nothing corrects: they
         come back as they are, not as the network's resolution would have them.
+    local
+        Objects that are tracked around their last correction only.
     depth
         Slices of the canonical volume.
     transform
         How its slices lie in SAM2's square.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - whom it tells, and what it has to know
         self,
         send: Send,
         keep: Callable[[int, Result], None],
         given: Mapping[int, Mapping[int, NDArray[np.bool_]]],
+        local: Collection[int],
         depth: int,
         transform: FitTransform,
     ) -> None:
         self._send = send
         self._keep = keep
         self._given = given
+        self._local = local
         self._transform = transform
         self._masks = {object_id: MaskVolume(depth, transform.rows, transform.cols) for object_id in given}
         self._presence: dict[int, dict[int, float]] = {object_id: {} for object_id in self._masks}
@@ -89,6 +93,7 @@ class Findings:
             score=score,
             key_slices=tuple(key_slices),
             slice_scores=dict(sorted(presence.items())),
+            local=object_id in self._local,
         )
         packed = mask.pack() if found else b""
         self._keep(object_id, Result(tuple(self._previews.pop(object_id)), (event, packed)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from medvl.imaging.masks import pack_mask
+from medvl.imaging.masks import pack_bits
 from medvl.imaging.resample import FitTransform
 
 
@@ -37,12 +37,15 @@ class MaskVolume:
         return not self._slices
 
     def pack(self) -> bytes:
-        """Return the whole mask as it travels."""
-        rows, cols = self._rows, self._cols
-        mask = np.zeros((self._depth, rows, cols), bool)
-        for number, bits in self._slices.items():
-            mask[number] = np.unpackbits(bits, count=rows * cols).view(bool).reshape(rows, cols)
-        return pack_mask(mask)
+        """Return the whole mask as it travels; as bits, since as voxels it would take eight times the memory."""
+        voxels = self._rows * self._cols
+        bits = np.zeros(-(-self._depth * voxels // 8), np.uint8)
+        for number, own in self._slices.items():
+            first, shift = divmod(number * voxels, 8)
+            # A slice may begin within a byte, which then holds voxels of the one before.
+            moved = np.packbits(np.pad(np.unpackbits(own, count=voxels), (shift, 0))) if shift else own
+            bits[first : first + len(moved)] |= moved
+        return pack_bits(bits)
 
 
 def slice_mask(mask_logits: np.ndarray, transform: FitTransform) -> NDArray[np.bool_]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -35,17 +34,19 @@ def to_model_prompt(
     masks
         bool [R, C] by slice: what ``prompts.mask`` holds.
     """
-    points: dict[int, tuple[PromptPoint, ...]] = defaultdict(tuple)
+    rounds: dict[int, dict[int, tuple[PromptPoint, ...]]] = {number: {} for number in (0, *prompts.corrections)}
     # SAM2 sees a box before the points of its slice.
     for box in prompts.boxes:
-        points[box.slice] += _corners(box, transform)
+        rounds[0][box.slice] = _corners(box, transform)
     for point in prompts.points:
-        points[point.slice] += (_point(point, transform),)
+        told = rounds[point.correction]
+        told[point.slice] = (*told.get(point.slice, ()), _point(point, transform))
+    points, *corrections = rounds.values()
     first, last = _extent(prompts)
     row = prompts.seg_row
     state = None if row is None or seg_hidden is None else seg_hidden[row]
     fitted = {number: transform.mask_to_model(mask) for number, mask in masks.items()}
-    return ObjectPrompt(prompts.object_id, dict(points), state, first, last, fitted)
+    return ObjectPrompt(prompts.object_id, points, state, first, last, fitted, tuple(corrections))
 
 
 def given_slices(

@@ -1,14 +1,18 @@
-"""What earlier requests found, so that an object that has not changed costs nothing in the next one.
+"""What earlier requests found, so that what has not changed costs nothing in the next one.
 
 An answer follows from the series, the checkpoint and the prompts of its object alone; other objects of a request only
-share its calls. So it may be given again whoever asks, whatever else the request holds.
+share its calls. So it may be given again whoever asks, whatever else the request holds; and an object with one more
+correction may go on from what is known of it without that one.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,29 +22,42 @@ from medvl.serving.feature_store import SeriesKey
 Key = tuple[SeriesKey, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Result:
     """The events of one object, each with its packed mask."""
 
     previews: tuple[tuple[SliceMask, bytes], ...]
     mask: tuple[ObjectMask, bytes]
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of its packed mask, in hexadecimal."""
+        return hashlib.sha256(self.mask[1]).hexdigest()
+
     @property
     def nbytes(self) -> int:
         """Bytes of its masks, which are nearly all of it."""
         return len(self.mask[1]) + sum(len(packed) for _, packed in self.previews)
 
-    def of(self, object_id: int) -> Result:
-        """Return it under the number that a request gives its object."""
-        changed = {"object_id": object_id}
-        return Result(
-            tuple((said.model_copy(update=changed), packed) for said, packed in self.previews),
-            (self.mask[0].model_copy(update=changed), self.mask[1]),
-        )
+    def events(self, object_id: int) -> tuple[tuple[SliceMask | ObjectMask, bytes], ...]:
+        """Return its events under the number that a request gives its object."""
+        events: tuple[tuple[SliceMask | ObjectMask, bytes], ...] = (*self.previews, self.mask)
+        return tuple((said.model_copy(update={"object_id": object_id}), packed) for said, packed in events)
 
 
-class ResultStore:
-    """Results by series and prompts; those used least recently make room.
+class Sized(Protocol):
+    """Something that knows how large it is."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+
+
+V = TypeVar("V", bound=Sized)
+
+
+class BoundedStore(Generic[V]):
+    """Values by series and prompts; those used least recently make room.
 
     Parameters
     ----------
@@ -49,41 +66,49 @@ class ResultStore:
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._results: OrderedDict[Key, Result] = OrderedDict()
+        self.budget_bytes = budget_bytes
+        self._values: OrderedDict[Key, V] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: Key) -> Result | None:
+    def get(self, key: Key) -> V | None:
         """Return what was found for prompts on a series, None where that is not known any more."""
-        result = self._results.get(key)
-        if result is not None:
-            self._results.move_to_end(key)
-        return result
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
 
-    def put(self, key: Key, result: Result) -> None:
-        """Keep a result."""
+    def put(self, key: Key, value: V) -> None:
+        """Keep a value."""
         self._drop(key)
-        self._results[key] = result
-        self._bytes += result.nbytes
-        while self._bytes > self._budget_bytes:
-            self._drop(next(iter(self._results)))
+        self._values[key] = value
+        self._bytes += value.nbytes
+        while self._bytes > self.budget_bytes:
+            self._drop(next(iter(self._values)))
+
+    def of(self, series: SeriesKey) -> Iterator[V]:
+        """Yield what is known of a series."""
+        return (value for (own, _), value in self._values.items() if own == series)
 
     def _drop(self, key: Key) -> None:
-        if key in self._results:
-            self._bytes -= self._results.pop(key).nbytes
+        if key in self._values:
+            self._bytes -= self._values.pop(key).nbytes
 
 
-def result_key(series: SeriesKey, prompts: ObjectPrompts, states: np.ndarray | None, masks: np.ndarray) -> Key:
+def result_key(
+    series: SeriesKey, prompts: ObjectPrompts, states: np.ndarray | None, masks: np.ndarray, *, local: bool = False
+) -> Key:
     """Return what a result depends on: everything that prompts its object, whatever it is called.
 
     Parameters
     ----------
+    local
+        Whether it was tracked around its last correction only, which no exact answer may come from.
     states
         FP32 [n, H], the rows that ``prompts.seg_row`` counts.
     masks
         UINT8, the bytes that ``prompts.mask`` names.
     """
-    told = prompts.model_copy(update={"object_id": 0, "seg_row": None, "mask": None})
+    told = prompts.model_copy(update={"object_id": 0, "seg_row": None, "mask": None, "earlier_sha256": None})
     digest = hashlib.sha256(told.to_bytes())
     for part in (
         b"" if prompts.seg_row is None or states is None else states[prompts.seg_row].tobytes(),
@@ -91,4 +116,4 @@ def result_key(series: SeriesKey, prompts: ObjectPrompts, states: np.ndarray | N
     ):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
-    return series, digest.hexdigest()
+    return series, digest.hexdigest() + (" local" if local else "")

@@ -57,7 +57,8 @@ def _check_states(request: SegmenterRequest, width: int, states: np.ndarray | No
 
 
 def _check_object(prompts: ObjectPrompts, shape: tuple[int, int, int]) -> None:
-    if not prompts.points and not prompts.boxes and prompts.mask is None and prompts.seg_row is None:
+    first = prompts.before(1)
+    if not first.points and not first.boxes and first.mask is None and first.seg_row is None:
         raise InvalidRequest(f"Object {prompts.object_id} has no prompt: give a point, a box, a mask or a text.")
     for point in prompts.points:
         _check_point(point, shape)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.models import MODELS
-from medvl.network.prompts import SlicePrompt, given_masks, prompt_arrays
+from medvl.network.prompts import PromptPoint, SlicePrompt, given_masks, prompt_arrays, track_arrays
 from medvl.network.steps import Bank, Decoded, Remembered
 from medvl.serving.feature_store import FeatureStore, SeriesKey, SliceFeatures
 
@@ -98,9 +98,29 @@ class TritonSteps:
 
     async def track(self, features: SliceFeatures, bank: Bank[np.ndarray]) -> Remembered[np.ndarray]:
         """Track N objects onto one slice."""
+        return await self._step(features, bank, [()] * len(bank.memories[0]), None)
+
+    async def correct(
+        self,
+        features: SliceFeatures,
+        bank: Bank[np.ndarray],
+        points: Sequence[tuple[PromptPoint, ...]],
+        mask_logits: np.ndarray,
+    ) -> Remembered[np.ndarray]:
+        """Track N objects onto one slice with points that correct their last masks there."""
+        return await self._step(features, bank, points, mask_logits)
+
+    async def _step(
+        self,
+        features: SliceFeatures,
+        bank: Bank[np.ndarray],
+        points: Sequence[tuple[PromptPoint, ...]],
+        masks: np.ndarray | None,
+    ) -> Remembered[np.ndarray]:
         start_s = time.perf_counter()
         inputs = {
             **stacked([features]),
+            **track_arrays(points, masks, side=self._side),
             "bank_memory": np.stack(bank.memories),
             "bank_row": np.array(bank.rows, np.int64),
             "bank_pointer": np.stack(bank.pointers),

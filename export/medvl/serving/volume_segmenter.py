@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from medvl.contracts.errors import InvalidRequest
-from medvl.contracts.messages import Message, NotResident, SegmenterDone, SegmenterRequest
+from medvl.contracts.messages import Message, NotResident, ObjectMask, SegmenterDone, SegmenterRequest
 from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
 from medvl.network.propagation import Propagation
@@ -23,8 +23,9 @@ from medvl.serving.findings import Findings
 from medvl.serving.metrics import Counter
 from medvl.serving.model_prompts import given_slices, to_model_prompt
 from medvl.serving.own_graphs import OwnGraphs, graphs_beside
+from medvl.serving.past import Past, Stores
 from medvl.serving.replies import Reply, answering
-from medvl.serving.result_store import Key, Result, ResultStore, result_key
+from medvl.serving.result_store import BoundedStore
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.settings import Settings
 from medvl.serving.stub import PbRequest
@@ -42,7 +43,11 @@ class TritonPythonModel:
     """The segmenter of one device; it owns the store of slice features, so there is one instance."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Read the settings ``store_bytes``, ``result_bytes``, ``encode_batch``, ``workers`` and ``threads``."""
+        """Read the settings.
+
+        ``store_bytes``, ``result_bytes`` and ``known_bytes`` bound what is kept of slices, of answers, and for
+        corrections; ``encode_batch``, ``workers`` and ``threads`` say how the graphs are called.
+        """
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
         paths = graphs_beside(Path(args["model_repository"]), args["model_version"])
@@ -57,7 +62,10 @@ class TritonPythonModel:
             budget_bytes=settings.integer("store_bytes", 2 * 2**30),
             batch=settings.integer("encode_batch", 4),
         )
-        self._results = ResultStore(settings.integer("result_bytes", 64 * 2**20))
+        self._past = Stores(
+            BoundedStore(settings.integer("result_bytes", 64 * 2**20)),
+            BoundedStore(settings.integer("known_bytes", 256 * 2**20)),
+        )
         self._cancelled = Counter(
             "medvl_segmenter_cancelled_total", "Requests whose caller went away", args["model_name"]
         )
@@ -110,31 +118,27 @@ class TritonPythonModel:
         depth, rows, cols = request.shape
         transform = FitTransform(rows, cols, spec.side, spec.fit)
         states, masks = arrays.get("seg_hidden"), arrays.get("masks", _NO_BYTES)
-        keys = {o.object_id: result_key(key, o, states, masks) for o in request.objects}
-        asked = [o for o in request.objects if not self._answered_before(keys[o.object_id], o.object_id, reply)]
+        past = Past(self._past, key, request, states, masks)
+        tell = partial(_tell, reply, past)
+        asked = []
+        for one in request.objects:
+            if (answer := past.answer(one)) is None:
+                asked.append(one)
+            else:
+                for event, packed in answer.events(one.object_id):
+                    tell(event, packed)
         if not asked:
             return
         given = {o.object_id: given_slices(o, request.shape, masks) for o in asked}
         prompts = [to_model_prompt(o, transform, states, given[o.object_id]) for o in asked]
-        kept = {p.object_id: {n: given[p.object_id][n] for n in p.given_slices} for p in prompts}
-
-        def keep(object_id: int, result: Result) -> None:
-            self._results.put(keys[object_id], result)
-
-        findings = Findings(partial(_send, reply), keep, kept, depth, transform)
+        unchanged = {p.object_id: {n: given[p.object_id][n] for n in p.kept_slices} for p in prompts}
+        known = past.known(asked)
+        findings = Findings(tell, past.keep, unchanged, past.local, depth, transform)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
-        await Propagation(steps, source, depth, spec, findings).run(prompts)
-
-    def _answered_before(self, key: Key, object_id: int, reply: Reply) -> bool:
-        """Give the answer that an object has had already; return whether there is one."""
-        known = self._results.get(key)
-        if known is None:
-            return False
-        result = known.of(object_id)
-        for event, packed in (*result.previews, result.mask):
-            _send(reply, event, packed)
-        return True
+        propagation = Propagation(steps, source, depth, spec, findings, self._past.known.budget_bytes)
+        for object_id, found in (await propagation.run(prompts, known, past.local)).items():
+            past.keep_known(object_id, found)
 
 
 def _read(data: np.ndarray) -> SegmenterRequest:
@@ -154,6 +158,10 @@ def _done(spent: Spent, total_s: float) -> SegmenterDone:
         track_ms=spent.track_s * 1000,
         total_ms=total_s * 1000,
     )
+
+
+def _tell(reply: Reply, past: Past, event: Message, packed: bytes) -> None:
+    _send(reply, past.compared(event, packed) if isinstance(event, ObjectMask) else event, packed)
 
 
 def _send(reply: Reply, event: Message, packed: bytes, *, final: bool = False) -> None:

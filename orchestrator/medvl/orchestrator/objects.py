@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from medvl.contracts.errors import InternalError
 from medvl.contracts.messages import GivenMask, LanguageOptions, ObjectPrompts
+from medvl.imaging.cleanup import NO_CLEANUP, Cleanup
 from medvl.orchestrator.language import generate
 from medvl.orchestrator.masks import Caption, emit_masks
 from medvl.orchestrator.prompts import AskedObject
@@ -21,7 +23,28 @@ from medvl.orchestrator.vision import VisionEncoder
 from medvl.orchestrator.work import Work
 
 
-async def segment_objects(work: Work, vision: VisionEncoder, objects: Sequence[AskedObject], *, previews: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class SegmentOptions:
+    """How objects are segmented.
+
+    Attributes
+    ----------
+    previews
+        Whether the 2D mask of each prompted slice is sent, too.
+    local
+        Whether tracking may stay around the last correction.
+    cleanup
+        What masks are cleaned of.
+    """
+
+    previews: bool = False
+    local: bool = False
+    cleanup: Cleanup = NO_CLEANUP
+
+
+async def segment_objects(
+    work: Work, vision: VisionEncoder, objects: Sequence[AskedObject], options: SegmentOptions
+) -> None:
     """Emit one mask for each object; its ``object`` is the place in ``objects``.
 
     What nobody describes in words does not wait for the language model. Objects of one kind that look through one
@@ -37,7 +60,7 @@ async def segment_objects(work: Work, vision: VisionEncoder, objects: Sequence[A
         together[o.window, o.prompt is not None][i] = o
     async with asyncio.TaskGroup() as group:
         for (window, described), members in together.items():
-            group.create_task(_segment(work, vision, window, members, described=described, previews=previews))
+            group.create_task(_segment(work, vision, window, members, options, described=described))
 
 
 async def _segment(
@@ -45,9 +68,9 @@ async def _segment(
     vision: VisionEncoder,
     window: str,
     objects: dict[int, AskedObject],
+    options: SegmentOptions,
     *,
     described: bool,
-    previews: bool,
 ) -> None:
     questions = [o.prompt for o in objects.values() if o.prompt is not None]
     hidden = await _hidden_states(work, vision, questions) if described else None
@@ -56,10 +79,19 @@ async def _segment(
         given = GivenMask(start=len(masks), length=len(o.mask)) if o.mask else None
         masks += o.mask
         seg_row = row if described else None
-        prompts.append(ObjectPrompts(object_id=i, points=o.points, boxes=o.boxes, mask=given, seg_row=seg_row))
-    prompted = PromptedObjects(window, tuple(prompts), hidden, masks)
+        prompts.append(
+            ObjectPrompts(
+                object_id=i,
+                points=o.points,
+                boxes=o.boxes,
+                mask=given,
+                seg_row=seg_row,
+                earlier_sha256=o.earlier_sha256,
+            )
+        )
+    prompted = PromptedObjects(window, tuple(prompts), hidden, masks, options.local)
     captions = {i: Caption(o.label, o.words) for i, o in objects.items()}
-    await emit_masks(work, prompted, captions, previews=previews)
+    await emit_masks(work, prompted, captions, previews=options.previews, cleanup=options.cleanup)
 
 
 async def _hidden_states(work: Work, vision: VisionEncoder, prompts: Sequence[str]) -> NDArray[Any]:

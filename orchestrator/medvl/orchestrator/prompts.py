@@ -23,6 +23,7 @@ from medvl.wire.v1 import medvl_pb2 as pb
 
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]+\|>")
 """The form of the control tokens of the Qwen2 family, such as those that end a turn."""
+_SHA256_BYTES = 32
 _ZERO_SIZE_VOXELS = 1e-6
 """Below this, an extent is what rounding between millimetres and indices leaves."""
 
@@ -45,6 +46,8 @@ class AskedObject:
         In voxel indices.
     mask
         Packed, or empty.
+    earlier_sha256
+        Of the packed mask that the caller holds, in hexadecimal, or None.
     """
 
     label: str
@@ -54,6 +57,7 @@ class AskedObject:
     points: tuple[PointPrompt, ...]
     boxes: tuple[BoxPrompt, ...]
     mask: bytes
+    earlier_sha256: str | None
 
 
 def checked_text(text: str, what: str, language: LanguageSpec, limits: RequestLimits) -> str:
@@ -102,8 +106,8 @@ def checked_objects(
     Raises
     ------
     InvalidRequest
-        On none or too many objects, an object described in no way or by a class and a text, wrong numbers, a box of
-        zero size, or masks that are too large or no masks of the volume.
+        On none or too many objects, an object described in no way or by a class and a text, or only by what is beside
+        it or by corrections, wrong numbers, a box of zero size, or masks that are too large or no masks of the volume.
     UnknownLabel
         On a class that the checkpoint does not know.
     PromptOutsideVolume
@@ -137,10 +141,14 @@ def _checked_object(
     points = tuple(_point(p, geometry) for p in prompt.points)
     boxes = tuple(_box(b, geometry) for b in prompt.boxes)
     described = bool(prompt.label or prompt.text)
-    if not (described or boxes or prompt.mask or any(p.positive for p in points)):
-        raise InvalidRequest("An object has negative points only: add a positive point, a box or a mask.")
+    first = [p for p in points if not p.correction]
+    if not (described or boxes or prompt.mask or any(p.positive for p in first)):
+        kind = "negative points" if first else "corrections"
+        raise InvalidRequest(f"An object has {kind} only: say what it is by a positive point, a box, a mask or words.")
     if prompt.mask:
         check_packed(prompt.mask, geometry.shape)
+    if len(prompt.earlier_sha256) not in {0, _SHA256_BYTES}:
+        raise InvalidRequest(f"The earlier mask of an object is named by the {_SHA256_BYTES} bytes of its SHA-256.")
     label, words, question, window = _described(prompt, geometry, checkpoint, limits)
     counts = ((len(points), "point", "points"), (len(boxes), "box", "boxes"), (int(bool(prompt.mask)), "mask", ""))
     shown = (f"{n} {one if n == 1 else many}" for n, one, many in counts if n)
@@ -152,6 +160,7 @@ def _checked_object(
         points=points,
         boxes=boxes,
         mask=prompt.mask,
+        earlier_sha256=prompt.earlier_sha256.hex() or None,
     )
 
 
@@ -175,7 +184,13 @@ def _point(point: pb.Point, geometry: Geometry) -> PointPrompt:
     if not ((index >= -0.5) & (index <= np.array(geometry.shape) - 0.5)).all():
         raise PromptOutsideVolume("A point lies outside the volume: give LPS millimetres within the series.")
     slice_index = min(max(round(index[0]), 0), geometry.shape[0] - 1)
-    return PointPrompt(slice=slice_index, row=float(index[1]), column=float(index[2]), positive=not point.negative)
+    return PointPrompt(
+        slice=slice_index,
+        row=float(index[1]),
+        column=float(index[2]),
+        positive=not point.negative,
+        correction=point.correction,
+    )
 
 
 def _box(box: pb.Box, geometry: Geometry) -> BoxPrompt:

@@ -57,12 +57,15 @@ class PromptedObjects:
         float32 [n_seg, H], or None when language prompts no object.
     masks
         Packed masks that ``objects`` name by their bytes.
+    local
+        Whether tracking may stay around the last correction.
     """
 
     window: str
     objects: tuple[ObjectPrompts, ...]
     seg_hidden: NDArray[Any] | None = None
     masks: bytes = b""
+    local: bool = False
 
 
 class _SlicesWanted(Exception):
@@ -117,6 +120,7 @@ def _inputs(series: StoredSeries, prompted: PromptedObjects, window_hu: HuRange)
         window_hu=window_hu,
         shape=series.volume.geometry.shape,
         objects=prompted.objects,
+        local=prompted.local,
     )
     inputs: dict[str, NDArray[Any]] = {"request": np.frombuffer(request.to_bytes(), np.uint8)}
     if prompted.seg_hidden is not None:

@@ -8,6 +8,7 @@ from functools import partial
 
 from medvl.contracts.checkpoint import Extent
 from medvl.contracts.messages import LanguageOptions
+from medvl.imaging.cleanup import Cleanup
 from medvl.imaging.volume import Volume
 from medvl.orchestrator.admission import Admission
 from medvl.orchestrator.backend import Backend
@@ -15,7 +16,7 @@ from medvl.orchestrator.calls import Call
 from medvl.orchestrator.config import OrchestratorConfig
 from medvl.orchestrator.emitter import Emitter
 from medvl.orchestrator.metrics import Metrics
-from medvl.orchestrator.objects import segment_objects
+from medvl.orchestrator.objects import SegmentOptions, segment_objects
 from medvl.orchestrator.prompts import checked_objects, checked_text, language_options
 from medvl.orchestrator.provenance import describe, done, provenance
 from medvl.orchestrator.runner import CallRunner, Context
@@ -133,7 +134,7 @@ class MedVLService(pb_grpc.MedVLServicer):
             objects = checked_objects(request.objects, geometry, served.checkpoint, self._config.request)
             async with self._admitted(call):
                 work = self._work(series, served, context, call)
-                await segment_objects(work, self._vision, objects, previews=request.previews)
+                await segment_objects(work, self._vision, objects, _options(request))
         windows = [("segmentation", o.window) for o in objects]
         if any(o.prompt is not None for o in objects):
             windows.append(("vision", served.checkpoint.vision.window))
@@ -162,6 +163,12 @@ class MedVLService(pb_grpc.MedVLServicer):
 
 async def _greet(context: Context, call: Call, *more: tuple[str, str]) -> None:
     await context.send_initial_metadata(((REQUEST_ID_KEY, call.request_id), *more))
+
+
+def _options(request: pb.SegmentRequest) -> SegmentOptions:
+    asked = request.cleanup
+    cleanup = Cleanup(largest_component=asked.largest_component, fill_holes=asked.fill_holes)
+    return SegmentOptions(previews=request.previews, local=request.local, cleanup=cleanup)
 
 
 def _sampling(request: pb.ReportRequest | pb.AskRequest) -> pb.Sampling | None:

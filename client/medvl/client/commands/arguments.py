@@ -45,6 +45,14 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
         "--point", action="append", default=[], metavar="X,Y,Z[,neg]", type=_argument(parse_point), help="a click"
     )
     parser.add_argument(
+        "--correct",
+        action="append",
+        default=[],
+        metavar="X,Y,Z[,neg]",
+        type=_argument(parse_point),
+        help="a click on the mask that all prompts before it make; repeat it for one correction after the other",
+    )
+    parser.add_argument(
         "--box",
         action="append",
         default=[],
@@ -58,7 +66,14 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[,N]",
         help="a mask to go on from: NIfTI or DICOM SEG, of which only value or segment N when it is given",
     )
-    parser.add_argument("--voxel", action="store_true", help="points and boxes are voxel indices of the source")
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help="track the last --correct only until nothing changes any more, if the service knows what was before it",
+    )
+    parser.add_argument("--largest", action="store_true", help="keep the largest part of each mask only")
+    parser.add_argument("--fill", action="store_true", help="fill what a mask encloses on all sides")
+    parser.add_argument("--voxel", action="store_true", help="clicks and boxes are voxel indices of the source")
     parser.add_argument(
         "-o",
         "--output",

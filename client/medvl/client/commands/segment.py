@@ -16,6 +16,7 @@ from medvl.client.prompts import Box, ObjectPrompt, Point
 from medvl.client.results import Answer
 from medvl.client.terminal import mask_line
 from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.cleanup import Cleanup
 from medvl.imaging.series import LoadedSeries, source_to_lps
 
 
@@ -33,7 +34,10 @@ def run_segment(arguments: argparse.Namespace) -> int:
     objects = _objects(arguments, loaded)
 
     async def segment(session: Session) -> Exit:
-        stream = session.client.segment(loaded.volume, objects, deadline_s=session.deadline_s)
+        cleanup = Cleanup(largest_component=arguments.largest, fill_holes=arguments.fill)
+        stream = session.client.segment(
+            loaded.volume, objects, local=arguments.local, cleanup=cleanup, deadline_s=session.deadline_s
+        )
         answer = await session.follow(stream)
         # Only a DICOM SEG holds the codes of classes.
         labels = (await session.client.describe()).labels if target.format is MaskFormat.SEG else ()
@@ -48,19 +52,22 @@ def _count(arguments: argparse.Namespace) -> int:
     """Return how many objects are asked for."""
     named = len(arguments.label) + len(arguments.text)
     spatial = bool(arguments.point or arguments.box or arguments.mask)
-    if named > 1 and spatial:
+    if arguments.correct and not (named or spatial):
+        raise InvalidRequest("--correct needs something to correct: --label, --text, --point, --box or --mask.")
+    if named > 1 and (spatial or arguments.correct):
         raise InvalidRequest("Points, boxes and a mask go with one --label or --text: give that one, or none.")
     if not named and not spatial:
         raise InvalidRequest("Say what to segment: --label, --text, --point, --box or --mask.")
-    if arguments.voxel and not (arguments.point or arguments.box):
-        raise InvalidRequest("--voxel is about --point and --box: give one of them, or leave it out.")
+    if arguments.voxel and not (arguments.point or arguments.box or arguments.correct):
+        raise InvalidRequest("--voxel is about --point, --correct and --box: give one of them, or leave it out.")
     return named or 1
 
 
 def _objects(arguments: argparse.Namespace, loaded: LoadedSeries) -> list[ObjectPrompt]:
     voxel: bool = arguments.voxel
+    clicks = [(p, 0) for p in arguments.point] + [(p, i) for i, p in enumerate(arguments.correct, 1)]
     shown: dict[str, Any] = {
-        "points": tuple(_point(p, loaded, voxel=voxel) for p in arguments.point),
+        "points": tuple(_point(p, loaded, correction, voxel=voxel) for p, correction in clicks),
         "boxes": tuple(_box(b, loaded, voxel=voxel) for b in arguments.box),
     }
     if arguments.mask:
@@ -69,8 +76,8 @@ def _objects(arguments: argparse.Namespace, loaded: LoadedSeries) -> list[Object
     return [ObjectPrompt(**described, **shown) for described in words or [{}]]
 
 
-def _point(typed: TypedPoint, loaded: LoadedSeries, *, voxel: bool) -> Point:
-    return Point(source_to_lps(loaded, typed.xyz) if voxel else typed.xyz, negative=typed.negative)
+def _point(typed: TypedPoint, loaded: LoadedSeries, correction: int, *, voxel: bool) -> Point:
+    return Point(source_to_lps(loaded, typed.xyz) if voxel else typed.xyz, typed.negative, correction)
 
 
 def _box(typed: TypedBox, loaded: LoadedSeries, *, voxel: bool) -> Box:

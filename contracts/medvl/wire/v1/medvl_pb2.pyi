@@ -92,36 +92,52 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("series", "objects", "previews")
+    __slots__ = ("series", "objects", "previews", "local", "cleanup")
     SERIES_FIELD_NUMBER: _ClassVar[int]
     OBJECTS_FIELD_NUMBER: _ClassVar[int]
     PREVIEWS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    CLEANUP_FIELD_NUMBER: _ClassVar[int]
     series: str
     objects: _containers.RepeatedCompositeFieldContainer[ObjectPrompt]
     previews: bool
-    def __init__(self, series: _Optional[str] = ..., objects: _Optional[_Iterable[_Union[ObjectPrompt, _Mapping]]] = ..., previews: _Optional[bool] = ...) -> None: ...
+    local: bool
+    cleanup: Cleanup
+    def __init__(self, series: _Optional[str] = ..., objects: _Optional[_Iterable[_Union[ObjectPrompt, _Mapping]]] = ..., previews: _Optional[bool] = ..., local: _Optional[bool] = ..., cleanup: _Optional[_Union[Cleanup, _Mapping]] = ...) -> None: ...
+
+class Cleanup(_message.Message):
+    __slots__ = ("largest_component", "fill_holes")
+    LARGEST_COMPONENT_FIELD_NUMBER: _ClassVar[int]
+    FILL_HOLES_FIELD_NUMBER: _ClassVar[int]
+    largest_component: bool
+    fill_holes: bool
+    def __init__(self, largest_component: _Optional[bool] = ..., fill_holes: _Optional[bool] = ...) -> None: ...
 
 class ObjectPrompt(_message.Message):
-    __slots__ = ("label", "text", "points", "boxes", "mask")
+    __slots__ = ("label", "text", "points", "boxes", "mask", "earlier_sha256")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_SHA256_FIELD_NUMBER: _ClassVar[int]
     label: str
     text: str
     points: _containers.RepeatedCompositeFieldContainer[Point]
     boxes: _containers.RepeatedCompositeFieldContainer[Box]
     mask: bytes
-    def __init__(self, label: _Optional[str] = ..., text: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., mask: _Optional[bytes] = ...) -> None: ...
+    earlier_sha256: bytes
+    def __init__(self, label: _Optional[str] = ..., text: _Optional[str] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., mask: _Optional[bytes] = ..., earlier_sha256: _Optional[bytes] = ...) -> None: ...
 
 class Point(_message.Message):
-    __slots__ = ("lps_mm", "negative")
+    __slots__ = ("lps_mm", "negative", "correction")
     LPS_MM_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    CORRECTION_FIELD_NUMBER: _ClassVar[int]
     lps_mm: _containers.RepeatedScalarFieldContainer[float]
     negative: bool
-    def __init__(self, lps_mm: _Optional[_Iterable[float]] = ..., negative: _Optional[bool] = ...) -> None: ...
+    correction: int
+    def __init__(self, lps_mm: _Optional[_Iterable[float]] = ..., negative: _Optional[bool] = ..., correction: _Optional[int] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("min_lps_mm", "max_lps_mm")
@@ -174,7 +190,7 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[_Union[Stage, str]] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class Mask(_message.Message):
-    __slots__ = ("object", "label", "prompt", "found", "score", "packed", "measurement", "key_slices", "slice_scores", "span")
+    __slots__ = ("object", "label", "prompt", "found", "score", "packed", "measurement", "key_slices", "slice_scores", "span", "local", "changed", "cleaned")
     class SliceScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +208,9 @@ class Mask(_message.Message):
     KEY_SLICES_FIELD_NUMBER: _ClassVar[int]
     SLICE_SCORES_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    CLEANED_FIELD_NUMBER: _ClassVar[int]
     object: int
     label: str
     prompt: str
@@ -202,7 +221,28 @@ class Mask(_message.Message):
     key_slices: _containers.RepeatedScalarFieldContainer[int]
     slice_scores: _containers.ScalarMap[int, float]
     span: TextSpan
-    def __init__(self, object: _Optional[int] = ..., label: _Optional[str] = ..., prompt: _Optional[str] = ..., found: _Optional[bool] = ..., score: _Optional[float] = ..., packed: _Optional[bytes] = ..., measurement: _Optional[_Union[Measurement, _Mapping]] = ..., key_slices: _Optional[_Iterable[int]] = ..., slice_scores: _Optional[_Mapping[int, float]] = ..., span: _Optional[_Union[TextSpan, _Mapping]] = ...) -> None: ...
+    local: bool
+    changed: VoxelBox
+    cleaned: Cleaned
+    def __init__(self, object: _Optional[int] = ..., label: _Optional[str] = ..., prompt: _Optional[str] = ..., found: _Optional[bool] = ..., score: _Optional[float] = ..., packed: _Optional[bytes] = ..., measurement: _Optional[_Union[Measurement, _Mapping]] = ..., key_slices: _Optional[_Iterable[int]] = ..., slice_scores: _Optional[_Mapping[int, float]] = ..., span: _Optional[_Union[TextSpan, _Mapping]] = ..., local: _Optional[bool] = ..., changed: _Optional[_Union[VoxelBox, _Mapping]] = ..., cleaned: _Optional[_Union[Cleaned, _Mapping]] = ...) -> None: ...
+
+class VoxelBox(_message.Message):
+    __slots__ = ("min", "max")
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    min: _containers.RepeatedScalarFieldContainer[int]
+    max: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, min: _Optional[_Iterable[int]] = ..., max: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Cleaned(_message.Message):
+    __slots__ = ("cleanup", "removed_voxels", "filled_voxels")
+    CLEANUP_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_VOXELS_FIELD_NUMBER: _ClassVar[int]
+    FILLED_VOXELS_FIELD_NUMBER: _ClassVar[int]
+    cleanup: Cleanup
+    removed_voxels: int
+    filled_voxels: int
+    def __init__(self, cleanup: _Optional[_Union[Cleanup, _Mapping]] = ..., removed_voxels: _Optional[int] = ..., filled_voxels: _Optional[int] = ...) -> None: ...
 
 class TextSpan(_message.Message):
     __slots__ = ("start", "end")
@@ -213,20 +253,22 @@ class TextSpan(_message.Message):
     def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Measurement(_message.Message):
-    __slots__ = ("voxels", "volume_mm3", "diameter_mm", "centroid_lps_mm", "box_min", "box_max")
+    __slots__ = ("voxels", "volume_mm3", "diameter_mm", "centroid_lps_mm", "box_min", "box_max", "diameter_3d_mm")
     VOXELS_FIELD_NUMBER: _ClassVar[int]
     VOLUME_MM3_FIELD_NUMBER: _ClassVar[int]
     DIAMETER_MM_FIELD_NUMBER: _ClassVar[int]
     CENTROID_LPS_MM_FIELD_NUMBER: _ClassVar[int]
     BOX_MIN_FIELD_NUMBER: _ClassVar[int]
     BOX_MAX_FIELD_NUMBER: _ClassVar[int]
+    DIAMETER_3D_MM_FIELD_NUMBER: _ClassVar[int]
     voxels: int
     volume_mm3: float
     diameter_mm: float
     centroid_lps_mm: _containers.RepeatedScalarFieldContainer[float]
     box_min: _containers.RepeatedScalarFieldContainer[int]
     box_max: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, voxels: _Optional[int] = ..., volume_mm3: _Optional[float] = ..., diameter_mm: _Optional[float] = ..., centroid_lps_mm: _Optional[_Iterable[float]] = ..., box_min: _Optional[_Iterable[int]] = ..., box_max: _Optional[_Iterable[int]] = ...) -> None: ...
+    diameter_3d_mm: float
+    def __init__(self, voxels: _Optional[int] = ..., volume_mm3: _Optional[float] = ..., diameter_mm: _Optional[float] = ..., centroid_lps_mm: _Optional[_Iterable[float]] = ..., box_min: _Optional[_Iterable[int]] = ..., box_max: _Optional[_Iterable[int]] = ..., diameter_3d_mm: _Optional[float] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("text", "finish_reason", "prompt_tokens", "completion_tokens", "stages_ms", "provenance", "disclaimer")

@@ -1,0 +1,61 @@
+"""Objects of one request, as they are placed on slices and tracked together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic
+
+from medvl.network.key_slices import slice_score
+from medvl.network.memory_bank import POINTERS, Known
+from medvl.network.prompts import ObjectPrompt
+from medvl.network.steps import A, Decoded, Remembered
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object and the slices on which it is prompted: those that a text chose, best first, then the others."""
+
+    prompt: ObjectPrompt
+    key_slices: tuple[int, ...]
+    score: float
+    """Of the best slice that a text was looked for on; 0 without a text."""
+
+    @property
+    def together(self) -> tuple[object, ...]:
+        """What it has in common with the objects that it can be tracked with; one to be corrected is alone."""
+        alone = (self.prompt.object_id,) if self.prompt.corrections else ()
+        return tuple(sorted(self.key_slices)), self.prompt.given_slices, alone
+
+
+@dataclass
+class Group(Generic[A]):
+    """Objects that are tracked together because the same slices prompt them, by given masks or otherwise."""
+
+    members: list[Placed]
+    conditioning: dict[int, Remembered[A]]
+    corrections: int = 0
+    """How many of them are in ``conditioning``."""
+    earlier: Known[A] | None = None
+    """What was known before the last of them, where tracking is to end when it agrees with that."""
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing is left to correct, so that what is found now is told."""
+        return all(self.corrections == len(member.prompt.corrections) for member in self.members)
+
+    def keeps(self, number: int) -> bool:
+        """Whether the next correction attends to a slice."""
+        coming = self.members[0].prompt.corrections[self.corrections :][:1]
+        return any(abs(number - other) < POINTERS for slices in coming for other in slices)
+
+
+def scores_of(decoded: Decoded[A]) -> list[float]:
+    """Return the score of every object of one call."""
+    pairs = zip(decoded.object_score.tolist(), decoded.iou.tolist(), strict=True)
+    return [slice_score(score, iou) for (score,), (iou,) in pairs]
+
+
+def within(prompt: ObjectPrompt, number: int) -> bool:
+    """Whether a slice lies in the extent of an object."""
+    first, last = prompt.first_slice, prompt.last_slice
+    return (first is None or first <= number) and (last is None or number <= last)

@@ -1,0 +1,76 @@
+"""Who is told what propagation finds, and what is told when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from medvl.network.groups import Group, scores_of, within
+from medvl.network.key_slices import presence
+from medvl.network.prompts import ObjectPrompt
+from medvl.network.steps import A, ArrayLike, Decoded
+
+A_contra = TypeVar("A_contra", bound=ArrayLike, contravariant=True)
+
+
+class Listener(Protocol[A_contra]):
+    """Whoever is told what propagation finds, as it finds it."""
+
+    def prompted(self, object_id: int, number: int, mask_logits: A_contra, score: float) -> None:
+        """Take the mask of a prompted slice, logits FP32 [f_4, f_4], before any tracking."""
+
+    def worked_on(self, object_id: int, number: int, mask_logits: A_contra, presence: float) -> None:
+        """Take the mask of a slice and how sure the network is that the object is on it, 0 to 1."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Take how much of the work is done."""
+
+    def ended(self, object_id: int, score: float, key_slices: Sequence[int], *, found: bool) -> None:
+        """Learn that nothing more will come of an object."""
+
+
+@dataclass
+class Work:
+    """Slices to look at, and how many have been; what is not needed in the end counts as done."""
+
+    listener: Listener[Any]
+    total: int
+    done: int = 0
+
+    def add(self, slices: int) -> None:
+        """Count slices, and tell."""
+        self.done += slices
+        self.listener.progress(self.done, self.total)
+
+
+def tell_prompted(listener: Listener[A], group: Group[A], number: int) -> None:
+    """Tell the masks of a prompted slice at once, where nothing is left to correct."""
+    if group.final:
+        decoded = group.conditioning[number].decoded
+        for row, (member, score) in enumerate(zip(group.members, scores_of(decoded), strict=True)):
+            listener.prompted(member.prompt.object_id, number, decoded.mask_logits[row][0], score)
+
+
+def tell_conditioning(listener: Listener[A], group: Group[A]) -> None:
+    """Tell the masks of all prompted slices, where nothing is left to correct."""
+    if group.final:
+        for number, remembered in group.conditioning.items():
+            tell(listener, number, [member.prompt for member in group.members], remembered.decoded)
+
+
+def tell(listener: Listener[A], number: int, prompts: Sequence[ObjectPrompt], decoded: Decoded[A]) -> None:
+    """Tell the masks of a slice to whom it belongs."""
+    for row, (prompt, (score,)) in enumerate(zip(prompts, decoded.object_score.tolist(), strict=True)):
+        if within(prompt, number):
+            listener.worked_on(prompt.object_id, number, decoded.mask_logits[row][0], presence(score))
+
+
+def tell_end(listener: Listener[A], group: Group[A]) -> None:
+    """Tell that nothing more will come of the objects of a group."""
+    scores = {number: scores_of(r.decoded) for number, r in group.conditioning.items()}
+    seen = {number: r.decoded.object_score.tolist() for number, r in group.conditioning.items()}
+    for row, member in enumerate(group.members):
+        best = max(own[row] for own in scores.values())
+        found = any(own[row][0] > 0 for own in seen.values())
+        listener.ended(member.prompt.object_id, best, member.key_slices, found=found)
