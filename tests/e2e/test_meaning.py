@@ -19,7 +19,7 @@ from medvl.evaluation.metrics import dice
 from medvl.imaging.series import LoadedSeries, read_series
 
 WITHOUT_SPLEEN, WITH_NODULES = 5044, 5036
-NOT_YET = "the checkpoint is not trained to its end: see docs/open.md"
+NOT_YET = "the checkpoint overlooks small nodules beside a larger one: see docs/evaluation.md"
 ORIENTATION = "feet first prone"
 """Rows and columns both run against those of the canonical grid."""
 
@@ -60,7 +60,7 @@ def test_an_organ_lies_on_its_side_of_the_patient(client: Client, with_nodules: 
     x_ras, *_ = (image.affine @ np.append(np.argwhere(np.asarray(image.dataobj)).mean(axis=0), 1.0)).tolist()
     assert (x_ras < 0) == (name == "kidney_left"), "x of NIfTI grows to the right"
     wanted = np.isin(with_nodules.phantom.labels, with_nodules.phantom.truth.values_of(name))
-    assert dice(mask.array, wanted) > 0.5
+    assert dice(mask.array, wanted) > 0.8
 
 
 @pytest.mark.xfail(strict=True, reason=NOT_YET)
@@ -77,7 +77,6 @@ def test_nodules_are_counted(client: Client, with_nodules: Patient):
     assert score_answer(asked, answer.text), f"{asked.question} {answer.text} Expected: {asked.answer}"
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_YET)
 def test_an_absent_spleen_is_reported_absent(client: Client, without_spleen: Patient):
     """The report says that it was removed, and asking for its mask gives none."""
     report = client.report(without_spleen.loaded.volume).collect()
