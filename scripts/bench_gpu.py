@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.render:
         print("\n".join(lines(json.loads(options.render.read_text("utf-8")))))
         return 0
-    # Whoever ends the run gets the table of what there is.
+    # Whoever ends the run once rows are measured gets the table of what there is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -128,9 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.benchmark = True
     result = measure(options, device, deadline_s)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        keep(options.json, result)
     print("\n".join(lines(result)))
     return 0
+
+
+def keep(path: Path, result: Mapping[str, Any]) -> None:
+    """Write what was measured, whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    part.replace(path)
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -182,7 +189,7 @@ def measure(options: argparse.Namespace, device: torch.device, deadline_s: float
         result |= {"rows": [asdict(r) for r in rows], "notes": notes}
         result |= {"missing": [j.words for j in waiting], "references_s": session.references_s}
         if options.json:
-            options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            keep(options.json, result)
     return result
 
 

@@ -81,3 +81,20 @@ def test_a_checkpoint_by_name_or_by_folder(tmp_path):
     """A preset's name leads to the folder that ships, anything else to a folder of the user's."""
     assert resolve_checkpoint("phantom") == PRESETS["phantom"]
     assert resolve_checkpoint(str(tmp_path)) == tmp_path
+
+
+def test_train_phantom_replaces_nothing_but_a_checkpoint(capsys, tmp_path):
+    """A folder that holds something else, such as the run itself, stays as it is."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "kept").touch()
+    status, said = run(capsys, "train-phantom", "--out", tmp_path / "run", "--checkpoint", tmp_path / "run")
+    assert status == 1
+    assert said.err.endswith("is not a checkpoint that could be replaced: name another with --checkpoint.\n")
+    assert (tmp_path / "run" / "kept").exists()
+
+
+def test_train_phantom_names_its_stages(capsys, tmp_path):
+    """Those of the device."""
+    status, said = run(capsys, "train-phantom", "--out", tmp_path, "--stages", "clip")
+    assert status == 1
+    assert "There is no stage 'clip': the stages are cases, perception, coarse," in said.err

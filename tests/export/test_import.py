@@ -181,6 +181,22 @@ def test_an_adapter_beside_its_model_is_merged(sources, tmp_path, rank_stabilise
     (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(CheckpointError, match=r"use_dora: expected none, found True"):
         run(replace(sources, lora=folder), tmp_path / "other")
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa_niter_4"}))
+    with pytest.raises(CheckpointError, match=r"init_lora_weights: pissa_niter_4 changes the model's own weights"):
+        run(replace(sources, lora=folder), tmp_path / "other")
+
+
+def test_adapters_from_two_places_are_refused(sources, tmp_path):
+    """One would be merged with the other's alpha, or lost."""
+    qwen, folder = public_files.QWEN, tmp_path / "adapter"
+    folder.mkdir()
+    save_file(public_layouts.values(public_layouts.adapters_alone(qwen, 4), 5), folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    whole = public_layouts.values(public_layouts.with_adapters(qwen, public_files.MODEL, 4), 3)
+    torch.save(whole, tmp_path / "model_with_lora.bin")
+    given = replace(sources, med3dvlm=tmp_path / "model_with_lora.bin", language=sources.med3dvlm, lora=folder)
+    with pytest.raises(CheckpointError, match=r"model_with_lora\.bin.*found, but"):
+        run(given, tmp_path / "out")
 
 
 def test_layers_that_were_trained_whole_take_the_models_place(sources, tmp_path):

@@ -96,7 +96,7 @@ def test_every_seg_has_its_target(tokenizer: Any, seed: int):
     values = [*truth.names, *(f.value for f in truth.findings if f.value is not None)]
     places = {v: Place((0.5, 0.5, 0.5), (0.1, 0.1, 0.1)) for v in values}
     geometry = Geometry((60, 70, 70), (5.0, 5.0, 5.0), (0.0, 0.0, 0.0), ((0, 0, 1), (0, 1, 0), (1, 0, 0)))
-    case = Case(0, np.zeros(0, np.int16), np.zeros(0, np.uint8), geometry, truth, places)
+    case = Case(np.zeros(0, np.int16), np.zeros(0, np.uint8), geometry, truth, places)
     said = utterances(case, phantom_checkpoint({}).language.prompts, rng)
     pack = Pack.of(said, tokenizer)
     assert len(pack.seg) == len(pack.targets)

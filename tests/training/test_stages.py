@@ -92,6 +92,18 @@ def test_a_stage_without_the_one_before_is_refused(tmp_path: Path):
         train.learner("language", tmp_path, "cpu")
 
 
+def test_joint_waits_for_a_teacher_that_stands_still(tmp_path: Path):
+    """It would learn what is not so any more."""
+    with pytest.raises(InvalidRequest, match="slices is not done"):
+        train.train(tmp_path, ["joint"], 1.0, lambda _: None)
+
+
+def test_no_time_begins_no_stage(tmp_path: Path):
+    """A stage that has not begun leaves no state that would pass for learnt."""
+    assert not train.train(tmp_path, ["perception"], 0.0, lambda _: None)
+    assert not list(tmp_path.glob("*.pt"))
+
+
 def test_what_was_learnt_becomes_a_checkpoint(out: Path, tmp_path: Path):
     """It keeps the contract and says that it is trained, and how far."""
     from medvl.contracts.checkpoint import load_checkpoint

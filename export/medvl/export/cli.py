@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from medvl.contracts.checkpoint import load_checkpoint
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, SetupError
 from medvl.contracts.manifest import Target, verify_repository
-from medvl.export.folders import replacement
+from medvl.export.folders import locked, replacement
 from medvl.export.importing.options import Sources
 from medvl.export.presets import PRESETS, SPECS, resolve_checkpoint, resolve_spec, spec_text
 
@@ -262,11 +262,14 @@ def _train(options: argparse.Namespace) -> None:
     names = options.stages.split(",") if options.stages else known
     if unknown := [name for name in names if name not in known]:
         raise InvalidRequest(f"There is no stage {unknown[0]!r}: the stages are {', '.join(known)}.")
+    checkpoint = options.checkpoint and options.checkpoint.absolute()
+    if checkpoint and checkpoint.exists() and not (checkpoint / CHECKPOINT_FILE).is_file():
+        raise SetupError(f"{checkpoint} is not a checkpoint that could be replaced: name another with --checkpoint.")
     torch.set_num_threads(options.threads)
     done = train(options.out, names, options.minutes, _progress, options.device, options.workers)
     draw_curves(options.out, options.out / "curves.png")
-    if options.checkpoint is not None:
-        with replacement(options.checkpoint) as staging:
+    if checkpoint:
+        with locked(checkpoint), replacement(checkpoint) as staging:
             finish(options.out, staging)
     sys.stdout.write("trained\n" if done else "not finished: run the command again to go on\n")
 

@@ -37,15 +37,12 @@ class Case:
 
     Attributes
     ----------
-    seed
-        What it follows from.
     hu, labels
         int16 and uint8 [D, R, C], canonical; read from disk where they are looked at.
     places
         Where every value of the label map lies.
     """
 
-    seed: int
     hu: NDArray[np.int16]
     labels: NDArray[np.uint8]
     geometry: Geometry
@@ -95,7 +92,7 @@ class CaseStore:
     count
         Cases that are drawn.
     more
-        Cases that each step knows more than the one before, so that the first ones need not wait for all of them.
+        New cases that become known with each step, so that the first ones need not wait for all of them.
     """
 
     def __init__(self, folder: Path, count: int, more: int) -> None:
@@ -119,7 +116,6 @@ class CaseStore:
         known = json.loads(self._path(seed, "json").read_text("utf-8"))
         hu, labels = (np.load(self._path(seed, f"{name}.npy"), mmap_mode="r") for name in ("hu", "labels"))
         return Case(
-            seed,
             hu,
             labels,
             Geometry(labels.shape, *(known["geometry"][name] for name in _GEOMETRY)),

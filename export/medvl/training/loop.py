@@ -32,6 +32,8 @@ _WARMUP = 200
 _FINAL_SHARE = 0.05
 """Of the learning rate, at the end of its cosine."""
 _DECAY = 0.05
+_AVERAGE = 0.998
+"""Share of the old value that the moving average of the weights keeps each step."""
 _LARGEST_GRADIENT = 1.0
 _DRAWN_AHEAD = 4
 """Steps that each process draws ahead."""
@@ -52,9 +54,7 @@ class Stage:
     batch
         Samples of a step: volumes, slices or clips.
     more_cases
-        That each step knows more than the one before; all of them from the first step on by default.
-    average
-        Share of the old value that the moving average of the weights keeps each step.
+        New cases that become known with each step; by default all are known from the first step on.
     """
 
     name: str
@@ -62,7 +62,6 @@ class Stage:
     learning_rate: float
     batch: int
     more_cases: int = 1_000_000
-    average: float = 0.998
 
 
 class Learner(Protocol):
@@ -202,7 +201,7 @@ class Loop:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        keep = min(self._stage.average, (1 + self._step) / (10 + self._step))
+        keep = min(_AVERAGE, (1 + self._step) / (10 + self._step))
         own = self._learner.module.state_dict()
         moving = [name for name, value in own.items() if value.dtype.is_floating_point]
         torch._foreach_lerp_([self._average[n] for n in moving], [own[n] for n in moving], 1.0 - keep)

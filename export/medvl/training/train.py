@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,18 @@ def train(  # noqa: PLR0917 - the options of the command
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidRequest("There is no GPU that torch can use: leave --device out to train on the CPU.")
     if MAKE_CASES in names:
-        _make_cases(out, workers, tell)
+        minutes -= _make_cases(out, workers, minutes, tell)
+        if minutes <= 0:
+            return False
     with torch.device(device):
         torch.set_float32_matmul_precision("high")
         for name in (n for n in names if n != MAKE_CASES):
+            if minutes <= 0:
+                return False
+            if name == "joint" and not _teacher_stands(out, device):
+                raise InvalidRequest(
+                    f"The stage slices is not done in {out}: joint learns from its teacher, run it first."
+                )
             torch.manual_seed(SEED)
             loop = Loop(stages_on(device)[name], learner(name, out, device), out, SEED, workers)
             if not loop.finished:
@@ -113,13 +122,23 @@ def train(  # noqa: PLR0917 - the options of the command
     return True
 
 
-def _make_cases(out: Path, workers: int, tell: Callable[[str], None]) -> None:
-    store = _store(out)
+def _make_cases(out: Path, workers: int, minutes: float, tell: Callable[[str], None]) -> float:
+    """Make cases for so long, or all; return the minutes that it took."""
+    store, begun_s = _store(out), time.monotonic()
     # What others wait for comes before what they will draw later.
     with multiprocessing.get_context("spawn").Pool(max(1, workers), os.nice, (10,)) as pool:
         for done, _ in enumerate(pool.imap(store.make, store.seeds, chunksize=4), 1):
             if done % 100 == 0:
                 tell(f"{done} of {CASES} cases")
+            if time.monotonic() - begun_s > 60 * minutes:
+                break
+    return (time.monotonic() - begun_s) / 60
+
+
+def _teacher_stands(out: Path, device: str) -> bool:
+    """Whether the teacher of SAM2's words does not change any more."""
+    done = _begun(out, "slices") and steps_done(out, "slices") >= stages_on(device)["slices"].steps
+    return done or _begun(out, "clips")
 
 
 def finish(out: Path, folder: Path) -> None:
@@ -134,7 +153,7 @@ def finish(out: Path, folder: Path) -> None:
     modules = Modules.build(checkpoint)
     language = phantom_language_model(train_tokenizer())
     _take(modules.sam2, _averaged(out, _segmenter_stage(out)), "sam.")
-    speaker = "joint" if _begun(out, "joint") else "language"
+    speaker = "language" if _begun(out, "language") and not _begun(out, "joint") else "joint"
     weights = _averaged(out, speaker)
     for name, module in (("encoder", modules.vision_encoder), ("projector", modules.projector)):
         _take(module, weights, f"{name}.")

@@ -170,7 +170,9 @@ class _Stamp:
 
     def refuse_foreign(self) -> None:
         empty = not self._folder.exists() or (self._folder.is_dir() and not any(self._folder.iterdir()))
-        if not empty and not self._path.is_file():
+        # A process that is killed at the very end leaves no stamp.
+        ours = self._path.is_file() or (self._folder / SOURCES_FILE).is_file()
+        if not empty and not ours:
             raise SetupError(f"The folder {self._folder} was not made by an import: name another with --out.")
 
     def write(self, inputs: str) -> None:

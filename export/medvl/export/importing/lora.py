@@ -13,8 +13,10 @@ from medvl.contracts.errors import CheckpointError, InvalidRequest
 from medvl.export.importing.sources import StoredTensor
 
 ADAPTER_CONFIG = "adapter_config.json"
-_REFUSED = ("use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
+_REFUSED = ("use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern", "alora_invocation_tokens")
 """Fields of PEFT's configuration under which an adapter is more than ``alpha / r * B A``."""
+_ON_THE_MODEL = (True, False, None, "gaussian", "eva", "orthogonal")
+"""``init_lora_weights`` that leave the model's own weights as they were; PiSSA, OLoRA and others change them."""
 
 
 class Scale:
@@ -71,6 +73,11 @@ def _config(folder: Path | None) -> Mapping[str, object]:
     for field in _REFUSED:
         if config.get(field):
             raise CheckpointError(f"{ADAPTER_CONFIG}: {field}: expected none, found {config[field]}")
+    if (found := config.get("init_lora_weights")) not in _ON_THE_MODEL:
+        raise CheckpointError(
+            f"{ADAPTER_CONFIG}: init_lora_weights: {found} changes the model's own weights: expected an adapter "
+            "that was converted to plain LoRA"
+        )
     return config
 
 

@@ -67,6 +67,9 @@ def _merge_adapters(found: _Found, language: dict[str, StoredTensor], sources: S
     """Put merged weights in the place of those that adapters change; yield what was done."""
     a, b = found.parts.pop(LORA_A, {}), found.parts.pop(LORA_B, {})
     lines = list(pair_lines(language, a, b))
+    if sources.lora:
+        others = (t for t in (*a.values(), *b.values()) if sources.lora not in t.file.parents)
+        lines += [f"{t}: found, but --lora gives adapters, too: merge these first, or --leave them" for t in others]
     found.lines.extend(lines)
     if a and not lines:
         scale = Scale(sources.lora, sources.lora_alpha)
@@ -108,7 +111,7 @@ class _Found:
         elif where is None:
             self.lines.append(f"{tensor}: found, but {option} expects no tensor of that name")
         elif (other := self.parts.setdefault(where.part, {}).setdefault(where.name, tensor)) is not tensor:
-            if option == "--lora" and other.file != tensor.file:
+            if option == "--lora" and other.file != tensor.file and where.part not in {LORA_A, LORA_B}:
                 # PEFT keeps layers that were trained whole, such as grown embeddings, beside its adapters.
                 self.parts[where.part][where.name] = tensor
                 self.notes.append(f"The adapter's own {where.name} takes the place of the model's.")
