@@ -12,9 +12,10 @@ import pytest
 
 from medvl.contracts.checkpoint import KeySliceRule, SegmentationSpec
 from medvl.contracts.errors import InvalidRequest
+from medvl.contracts.messages import MAX_POINTS
 from medvl.network.key_slices import choose_key_slices
 from medvl.network.memory_bank import Known
-from medvl.network.prompts import MAX_POINTS, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
+from medvl.network.prompts import POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import MAX_OBJECTS, Propagation
 from medvl.network.room import Room
 from medvl.network.steps import Bank, Decoded, Remembered
