@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -270,6 +271,13 @@ async def test_what_has_changed_is_laid_over_the_earlier_mask(service, client, v
     assert np.array_equal(whole.array, second)
     assert whole.packed == pack_mask(second)
     assert whole.laid_over(earlier) is whole
+    other = first.copy()
+    other[5, 10, 10] = True
+    for wrong in (replace(earlier, packed=pack_mask(other)), replace(earlier, volume_shape=(1, 2, 3))):
+        with pytest.raises(InvalidRequest, match="not the mask that the prompt named"):
+            part.laid_over(wrong)
+    with pytest.raises(InvalidRequest, match="only what has changed"):
+        ObjectPrompt(label="liver", earlier=part)
 
 
 async def test_leaving_a_stream_cancels_the_call_on_the_server(service, client, volume):

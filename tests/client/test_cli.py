@@ -171,6 +171,17 @@ def test_several_objects_go_to_a_folder(service, medvl, series, tmp_path):
     assert "spleen: not found" in out
 
 
+@pytest.mark.parametrize("told_mm", [0.0, 15.0])
+def test_a_mask_is_measured_in_one_line(service, medvl, series, tmp_path, told_mm):
+    """What an older server does not tell is left out, not told as 0 mm."""
+    event = service.mask(np.ones((12, 20, 24), bool))
+    event.mask.measurement.diameter_3d_mm = told_mm
+    service.events = [event, service.done()]
+    _, out, _ = medvl("segment", series, "--label", "liver", "-o", tmp_path / "mask.nii.gz")
+    through = "15 mm in 3D, " if told_mm else ""
+    assert f"liver: 1.2 ml in 5760 voxels, longest diameter 12 mm in a slice, {through}score 0.75\n" in out
+
+
 def test_an_object_that_is_not_there_writes_nothing(service, medvl, series, tmp_path):
     """Absence is an answer with its own exit code, never an empty mask."""
     service.events = [service.mask(None), service.done()]

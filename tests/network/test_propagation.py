@@ -12,10 +12,12 @@ import pytest
 
 from medvl.contracts.checkpoint import KeySliceRule, SegmentationSpec
 from medvl.contracts.errors import InvalidRequest
+from medvl.contracts.messages import MAX_POINTS
 from medvl.network.key_slices import choose_key_slices
 from medvl.network.memory_bank import Known
-from medvl.network.prompts import MAX_POINTS, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
+from medvl.network.prompts import POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import MAX_OBJECTS, Propagation
+from medvl.network.room import Room
 from medvl.network.steps import Bank, Decoded, Remembered
 
 DEPTH = 20
@@ -158,7 +160,10 @@ def propagated(
 ) -> Heard:
     """Run to the end; whatever was found, progress only grows and ends where it said it would."""
     heard = Heard()
-    heard.kept = asyncio.run(Propagation(steps, steps, DEPTH, spec, heard, kept_bytes).run(prompts, known, local))
+    room = Room(kept_bytes)
+    propagation = Propagation(steps, steps, DEPTH, spec, heard, room)
+    asyncio.run(propagation.run(prompts, known, local, heard.kept.__setitem__))
+    assert room.free_bytes == kept_bytes
     done = [d for d, _ in heard.work]
     assert done == sorted(done)
     assert {total for _, total in heard.work} == {done[-1]}
@@ -366,6 +371,25 @@ def test_local_tracking_ends_where_nothing_changes(spec: SegmentationSpec):
     assert heard.kept[1].tracked.keys() == set(range(DEPTH)) - {10, 12}
 
 
+def test_local_tracking_attends_to_its_own_direction(spec: SegmentationSpec):
+    """To what that direction has tracked, as an exact correction does; the other one's states are another's."""
+
+    @dataclass
+    class Counting(Echo):
+        memories: dict[int, int] = field(default_factory=dict)
+
+        async def track(self, features: int, bank: Bank[np.ndarray]) -> Remembered[np.ndarray]:
+            self.memories[features] = len(bank.memories)
+            return await super().track(features, bank)
+
+    steps, prompt = Counting({1: range(DEPTH)}), by_point(1, 10)
+    before = propagated(steps, spec, prompt)
+    steps.memories.clear()
+    propagated(steps, spec, corrected(prompt, (14,)), known=before.kept, local={1})
+    # Both prompted slices, and 11 to 13 for the one that goes up; nothing yet for the one that goes down.
+    assert (steps.memories[15], steps.memories[13]) == (2 + 3, 2)
+
+
 def test_local_tracking_goes_on_while_masks_change(spec: SegmentationSpec):
     """And leaves nothing of an object beyond where it ends now."""
     before = propagated(Echo({1: range(DEPTH)}), spec, by_point(1, 10))
@@ -426,6 +450,47 @@ def test_cancelling_ends_at_the_next_call(spec: SegmentationSpec):
         return steps
 
     assert [n for n, _ in asyncio.run(run()).tracked] == [11, 9, 12]
+
+
+def test_what_has_ended_stays_when_the_rest_is_cancelled(spec: SegmentationSpec):
+    """Each object is kept as it ends; what one that is cancelled has taken of the room is free again."""
+    room, kept = Room(2**20), dict[int, Known[np.ndarray]]()
+
+    async def run() -> Heard:
+        def leave(number: int) -> None:
+            if number == 6 and 1 in heard.endings:
+                task.cancel()
+
+        heard, steps = Heard(), Echo({1: range(DEPTH), 2: range(DEPTH)}, before_track=leave)
+        propagation = Propagation(_Yielding(steps), steps, DEPTH, spec, heard, room)
+        task = asyncio.create_task(propagation.run([by_point(1, 10), by_point(2, 5)], keep=kept.__setitem__))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return heard
+
+    assert asyncio.run(run()).endings.keys() == kept.keys() == {1}
+    assert kept[1].tracked.keys() == set(range(DEPTH)) - {10}
+    assert room.free_bytes == 2**20
+
+
+def test_requests_side_by_side_share_one_room(spec: SegmentationSpec):
+    """Two of which either alone would be kept do not take twice as much together."""
+    steps = Echo({1: range(DEPTH), 2: range(DEPTH)})
+    needed = (DEPTH - 1) * 36
+    room, kept = Room(needed + needed // 2), dict[int, Known[np.ndarray]]()
+
+    async def run() -> None:
+        requests = (
+            Propagation(_Yielding(steps), steps, DEPTH, spec, Heard(), room).run(
+                [by_point(name, 10)], keep=kept.__setitem__
+            )
+            for name in (1, 2)
+        )
+        await asyncio.gather(*requests)
+
+    asyncio.run(run())
+    assert len(kept) == 1
+    assert room.free_bytes == needed + needed // 2
 
 
 @dataclass

@@ -23,6 +23,7 @@ from medvl.network.memory_bank import Known
 from medvl.network.modules import Modules
 from medvl.network.prompts import NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import Propagation
+from medvl.network.room import Room
 from medvl.network.sam2_build import sam_config
 from medvl.network.sam2_heads import given
 from medvl.network.sam2_parts import no_prompt, normalised
@@ -85,7 +86,8 @@ def ours(
     )
     heard = Heard()
     source = SliceSource(networks["sam2_image_encoder"], slices)
-    heard.kept = asyncio.run(Propagation(steps, source, len(slices), spec, heard, 2**30).run(prompts, known))
+    propagation = Propagation(steps, source, len(slices), spec, heard, Room(2**30))
+    asyncio.run(propagation.run(prompts, known, keep=heard.kept.__setitem__))
     return heard
 
 

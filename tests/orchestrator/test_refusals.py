@@ -8,10 +8,11 @@ import pytest
 
 from medvl.contracts import errors
 from medvl.imaging.masks import pack_mask
+from medvl.orchestrator.config import RequestLimits
 from medvl.wire.status import from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
 
-from .conftest import Series, System, collect
+from .conftest import Series, Start, System, collect
 
 SERIES = Series.make()
 NAN, INF = float("nan"), float("inf")
@@ -92,6 +93,32 @@ async def test_a_bad_object_is_refused(system: System, case):
     assert await system.serves()
 
 
+def corrections(count: int) -> pb.ObjectPrompt:
+    """A point and as many corrections of it, all on slice 1."""
+    return pb.ObjectPrompt(points=[pb.Point(lps_mm=INSIDE, correction=i) for i in range(count + 1)])
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (corrections(32), "Object 1 has 33 points on slice 1, a box counting as two: give 32 at most."),
+        (corrections(33), "An object has 33 corrections: this server takes 32, so begin again from the mask"),
+    ],
+    ids=["points on a slice", "corrections"],
+)
+async def test_corrections_have_their_limits(start: Start, asked, sentence):
+    """Before any of them is replayed; what the graphs take at most goes through."""
+    system = await start(request=RequestLimits())
+    await system.put(SERIES)
+    objects = [corrections(31), asked]
+    _, error = await refusal(system.stub.Segment(pb.SegmentRequest(series=SERIES.digest, objects=objects)))
+    assert type(error) is errors.InvalidRequest
+    assert sentence in str(error)
+    assert is_one_sentence(error)
+    assert not system.fake.seen.segmenter
+    await collect(system.stub.Segment(pb.SegmentRequest(series=SERIES.digest, objects=objects[:1])))
+
+
 async def test_an_unknown_class_is_told_the_known_ones(system: System):
     """The sentence says what to do."""
     await system.put(SERIES)
@@ -152,6 +179,7 @@ async def test_describe_tells_the_limits_and_the_classes(system: System):
     answer = await system.stub.Describe(pb.DescribeRequest())
     assert [(la.name, la.snomed_code) for la in answer.labels] == [("liver", "10200004"), ("lung_left", "")]
     assert (answer.limits.min_slices, answer.limits.max_objects, answer.limits.max_text_characters) == (8, 4, 40)
+    assert (answer.limits.max_prompts_per_object, answer.limits.max_corrections_per_object) == (3, 32)
     assert answer.provenance.checkpoint == "tiny"
     assert answer.backends["llm"] == "fake"
     assert answer.intended_use == "tests"

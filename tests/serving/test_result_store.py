@@ -5,14 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medvl.contracts.messages import BoxPrompt, GivenMask, ObjectMask, ObjectPrompts, PointPrompt, SliceMask
+from medvl.contracts.messages import (
+    BoxPrompt,
+    GivenMask,
+    ObjectMask,
+    ObjectPrompts,
+    PointPrompt,
+    SegmenterRequest,
+    SliceMask,
+)
 from medvl.serving.feature_store import SeriesKey
-from medvl.serving.result_store import BoundedStore, Result, result_key
+from medvl.serving.past import Past, Stores
+from medvl.serving.result_store import EVENT_BYTES, SCORE_BYTES, BoundedStore, Result, result_key
 
 SERIES = SeriesKey("a" * 64, (-160.0, 240.0), "c" * 64)
 STATES = np.arange(8, dtype=np.float32).reshape(2, 4)
 MASKS = np.arange(10, dtype=np.uint8)
 POINT = PointPrompt(slice=1, row=2.0, column=3.0)
+OVERHEAD = 2 * EVENT_BYTES + SCORE_BYTES
+"""Bytes of the two events and the one score of a result here."""
 BOX = BoxPrompt(slice=1, first_slice=0, last_slice=2, row_min=1, column_min=1, row_max=4, column_max=4)
 
 
@@ -66,17 +77,42 @@ def test_what_an_object_is_called_and_where_its_words_stand_changes_nothing(prom
 
 def test_what_was_used_least_recently_makes_room():
     """And what is larger than the bound is not kept at all."""
-    store = BoundedStore[Result](100)
+    store = BoundedStore[Result](2 * OVERHEAD + 100)
     names = [(SERIES, name) for name in "abc"]
     store.put(names[0], result(40))
     store.put(names[1], result(40))
     assert store.get(names[0])
     store.put(names[2], result(40))
     assert [store.get(name) is not None for name in names] == [True, False, True]
-    store.put(names[1], result(101))
-    assert store.get(names[1]) is None
-    store.put(names[0], result(90))
-    assert store.get(names[0]) == result(90)
+    store.put(names[0], result(OVERHEAD + 101))
+    assert [store.get(name) is not None for name in names] == [False, False, True]
+    store.put(names[0], result(OVERHEAD + 90))
+    assert [store.get(name) for name in names] == [result(OVERHEAD + 90), None, None]
+
+
+def test_what_was_not_found_takes_room_too():
+    """However many answers have no mask, they are not kept for ever; more slices take more."""
+    absent = ObjectMask(object_id=1, found=False, score=0.1, key_slices=(), slice_scores=dict.fromkeys(range(9), 0.1))
+    nowhere = Result((), (absent, b""))
+    assert nowhere.nbytes == EVENT_BYTES + 9 * SCORE_BYTES
+    store = BoundedStore[Result](3 * nowhere.nbytes)
+    for name in "abcd":
+        store.put((SERIES, name), nowhere)
+    assert [store.get((SERIES, name)) is not None for name in "abcd"] == [False, True, True, True]
+
+
+def test_no_mask_is_looked_for_where_none_was_named():
+    """What is kept of a series is read only for a caller who names the mask that it holds."""
+
+    class Unread(BoundedStore[Result]):
+        def of(self, series: SeriesKey):
+            raise AssertionError
+
+    prompts = ObjectPrompts(object_id=1, points=(POINT,))
+    asked = SegmenterRequest(series="a" * 64, window_hu=SERIES.window_hu, shape=(3, 4, 5), objects=(prompts,))
+    past = Past(Stores(Unread(100), BoundedStore(100)), SERIES, asked, None, MASKS)
+    said, packed = result(10).mask
+    assert past.compared(said, packed) is said
 
 
 def test_a_result_comes_under_the_number_that_is_asked_for():

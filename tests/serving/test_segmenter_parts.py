@@ -142,6 +142,7 @@ GOOD = ObjectPrompts(object_id=1, points=(point(),))
 def test_a_good_request_passes():
     """Prompts on the outermost voxels are inside."""
     corners = (point(0, -0.5, -0.5), point(5, 19.5, 29.5))
+    corners += tuple(point(correction=i) for i in range(30))
     both = ObjectPrompts(object_id=2, points=corners, boxes=(box(row_min=-0.5, column_max=29.5),), seg_row=0)
     slices, states = np.zeros((6, SIDE, SIDE), np.uint8), np.zeros((1, H), np.float32)
     check_request(request(GOOD, both), CHECKPOINT, slices, states, None)
@@ -159,6 +160,11 @@ def test_a_good_request_passes():
         ((ObjectPrompts(object_id=1, mask=GivenMask(start=5, length=4)),), InvalidRequest, "beyond the 8"),
         ((ObjectPrompts(object_id=1, boxes=(box(row_max=2.0),)),), InvalidRequest, "zero size"),
         ((ObjectPrompts(object_id=1, boxes=(box(), box(row_max=8.0))),), InvalidRequest, "give one"),
+        (
+            (ObjectPrompts(object_id=1, points=tuple(point(correction=i) for i in range(31)), boxes=(box(),)),),
+            InvalidRequest,
+            "Object 1 has 33 points on slice 2",
+        ),
         ((ObjectPrompts(object_id=1, boxes=(box(last_slice=1),)),), InvalidRequest, "first and last"),
         ((ObjectPrompts(object_id=1, boxes=(box(row_min=20.0, row_max=25.0),)),), PromptOutsideVolume, "box"),
         ((ObjectPrompts(object_id=1, boxes=(box(slice=9, last_slice=9),)),), PromptOutsideVolume, "box"),

@@ -178,7 +178,7 @@ async def test_a_state_of_the_language_model_prompts(segmenter: Segmenter):
         (
             request("x", ObjectPrompts(object_id=1, points=(POINT.points * 33))),
             InvalidRequest,
-            "33 points on one slice",
+            "Object 1 has 33 points on slice 2",
         ),
     ],
     ids=["no JSON", "no objects", "no prompt", "twice", "no state", "other shape", "outside", "too many points"],

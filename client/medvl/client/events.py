@@ -17,6 +17,7 @@ from medvl.wire.v1 import medvl_pb2 as pb
 
 Shape = tuple[int, int, int]
 """Slices, rows and columns of the canonical grid."""
+_ANOTHER_MASK = "This is not the mask that the prompt named: lay the answer over that one."
 
 
 class Stage(StrEnum):
@@ -184,11 +185,21 @@ class Mask:
         return hashlib.sha256(self.packed).digest()
 
     def laid_over(self, earlier: Mask) -> Mask:
-        """Return the whole mask, of the one that the prompt named and what has changed; a whole one as it is."""
+        """Return the whole mask, of the one that the prompt named and what has changed; a whole one as it is.
+
+        Raises
+        ------
+        InvalidRequest
+            When it is another mask that is laid under, as far as the number of voxels tells.
+        """
         if self.changed is None:
             return self
+        if earlier.volume_shape != self.volume_shape:
+            raise InvalidRequest(_ANOTHER_MASK)
         array = earlier.array.copy()
         array[self.changed.slices] = unpack_mask(self.packed, self.changed.shape)
+        if self.measurement is None or np.count_nonzero(array) != self.measurement.voxels:
+            raise InvalidRequest(_ANOTHER_MASK)
         return replace(self, packed=pack_mask(array), changed=None)
 
 

@@ -65,7 +65,8 @@ class ObjectPrompt:
     Raises
     ------
     InvalidRequest
-        When it describes no object, is a class and a text at once, or its mask has no voxel.
+        When it describes no object, is a class and a text at once, its mask has no voxel, or the earlier mask is only
+        what has changed of one.
     """
 
     label: str = ""
@@ -84,6 +85,9 @@ class ObjectPrompt:
             )
         if self.mask is not None and not self.mask.any():
             raise InvalidRequest("The mask of an object has no voxel: leave it out or mark the object.")
+
+        if self.earlier is not None and self.earlier.changed is not None:
+            raise InvalidRequest("The earlier mask is only what has changed of one: lay it over that one first.")
 
     def to_wire(self) -> pb.ObjectPrompt:
         """Return the message of the protocol."""

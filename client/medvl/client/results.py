@@ -55,6 +55,7 @@ class ServiceLimits:
     max_slices: int
     max_objects: int
     max_prompts_per_object: int
+    max_corrections_per_object: int
     max_mask_bytes: int
     max_text_characters: int
 
@@ -83,6 +84,7 @@ def description_from_wire(message: pb.DescribeResponse) -> ServiceDescription:
             max_slices=limits.max_slices,
             max_objects=limits.max_objects,
             max_prompts_per_object=limits.max_prompts_per_object,
+            max_corrections_per_object=limits.max_corrections_per_object,
             max_mask_bytes=limits.max_mask_bytes,
             max_text_characters=limits.max_text_characters,
         ),

@@ -5,9 +5,16 @@ Coordinates are voxel indices of the canonical grid (slice, row, column; voxel c
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from medvl.contracts.errors import InvalidRequest
+
+MAX_POINTS = 32
+"""Points of one object on one slice that SAM2's graphs take: of all corrections together, and a box counts as two."""
 
 
 class Message(BaseModel):
@@ -62,6 +69,25 @@ class BoxPrompt(Message):
     column_min: float
     row_max: float
     column_max: float
+
+
+def check_points_per_slice(object_id: int, points: Iterable[PointPrompt], boxes: Iterable[BoxPrompt]) -> None:
+    """Check that no slice has more points of an object than :data:`MAX_POINTS`.
+
+    Raises
+    ------
+    InvalidRequest
+        When one has.
+    """
+    counts = Counter(p.slice for p in points)
+    for box in boxes:
+        counts[box.slice] += 2
+    for number, count in counts.items():
+        if count > MAX_POINTS:
+            raise InvalidRequest(
+                f"Object {object_id} has {count} points on slice {number}, a box counting as two: "
+                f"give {MAX_POINTS} at most."
+            )
 
 
 class GivenMask(Message):

@@ -1,12 +1,14 @@
 """What a mask can be cleaned of in 3D: parts beside its largest one, and holes.
 
-Parts are joined by faces. Slices are labelled one at a time, so that a large volume costs no memory of its own.
+Parts are joined by faces. Slices are labelled one at a time, twice, so that beside the result only the labels of two
+slices and the numbers of the parts take memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -44,39 +46,55 @@ NO_CLEANUP = Cleanup()
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the largest part of a mask [D, R, C] whose voxels share faces; the first of equals."""
     roots, sizes = _parts(mask)
-    if not sizes.any():
-        return np.zeros_like(mask)
-    return _where(mask, roots == sizes.argmax())
+    chosen = roots == sizes.argmax()
+    chosen[0] = False
+    kept = np.empty_like(mask)
+    for plane, labels in zip(kept, _labelled(mask), strict=True):
+        plane[:] = chosen[labels]
+    return kept
 
 
 def filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return a mask [D, R, C] with everything that it encloses on all sides."""
-    outside = np.pad(~mask, 1, constant_values=True)
-    roots, _ = _parts(outside)
-    return ~_where(outside, roots == roots[1])[1:-1, 1:-1, 1:-1]
+    roots, _ = _parts(_outside(mask))
+    enclosed = roots != roots[1]
+    whole = np.empty_like(mask)
+    for plane, labels in zip(whole, islice(_labelled(_outside(mask)), 1, None), strict=False):
+        plane[:] = enclosed[labels[1:-1, 1:-1]]
+    return whole
 
 
-def _planes(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.int32]]:
-    """Yield the slices with the connected parts of each numbered, from 1 on through all slices; 0 outside."""
-    count = 0
+def _outside(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
+    """Yield the slices of what is not the mask, with one voxel more on every side, also above and below."""
+    edge = np.ones((mask.shape[1] + 2, mask.shape[2] + 2), np.bool_)
+    yield edge
     for plane in mask:
+        yield np.pad(~plane, 1, constant_values=True)
+    yield edge
+
+
+def _labelled(planes: Iterable[NDArray[np.bool_]]) -> Iterator[NDArray[np.int32]]:
+    """Yield slices with the connected parts of each numbered, from 1 on through all slices; 0 outside."""
+    count = 0
+    for plane in planes:
         found, own = cv2.connectedComponents(np.ascontiguousarray(plane).view(np.uint8), connectivity=4)
         yield np.where(own > 0, own + count, 0).astype(np.int32)
         count += found - 1
 
 
-def _parts(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _parts(planes: Iterable[NDArray[np.bool_]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return for each number of a slice's part the least one that it is joined with, and the voxels of those."""
     parents, sizes = [0], [0]
-    below = np.zeros(mask.shape[1:], np.int32)
-    for labels in _planes(mask):
-        counts = np.bincount(labels.ravel())[len(parents) :]
+    below = None
+    for labels in _labelled(planes):
+        counts = np.bincount(labels[labels > 0] - len(parents))
         parents.extend(range(len(parents), len(parents) + len(counts)))
         sizes.extend(counts.tolist())
-        touching = (below > 0) & (labels > 0)
-        for pair in np.unique(below[touching].astype(np.int64) << 32 | labels[touching]).tolist():
-            first, second = sorted((_root(parents, pair >> 32), _root(parents, pair & 0xFFFFFFFF)))
-            parents[second] = first
+        if below is not None:
+            touching = (below > 0) & (labels > 0)
+            for pair in np.unique(below[touching].astype(np.int64) << 32 | labels[touching]).tolist():
+                first, second = sorted((_root(parents, pair >> 32), _root(parents, pair & 0xFFFFFFFF)))
+                parents[second] = first
         below = labels
     roots = np.array([_root(parents, number) for number in range(len(parents))])
     return roots, np.bincount(roots, sizes, len(parents)).astype(np.intp)
@@ -86,9 +104,3 @@ def _root(parents: list[int], number: int) -> int:
     while parents[number] != number:
         parents[number] = number = parents[parents[number]]
     return number
-
-
-def _where(mask: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the voxels of a mask whose part is among the chosen ones."""
-    chosen[0] = False
-    return np.stack([chosen[labels] for labels in _planes(mask)])

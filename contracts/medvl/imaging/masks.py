@@ -78,16 +78,26 @@ def changed_box(one: bytes, other: bytes, shape: _Index) -> tuple[_Index, _Index
         As :func:`unpack_mask`.
     """
     differs = _bits(one, shape) ^ _bits(other, shape)
-    found = np.flatnonzero(differs)
-    if not len(found):
+    rows, columns = np.zeros(shape[1], np.bool_), np.zeros(shape[2], np.bool_)
+    slices = []
+    for number in range(shape[0]):
+        plane = _plane(differs, number, shape)
+        if plane.any():
+            slices.append(number)
+            rows |= plane.any(axis=1)
+            columns |= plane.any(axis=0)
+    if not slices:
         return None
-    # Whole slices around the bits that differ; a large volume is not unpacked as a whole.
-    plane = shape[1] * shape[2]
-    first, last = int(found[0]) * 8 // plane, min(int(found[-1]) * 8 + 7, math.prod(shape) - 1) // plane
-    start = first * plane
-    bits = np.unpackbits(differs[start // 8 :], count=start % 8 + (last + 1 - first) * plane)[start % 8 :]
-    low, high = _box(bits.view(np.bool_).reshape(-1, *shape[1:]))
-    return (low[0] + first, low[1], low[2]), (high[0] + first, high[1], high[2])
+    (top, bottom), (left, right) = (np.flatnonzero(span)[[0, -1]].tolist() for span in (rows, columns))
+    return (slices[0], top, left), (slices[-1], bottom, right)
+
+
+def _plane(bits: NDArray[np.uint8], number: int, shape: _Index) -> NDArray[np.bool_]:
+    """Return one slice [R, C] of the bits of a mask; it need not begin with a whole byte."""
+    voxels = shape[1] * shape[2]
+    byte, skipped = divmod(number * voxels, 8)
+    plane = np.unpackbits(bits[byte : byte + (skipped + voxels + 7) // 8], count=skipped + voxels)[skipped:]
+    return plane.view(np.bool_).reshape(shape[1:])
 
 
 def _bits(packed: bytes, shape: _Index) -> NDArray[np.uint8]:

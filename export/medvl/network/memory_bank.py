@@ -108,10 +108,13 @@ class Known(Generic[A]):
 
         The lowest conditioning slice, from which both directions begin, counts as passed by the upward one.
         """
-        first = min(self.conditioning)
-        step = 1 if number >= first else -1
-        passed = {n: r for n, r in self.tracked.items() if (n - first) * step > 0}
-        return MemoryBank(self.conditioning, depth, step, cap, passed).view(number)
+        step = 1 if number >= min(self.conditioning) else -1
+        return MemoryBank(self.conditioning, depth, step, cap, self.passed(step)).view(number)
+
+    def passed(self, step: int) -> dict[int, Remembered[A]]:
+        """Return what one direction has tracked: the slices on its side of the lowest conditioning slice."""
+        first = min(self.conditioning, default=0)
+        return {n: r for n, r in self.tracked.items() if (n - first) * step > 0}
 
     @property
     def nbytes(self) -> int:

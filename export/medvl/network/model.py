@@ -21,6 +21,7 @@ from medvl.network.memory_bank import Known
 from medvl.network.modules import Modules
 from medvl.network.prompts import ObjectPrompt, PromptPoint
 from medvl.network.propagation import Propagation
+from medvl.network.room import Room
 from medvl.network.torch_steps import SliceSource, TorchSteps
 
 _KEPT_BYTES = 2**30
@@ -65,6 +66,10 @@ class ReferenceMask:
     def ended(self, object_id: int, score: float, key_slices: Sequence[int], *, found: bool) -> None:
         """Keep what is said of the whole object."""
         self.score, self.key_slices, self.found = score, tuple(key_slices), found and bool(self.mask.any())
+
+    def keep(self, object_id: int, known: Known[Tensor]) -> None:
+        """Keep what a further correction can go on from."""
+        self.known = known
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,9 +162,9 @@ class ReferenceModel:
         )
         unchanged = {number: given[number] for number in prompt.kept_slices}
         found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), transform, unchanged)
-        propagation = Propagation(steps, source, volume.geometry.shape[0], spec, found, _KEPT_BYTES)
-        kept = asyncio.run(propagation.run([prompt], {} if known is None else {prompt.object_id: known}))
-        found.known = kept.get(prompt.object_id)
+        propagation = Propagation(steps, source, volume.geometry.shape[0], spec, found, Room(_KEPT_BYTES))
+        earlier = {} if known is None else {prompt.object_id: known}
+        asyncio.run(propagation.run([prompt], earlier, keep=found.keep))
         return found
 
     def slice_source(self, volume: Volume, window: str) -> SliceSource:

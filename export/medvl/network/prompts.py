@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.contracts.errors import InvalidRequest
+from medvl.contracts.messages import MAX_POINTS
 
 NEGATIVE, POSITIVE, BOX_FIRST, BOX_SECOND = 0, 1, 2, 3
 """SAM2's labels of points and of the two corners of a box."""
 NOT_A_POINT, PADDING = -1, -2
 """Labels of SAM2's empty token and of a point without effect."""
-
-MAX_POINTS = 32
-"""Points of one object on one slice that the decoder's graph takes, the two corners of a box included."""
 
 
 @dataclass(frozen=True, slots=True)

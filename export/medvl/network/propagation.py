@@ -12,7 +12,7 @@ both directions track again, each from a fresh state. So a list of prompts means
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
@@ -22,6 +22,7 @@ from medvl.network.key_slices import choose_key_slices
 from medvl.network.listener import Listener, Work, tell_conditioning, tell_end, tell_prompted
 from medvl.network.memory_bank import Known
 from medvl.network.prompts import ObjectPrompt, SlicePrompt
+from medvl.network.room import Room
 from medvl.network.steps import A, FeatureSource, Remembered, Steps
 from medvl.network.tracking import Tracker
 
@@ -46,8 +47,8 @@ class Propagation(Generic[F, A]):
         Rules of the checkpoint.
     listener
         Learns what is found.
-    kept_bytes
-        What is kept of all objects together for corrections by later requests.
+    room
+        How much of the objects that are being tracked is kept for corrections by later requests; nothing by default.
     """
 
     def __init__(  # noqa: PLR0917 - what it works on, who listens, and one bound
@@ -57,21 +58,23 @@ class Propagation(Generic[F, A]):
         depth: int,
         spec: SegmentationSpec,
         listener: Listener[A],
-        kept_bytes: int = 0,
+        room: Room | None = None,
     ) -> None:
         self._steps = steps
         self._source = source
         self._depth = depth
         self._spec = spec
         self._listener = listener
-        self._tracker = Tracker(steps, source, depth, spec, listener, kept_bytes)
+        self._room = Room(0) if room is None else room
+        self._tracker = Tracker(steps, source, depth, spec, listener)
 
     async def run(
         self,
         prompts: Sequence[ObjectPrompt],
         known: Mapping[int, Known[A]] = MappingProxyType({}),
         local: Collection[int] = (),
-    ) -> dict[int, Known[A]]:
+        keep: Callable[[int, Known[A]], None] = lambda object_id, known: None,
+    ) -> None:
         """Segment the objects; cancelling the task ends it at the next network call.
 
         Parameters
@@ -79,14 +82,12 @@ class Propagation(Generic[F, A]):
         prompts
             All prompts of each object.
         known
-            What an earlier run returned for an object with fewer corrections: it goes on from there.
+            What an earlier run kept of an object with fewer corrections: it goes on from there.
         local
             Objects whose tracking ends where it agrees with what is known of them without their last correction.
-
-        Returns
-        -------
-        dict[int, Known]
-            What further corrections can go on from, by object; without those that found no room.
+        keep
+            Gets what further corrections of an object can go on from, just before the object has ended, so that it
+            stays when the rest is cancelled. Without it where there was no room.
         """
         fresh = [p for p in prompts if p.object_id not in known]
         searched = sum(p.seg_hidden is not None for p in fresh)
@@ -100,10 +101,8 @@ class Propagation(Generic[F, A]):
         for group in list(self._groups([await self._place(p, work) for p in fresh], work)):
             await self._prompt(group)
             groups.append(group)
-        kept: dict[int, Known[A]] = {}
         for group in groups:
-            kept |= await self._propagated(group, work)
-        return kept
+            await self._propagate(group, work, keep)
 
     async def _place(self, prompt: ObjectPrompt, work: Work) -> Placed:
         named = sorted(prompt.points.keys() | prompt.masks.keys())
@@ -173,12 +172,14 @@ class Propagation(Generic[F, A]):
         memory = await self._steps.remember(features, decoded.mask_logits, decoded.object_score)
         return Remembered(decoded, memory)
 
-    async def _propagated(self, group: Group[A], work: Work) -> dict[int, Known[A]]:
-        """Track a group, correct and track again as often as it is prompted to; return what can be gone on from."""
-        known = await self._tracker.track(group, work)
-        while not group.final:
-            prompt = group.members[0].prompt
-            group = await self._corrected(prompt, known[prompt.object_id])
-            known = await self._tracker.track(group, work)
+    async def _propagate(self, group: Group[A], work: Work, keep: Callable[[int, Known[A]], None]) -> None:
+        """Track a group, correct and track again as often as it is prompted to."""
+        with self._room.share() as share:
+            known = await self._tracker.track(group, share, work)
+            while not group.final:
+                prompt = group.members[0].prompt
+                group = await self._corrected(prompt, known[prompt.object_id])
+                known = await self._tracker.track(group, share, work)
+            for object_id, found in known.items():
+                keep(object_id, found)
         tell_end(self._listener, group)
-        return known

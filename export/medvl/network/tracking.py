@@ -18,6 +18,7 @@ from medvl.network.groups import Group
 from medvl.network.listener import Listener, Work, tell
 from medvl.network.memory_bank import Known, MemoryBank
 from medvl.network.prompts import ObjectPrompt
+from medvl.network.room import Share
 from medvl.network.steps import A, Decoded, FeatureSource, Remembered, Steps
 
 LOCAL_SLICES, LOCAL_IOU = 3, 0.995
@@ -30,9 +31,20 @@ F = TypeVar("F")
 class Kept(Generic[A]):
     """Tracked slices of one object that a correction may attend to."""
 
+    share: Share
     slices: dict[int, Remembered[A]] = field(default_factory=dict)
     whole: bool = True
     """Whether there was room for all that may be asked for."""
+
+    def add(self, number: int, remembered: Remembered[A], row: int) -> None:
+        """Keep a slice for a later request, or none at all where there is no room for every one."""
+        own_bytes = remembered.nbytes // len(remembered.memory)
+        if self.whole and self.share.take(own_bytes):
+            self.slices[number] = remembered.rows([row])
+        elif self.whole:
+            self.whole = False
+            self.share.give_back(own_bytes * len(self.slices))
+            self.slices.clear()
 
 
 @dataclass
@@ -54,25 +66,18 @@ class _Active(Generic[A]):
 class Tracker(Generic[F, A]):
     """Tracks the groups of one request; parameters as of :class:`medvl.network.propagation.Propagation`."""
 
-    def __init__(  # noqa: PLR0917 - what it works on, who listens, and one bound
-        self,
-        steps: Steps[F, A],
-        source: FeatureSource[F],
-        depth: int,
-        spec: SegmentationSpec,
-        listener: Listener[A],
-        kept_bytes: int,
+    def __init__(
+        self, steps: Steps[F, A], source: FeatureSource[F], depth: int, spec: SegmentationSpec, listener: Listener[A]
     ) -> None:
         self._steps = steps
         self._source = source
         self._depth = depth
         self._spec = spec
         self._listener = listener
-        self._room_bytes = kept_bytes
 
-    async def track(self, group: Group[A], work: Work) -> dict[int, Known[A]]:
-        """Track a group; return what corrections can go on from, by object."""
-        kept = [Kept[A]() for _ in group.members]
+    async def track(self, group: Group[A], share: Share, work: Work) -> dict[int, Known[A]]:
+        """Track a group; return what corrections can go on from, by object, as far as its share of the room goes."""
+        kept = [Kept[A](share) for _ in group.members]
         if group.earlier is not None:
             await self._track_locally(group, group.earlier, kept[0], work)
         elif group.conditioning:
@@ -117,26 +122,22 @@ class Tracker(Generic[F, A]):
                 one.absent = 0 if score > 0 or between else one.absent + 1
             work.add(len(active))
 
-    def _keep(self, group: Group[A], kept: Kept[A], number: int, remembered: Remembered[A], row: int) -> None:
+    @staticmethod
+    def _keep(group: Group[A], kept: Kept[A], number: int, remembered: Remembered[A], row: int) -> None:
         """Keep a tracked slice of one object for its next correction, of this request or of a later one."""
         if not group.final:
             if group.keeps(number):
                 kept.slices[number] = remembered.rows([row])
-        elif kept.whole:
-            own_bytes = remembered.nbytes // len(remembered.memory)
-            if own_bytes <= self._room_bytes:
-                kept.slices[number] = remembered.rows([row])
-                self._room_bytes -= own_bytes
-            else:
-                kept.whole = False
-                self._room_bytes += own_bytes * len(kept.slices)
-                kept.slices.clear()
+        else:
+            kept.add(number, remembered, row)
 
     async def _track_locally(self, group: Group[A], earlier: Known[A], kept: Kept[A], work: Work) -> None:
         """Track one object away from its corrected slices until nothing changes any more."""
         upward: dict[int, Remembered[A] | None] = {}
         downward: dict[int, Remembered[A] | None] = {}
-        await side_by_side(self._track_away(group, earlier, 1, upward), self._track_away(group, earlier, -1, downward))
+        await side_by_side(
+            self._track_away(group, earlier, kept, 1, upward), self._track_away(group, earlier, kept, -1, downward)
+        )
         for number, remembered in {**earlier.tracked, **downward, **upward}.items():
             if remembered is not None and number not in group.conditioning:
                 tell(self._listener, number, [group.members[0].prompt], remembered.decoded)
@@ -144,14 +145,14 @@ class Tracker(Generic[F, A]):
         work.add(self._depth)
 
     async def _track_away(
-        self, group: Group[A], earlier: Known[A], step: int, found: dict[int, Remembered[A] | None]
+        self, group: Group[A], earlier: Known[A], kept: Kept[A], step: int, found: dict[int, Remembered[A] | None]
     ) -> None:
         """Track one object in one direction; a slice beyond its end becomes None."""
         prompt = group.members[0].prompt
         corrected = prompt.corrections[-1]
-        passed = {n: r for n, r in earlier.tracked.items() if n not in group.conditioning}
+        passed = {n: r for n, r in earlier.passed(step).items() if n not in group.conditioning}
         bank = MemoryBank(group.conditioning, self._depth, step, self._spec.max_conditioning_slices, passed)
-        one, agreeing = _Active(prompt, Kept[A]()), 0
+        one, agreeing = _Active(prompt, kept), 0
         begin, end = (min(corrected), self._depth) if step > 0 else (max(corrected), -1)
         for number in range(begin, end, step):
             if number in corrected:

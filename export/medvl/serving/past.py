@@ -66,6 +66,8 @@ class Past:
     def compared(self, event: ObjectMask, packed: bytes) -> ObjectMask:
         """Return an answer with the box in which its mask differs from the one that the caller named."""
         sha256 = self._prompts(event.object_id).earlier_sha256
+        if sha256 is None:
+            return event
         earlier = next((r for r in self.stores.results.of(self.series) if r.mask[1] and r.sha256 == sha256), None)
         box = changed_box(earlier.mask[1], packed, self.request.shape) if earlier and packed else None
         return event if box is None else event.model_copy(update={"changed": VoxelBox(min=box[0], max=box[1])})

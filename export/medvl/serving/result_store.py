@@ -21,6 +21,9 @@ from medvl.serving.feature_store import SeriesKey
 
 Key = tuple[SeriesKey, str]
 
+EVENT_BYTES, SCORE_BYTES = 2048, 96
+"""About what an event takes in memory beside its mask, and each of its slice scores."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -36,8 +39,10 @@ class Result:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its masks, which are nearly all of it."""
-        return len(self.mask[1]) + sum(len(packed) for _, packed in self.previews)
+        """Bytes that it takes, roughly: also what was not found takes some."""
+        said, packed = self.mask
+        masks = len(packed) + sum(len(preview) for _, preview in self.previews)
+        return masks + EVENT_BYTES * (1 + len(self.previews)) + SCORE_BYTES * len(said.slice_scores)
 
     def events(self, object_id: int) -> tuple[tuple[SliceMask | ObjectMask, bytes], ...]:
         """Return its events under the number that a request gives its object."""
@@ -78,8 +83,10 @@ class BoundedStore(Generic[V]):
         return value
 
     def put(self, key: Key, value: V) -> None:
-        """Keep a value."""
+        """Keep a value in the place of an earlier one; one that is larger than the bound is not kept."""
         self._drop(key)
+        if value.nbytes > self.budget_bytes:
+            return
         self._values[key] = value
         self._bytes += value.nbytes
         while self._bytes > self.budget_bytes:

@@ -8,7 +8,13 @@ import numpy as np
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.errors import InvalidRequest, PromptOutsideVolume
-from medvl.contracts.messages import BoxPrompt, ObjectPrompts, PointPrompt, SegmenterRequest
+from medvl.contracts.messages import (
+    BoxPrompt,
+    ObjectPrompts,
+    PointPrompt,
+    SegmenterRequest,
+    check_points_per_slice,
+)
 
 
 def check_request(
@@ -23,7 +29,8 @@ def check_request(
     Raises
     ------
     InvalidRequest
-        On no objects, an object twice or without prompts, a box of zero size, or tensors that do not fit the request.
+        On no objects, an object twice, without prompts or with too many points on a slice, a box of zero size, or
+        tensors that do not fit the request.
     PromptOutsideVolume
         On a point or box that does not touch the volume.
     """
@@ -67,6 +74,7 @@ def _check_object(prompts: ObjectPrompts, shape: tuple[int, int, int]) -> None:
     for number, times in Counter(b.slice for b in prompts.boxes).items():
         if times > 1:
             raise InvalidRequest(f"Object {prompts.object_id} has {times} boxes on slice {number}: give one.")
+    check_points_per_slice(prompts.object_id, prompts.points, prompts.boxes)
 
 
 def _check_point(point: PointPrompt, shape: tuple[int, int, int]) -> None:

@@ -17,6 +17,7 @@ from medvl.contracts.messages import Message, NotResident, ObjectMask, Segmenter
 from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
 from medvl.network.propagation import Propagation
+from medvl.network.room import Room
 from medvl.serving.bls import infer
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
@@ -46,7 +47,8 @@ class TritonPythonModel:
         """Read the settings.
 
         ``store_bytes``, ``result_bytes`` and ``known_bytes`` bound what is kept of slices, of answers, and for
-        corrections; ``encode_batch``, ``workers`` and ``threads`` say how the graphs are called.
+        corrections, the last twice: of objects that have ended, and of all that are being tracked. ``encode_batch``,
+        ``workers`` and ``threads`` say how the graphs are called.
         """
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
@@ -62,10 +64,9 @@ class TritonPythonModel:
             budget_bytes=settings.integer("store_bytes", 2 * 2**30),
             batch=settings.integer("encode_batch", 4),
         )
-        self._past = Stores(
-            BoundedStore(settings.integer("result_bytes", 64 * 2**20)),
-            BoundedStore(settings.integer("known_bytes", 256 * 2**20)),
-        )
+        known_bytes = settings.integer("known_bytes", 256 * 2**20)
+        self._past = Stores(BoundedStore(settings.integer("result_bytes", 64 * 2**20)), BoundedStore(known_bytes))
+        self._room = Room(known_bytes)
         self._cancelled = Counter(
             "medvl_segmenter_cancelled_total", "Requests whose caller went away", args["model_name"]
         )
@@ -136,9 +137,8 @@ class TritonPythonModel:
         findings = Findings(tell, past.keep, unchanged, past.local, depth, transform)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
-        propagation = Propagation(steps, source, depth, spec, findings, self._past.known.budget_bytes)
-        for object_id, found in (await propagation.run(prompts, known, past.local)).items():
-            past.keep_known(object_id, found)
+        propagation = Propagation(steps, source, depth, spec, findings, self._room)
+        await propagation.run(prompts, known, past.local, past.keep_known)
 
 
 def _read(data: np.ndarray) -> SegmenterRequest:

@@ -55,6 +55,8 @@ class RequestLimits(_Value):
     max_objects: Count = 16
     max_prompts_per_object: Count = 64
     """Points and boxes of one object together."""
+    max_corrections_per_object: Count = 32
+    """Different numbers of corrections of one object; each costs a propagation through the volume."""
     max_text_characters: Count = 2000
     """Unicode code points of a question or a description."""
     max_mask_bytes: int = Field(default=MIB, gt=0, le=MIB)

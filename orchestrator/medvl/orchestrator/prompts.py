@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint, LanguageSpec
 from medvl.contracts.errors import InvalidRequest, PromptOutsideVolume
-from medvl.contracts.messages import BoxPrompt, LanguageOptions, PointPrompt
+from medvl.contracts.messages import BoxPrompt, LanguageOptions, PointPrompt, check_points_per_slice
 from medvl.imaging.geometry import Geometry
 from medvl.imaging.masks import check_packed
 from medvl.orchestrator.config import RequestLimits
@@ -107,7 +107,8 @@ def checked_objects(
     ------
     InvalidRequest
         On none or too many objects, an object described in no way or by a class and a text, or only by what is beside
-        it or by corrections, wrong numbers, a box of zero size, or masks that are too large or no masks of the volume.
+        it or by corrections, too many prompts or corrections of one or points on one slice, wrong numbers, a box of
+        zero size, or masks that are too large or no masks of the volume.
     UnknownLabel
         On a class that the checkpoint does not know.
     PromptOutsideVolume
@@ -123,7 +124,10 @@ def checked_objects(
         raise InvalidRequest(
             f"The request has {mask_bytes} bytes of masks: this server takes {limits.max_mask_bytes} at once."
         )
-    return [_checked_object(o, geometry, checkpoint, limits) for o in objects]
+    checked = [_checked_object(o, geometry, checkpoint, limits) for o in objects]
+    for number, one in enumerate(checked):
+        check_points_per_slice(number, one.points, one.boxes)
+    return checked
 
 
 def _checked_object(
@@ -137,6 +141,11 @@ def _checked_object(
     if spatial > limits.max_prompts_per_object:
         raise InvalidRequest(
             f"An object has {spatial} points and boxes: this server takes {limits.max_prompts_per_object}."
+        )
+    if (corrections := len({p.correction for p in prompt.points} - {0})) > limits.max_corrections_per_object:
+        raise InvalidRequest(
+            f"An object has {corrections} corrections: this server takes {limits.max_corrections_per_object}, "
+            "so begin again from the mask that they make."
         )
     points = tuple(_point(p, geometry) for p in prompt.points)
     boxes = tuple(_box(b, geometry) for b in prompt.boxes)

@@ -71,6 +71,7 @@ def describe(served: Served, config: OrchestratorConfig) -> pb.DescribeResponse:
             max_slices=config.series.max_slices,
             max_objects=config.request.max_objects,
             max_prompts_per_object=config.request.max_prompts_per_object,
+            max_corrections_per_object=config.request.max_corrections_per_object,
             max_mask_bytes=config.request.max_mask_bytes,
             max_text_characters=config.request.max_text_characters,
         ),

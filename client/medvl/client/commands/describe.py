@@ -32,12 +32,14 @@ async def _describe(endpoint: str, deadline_s: float | None) -> ServiceDescripti
 def _lines(description: ServiceDescription) -> list[str]:
     provenance, limits = description.provenance, description.limits
     trained = "trained" if provenance.trained else "NOT trained: random weights"
+    # An older server does not tell this one.
+    corrections = f" in {limits.max_corrections_per_object} corrections" if limits.max_corrections_per_object else ""
     return [
         f"checkpoint    {provenance.checkpoint} ({trained}), {provenance.checkpoint_digest[:12]}",
         f"software      {provenance.software}, Triton {provenance.triton_version}",
         f"classes       {', '.join(label.name for label in description.labels)}",
         f"series        {limits.min_slices} to {limits.max_slices} slices, {limits.max_series_bytes} bytes at most",
-        f"requests      {limits.max_objects} objects, {limits.max_prompts_per_object} prompts each,"
+        f"requests      {limits.max_objects} objects, {limits.max_prompts_per_object} prompts each{corrections},"
         f" {limits.max_text_characters} characters at most",
         *(f"model         {model}: {backend}" for model, backend in sorted(description.backends.items())),
         f"intended use  {description.intended_use}",

@@ -367,7 +367,7 @@ class Label(_message.Message):
     def __init__(self, name: _Optional[str] = ..., snomed_code: _Optional[str] = ..., snomed_meaning: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_series_bytes", "min_slices", "max_slices", "max_objects", "max_prompts_per_object", "max_text_characters", "max_mask_bytes")
+    __slots__ = ("max_series_bytes", "min_slices", "max_slices", "max_objects", "max_prompts_per_object", "max_text_characters", "max_mask_bytes", "max_corrections_per_object")
     MAX_SERIES_BYTES_FIELD_NUMBER: _ClassVar[int]
     MIN_SLICES_FIELD_NUMBER: _ClassVar[int]
     MAX_SLICES_FIELD_NUMBER: _ClassVar[int]
@@ -375,6 +375,7 @@ class Limits(_message.Message):
     MAX_PROMPTS_PER_OBJECT_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_MASK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CORRECTIONS_PER_OBJECT_FIELD_NUMBER: _ClassVar[int]
     max_series_bytes: int
     min_slices: int
     max_slices: int
@@ -382,4 +383,5 @@ class Limits(_message.Message):
     max_prompts_per_object: int
     max_text_characters: int
     max_mask_bytes: int
-    def __init__(self, max_series_bytes: _Optional[int] = ..., min_slices: _Optional[int] = ..., max_slices: _Optional[int] = ..., max_objects: _Optional[int] = ..., max_prompts_per_object: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_mask_bytes: _Optional[int] = ...) -> None: ...
+    max_corrections_per_object: int
+    def __init__(self, max_series_bytes: _Optional[int] = ..., min_slices: _Optional[int] = ..., max_slices: _Optional[int] = ..., max_objects: _Optional[int] = ..., max_prompts_per_object: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_mask_bytes: _Optional[int] = ..., max_corrections_per_object: _Optional[int] = ...) -> None: ...
