@@ -92,7 +92,7 @@ class Account:
             self.masks.append(
                 {
                     "label": mask.label,
-                    "prompt": mask.prompt,
+                    "prompt": mask.prompt or f"finding {mask.object_index + 1} of the report",
                     "path": str(path) if mask.found else None,
                     "voxels": measured.voxels if measured else 0,
                     "volume_mm3": measured.volume_mm3 if measured else 0.0,

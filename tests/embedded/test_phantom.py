@@ -96,10 +96,10 @@ def test_a_tilted_patient_is_still_a_patient(tilt):
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**31), slices=st.integers(1, 9), side=st.integers(4, 40))
 def test_any_size_can_be_made(seed, slices, side):
-    """Down to one slice; what is asked for is what comes, about 320 mm high and 400 mm wide."""
+    """Down to one slice; what is asked for is what comes, about 320 mm high and 380 mm wide."""
     phantom = make_phantom(seed, sized(slices, side))
     assert phantom.hu.shape == phantom.labels.shape == phantom.geometry.shape == (slices, side, side)
-    assert phantom.geometry.spacing_mm == pytest.approx((320 / slices, 400 / side, 400 / side), rel=1e-3)
+    assert phantom.geometry.spacing_mm == pytest.approx((320 / slices, 380 / side, 380 / side), rel=1e-3)
 
 
 def test_coverage_is_that_of_the_label_map():

@@ -26,6 +26,8 @@ WHOLE_SHARE, PARTIAL_SHARE = 0.95, 0.10
 _EVERYWHERE = {"body", "vertebral_column", "rib", "aorta"}
 """Never called outside when any of them is shown."""
 _LEAST_VOXELS = 5
+_WIDTH_MM = 380.0
+"""Of a field of view that is not drawn; within what :class:`Protocol` draws, for networks are trained on that."""
 _LATTICE = {"rib": 24, "vertebral_column": 14}
 """Points per axis of what fills little of its box."""
 _MEASURED_BY = {"vertebral_column": ("discs", "sacrum"), "rib": ("ribs",), "body": ("skin",)}
@@ -107,8 +109,8 @@ def make_phantom(seed: int, protocol: Protocol | None = None) -> Phantom:
 
 
 def sized(slices: int, side: int) -> Protocol:
-    """Return the protocol of so many slices, rows and columns, about 320 mm high and as wide as any patient."""
-    pixel = round(400.0 / side, 4)
+    """Return the protocol of so many slices, rows and columns, about 320 mm high and 380 mm wide."""
+    pixel = round(_WIDTH_MM / side, 4)
     spacing = round(320.0 / slices, 4)
     return Protocol(
         slices=(slices, slices), spacing_mm=(spacing, spacing), side=side, pixel_mm=(pixel, pixel),
