@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,25 @@ from medvl.export.samples import Arrays
 
 EXTRA = "autocast"
 """Extra that brings it."""
+
+
+_MODULES = ("modelopt", "lief", "onnx_graphsurgeon", "onnxslim", "polygraphy")
+"""What AutoCast imports besides this project's own libraries."""
+
+
+def require_autocast() -> None:
+    """Check that AutoCast is installed, without importing it.
+
+    Raises
+    ------
+    SetupError
+        Naming what is missing, and what to install.
+    """
+    if missing := [name for name in _MODULES if find_spec(name) is None]:
+        raise SetupError(
+            f"FP16 graphs need AutoCast, but {', '.join(missing)} is not installed on this machine: "
+            f"pip install 'medvl-sam2[{EXTRA}]'."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +72,9 @@ def to_fp16(source: Path, target: Path, calibration: Sequence[Arrays]) -> Fp16Gr
     SetupError
         Without AutoCast; the sentence says what to install.
     """
-    try:
-        from modelopt.onnx.autocast import convert_to_mixed_precision  # noqa: PLC0415 - takes seconds
-    except ImportError as error:
-        raise SetupError(
-            f"FP16 graphs need AutoCast, but {error.name or 'a part of it'} is not installed on this machine: "
-            f"pip install 'medvl-sam2[{EXTRA}]'."
-        ) from None
+    require_autocast()
+    from modelopt.onnx.autocast import convert_to_mixed_precision  # noqa: PLC0415 - takes seconds
+
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         untyped, inputs = Path(scratch, source.name), Path(scratch, "calibration")
         onnx.save(_without_shapes(onnx.load(source)), untyped)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from medvl.contracts.engines import Precision
 from medvl.contracts.errors import ParityError
 from medvl.contracts.manifest import PARITY_FILE, Target
 from medvl.export.builders import Runner
-from medvl.export.gates import Gate, OutputParity, broken, compare
+from medvl.export.gates import GATES, Gate, OutputParity, broken, compare
 from medvl.export.parts import Part
 from medvl.export.samples import Samples
 
@@ -30,6 +31,10 @@ class PartParity(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     cases: tuple[CaseParity, ...]
+    precision: Precision = "fp32"
+    """What the file computes in."""
+    refused: str | None = None
+    """Why it is not in the precision that was asked for."""
 
     @property
     def max_abs(self) -> float:
@@ -48,7 +53,8 @@ class ParityReport(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     target: Target
-    gate: Gate
+    gates: dict[Precision, Gate]
+    """What parts of a precision had to hold."""
     parts: dict[str, PartParity]
 
     def write(self, repository: Path) -> None:
@@ -56,15 +62,18 @@ class ParityReport(BaseModel):
         (repository / PARITY_FILE).write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
 
 
-def gate_part(part: Part, run: Runner, samples: Samples, gate: Gate) -> PartParity:
+def gate_part(part: Part, run: Runner, samples: Samples, precision: Precision) -> PartParity:
     """Compare a built part with the reference at every size; keep the reference's outputs as samples.
+
+    The gate is that of the precision.
 
     Raises
     ------
     ParityError
         Naming the part, the output, the sizes and the number that breaks the gate.
     """
-    return PartParity(cases=tuple(_gate_case(part, run, samples, gate, sizes) for sizes in part.cases))
+    cases = tuple(_gate_case(part, run, samples, GATES[precision], sizes) for sizes in part.cases)
+    return PartParity(cases=cases, precision=precision)
 
 
 def _gate_case(part: Part, run: Runner, samples: Samples, gate: Gate, sizes: dict[str, int]) -> CaseParity:
