@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("client", "pacs", "orchestrator", "export", "serving", "dev")
+EXTRAS = ("client", "pacs", "orchestrator", "export", "autocast", "rtx", "serving", "dev")
 BUILD_TOOLS = ("editables", "setuptools", "wheel")
 """What builds the sdists and the editable install, besides the project's own build backend."""
 
