@@ -31,6 +31,7 @@ def complete(report):
     return {row["graph"] for row in report["rows"]}
 
 
+@pytest.mark.timeout(900)
 def test_every_graph_of_the_phantom_builds(capsys, phantom_repository):
     """The graphs that this suite serves, as they are."""
     report = proven(capsys, "--repository", phantom_repository)
