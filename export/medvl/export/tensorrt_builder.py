@@ -70,6 +70,7 @@ class TensorRtBuilder:
     precision: Precision
     fallback: TensorRtBuilder | None
     engines: dict[str, EngineRecord] = field(default_factory=dict)
+    library: Library = "tensorrt"
 
     def build(self, part: Part, samples: Samples, folder: Path) -> Path:
         """Build a part's engine in a process of its own and write it.
@@ -85,7 +86,7 @@ class TensorRtBuilder:
         with tempfile.TemporaryDirectory() as scratch:
             source = write_source(part, samples, self.options.builder, Path(scratch))
             job = engine_job(
-                part, samples, source, path, library="tensorrt", options=self.options, precision=self.precision
+                part, samples, source, path, library=self.library, options=self.options, precision=self.precision
             ).model_copy(update={"timing_cache": self.timing_cache})
             facts = build_engine(job, Limits(self.options.time_limit_s, self.options.memory_limit_gib))
         check_facts(part, facts)
