@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from medvl.contracts.errors import BuildError, ParityError
-from medvl.contracts.manifest import sha256_of
 from medvl.export.bounded import Limits
-from medvl.export.engine_job import build_engine
+from medvl.export.engine_job import build_engine, graph_sha256
 from medvl.export.engine_options import EngineOptions
 from medvl.export.samples import Samples
 from medvl.export.tensorrt_builder import check_facts, engine_job, write_source
@@ -24,7 +24,14 @@ def job_of(part, folder):
     samples, options = Samples(0), EngineOptions(precision="fp32")
     source = write_source(part, samples, "onnx", folder)
     return engine_job(
-        part, samples, source, folder / "engine", library="tensorrt_rtx", options=options, precision="fp32"
+        part,
+        samples,
+        source,
+        folder / "engine",
+        scratch=folder,
+        library="tensorrt_rtx",
+        options=options,
+        precision="fp32",
     )
 
 
@@ -55,7 +62,7 @@ def test_the_parser_finds_the_contract_and_the_builder_an_engine(toy_part, toy_j
     check_facts(toy_part, facts)
     assert facts.engine_bytes == toy_job.engine.stat().st_size > 0
     assert facts.layers > 0
-    assert facts.graph_sha256 == sha256_of(toy_job.source)
+    assert facts.graph_sha256 == graph_sha256(toy_job.source)
     assert facts.peak_bytes > 50 * 2**20
 
 
@@ -81,6 +88,22 @@ def test_inputs_take_the_shapes_of_the_profile(toy_job):
     f2, points = toy_job.inputs
     assert (f2.smallest, f2.usual, f2.largest) == ((1, 3, 8), (2, 3, 8), (4, 3, 8))
     assert (points.smallest, points.usual, points.largest) == ((1, 1, 2), (2, 4, 2), (4, 32, 2))
+
+
+def test_weights_beside_the_graph_belong_to_it(toy_part, toy_job, tmp_path):
+    """They are parsed, converted and hashed with it."""
+    graph, weights = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    model = onnx.load(toy_job.source)
+    onnx.save(model, graph, save_as_external_data=True, location=weights.name, size_threshold=0)
+    calibration = tmp_path / "calibration.npz"
+    np.savez(calibration, **Samples(0).draw(toy_part.model, toy_part.cases[0]))
+    job = toy_job.model_copy(update={"source": graph, "engine": tmp_path / "engine"})
+    assert build_engine(job, GENEROUS).graph_sha256 == graph_sha256(graph)
+    halved = build_engine(job.model_copy(update={"precision": "fp16", "calibration": calibration}), GENEROUS)
+    check_facts(toy_part, halved)
+    before = graph_sha256(graph)
+    weights.write_bytes(weights.read_bytes()[::-1])
+    assert graph_sha256(graph) != before
 
 
 def test_an_unsupported_operator_is_named(toy_part, tmp_path):

@@ -110,7 +110,14 @@ def test_a_torch_tensorrt_that_cannot_name_bindings_is_refused(monkeypatch, toy_
     samples, options = Samples(0), EngineOptions("torch-tensorrt", "fp32")
     source = write_source(toy_part, samples, "torch-tensorrt", tmp_path)
     job = engine_job(
-        toy_part, samples, source, tmp_path / "engine", library="tensorrt", options=options, precision="fp32"
+        toy_part,
+        samples,
+        source,
+        tmp_path / "engine",
+        scratch=tmp_path,
+        library="tensorrt",
+        options=options,
+        precision="fp32",
     )
     with pytest.raises(
         BuildError, match=r"2\.13\.0 cannot name .* install 2\.14 or newer, or build with --builder onnx"
