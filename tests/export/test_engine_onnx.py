@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +150,27 @@ def test_a_builder_that_crashes_is_an_error(toy_job, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(BuildError, match="engine of toy was killed by SIGSEGV"):
         build_engine(toy_job, GENEROUS)
+
+
+def test_a_build_that_is_killed_leaves_no_builder(toy_job, tmp_path, monkeypatch):
+    """The process that builds ends with the one that waits for it, though nobody is left to stop it."""
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    hang = f"import os, signal\nos.write(os.open({str(fifo)!r}, os.O_WRONLY), b'x')\nsignal.pause()\n"
+    Path(tmp_path, "tensorrt_rtx.py").write_text(hang)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    job = tmp_path / "job.json"
+    job.write_text(toy_job.model_dump_json())
+    code = (
+        "import pathlib; from medvl.export import bounded, engine_job as e; "
+        f"e.build_engine(e.EngineJob.model_validate_json(pathlib.Path({str(job)!r}).read_bytes()), "
+        "bounded.Limits(time_s=200.0, memory_gib=8.0))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as build, fifo.open("rb") as alive:
+        assert alive.read(1) == b"x"
+        build.kill()
+        # Its end of the pipe closes with it.
+        assert alive.read() == b""
 
 
 def test_a_program_for_torch_tensorrt_is_the_network(toy_part, tmp_path):
