@@ -49,7 +49,7 @@ from medvl.network.sam2_build import sam_config
 from medvl.runtime.system import EmbeddedSystem
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
-from medvl.serving.own_graphs import OwnGraphs, graphs_beside
+from medvl.serving.own_graphs import OWN_ENCODE_BATCH, OWN_OBJECT_BATCH, OwnGraphs, graphs_beside
 from medvl.serving.triton_steps import Spent, StoredFeatures, TritonSteps, encode
 
 WHOLE, ORGAN = "vertebral_column", "kidney_left"
@@ -177,7 +177,7 @@ class Engine:
         paths = graphs_beside(repository / MODELS_FOLDER / "volume_segmenter", "1")
         assert paths is not None
         self._graphs = OwnGraphs(paths, workers=os.cpu_count() or 1, threads=1)
-        self._store = FeatureStore(partial(encode, self._graphs.infer), budget_bytes=2**31, batch=4)
+        self._store = FeatureStore(partial(encode, self._graphs.infer), budget_bytes=2**31, batch=OWN_ENCODE_BATCH)
         self._checkpoint = checkpoint
 
     async def click(self, volume: Volume, place: Index) -> float:
@@ -195,7 +195,7 @@ class Engine:
         steps = TritonSteps(self._graphs.infer, self._checkpoint, spent)
         with self._store.using(key):
             source = StoredFeatures(self._store, key, spent)
-            await Propagation(steps, source, depth, spec, found).run(
+            await Propagation(steps, source, depth, spec, found, batch=OWN_OBJECT_BATCH).run(
                 [Prompted(0, {place[0]: (point(transform, place),)})]
             )
         return (time.perf_counter() - begun_s) * 1000

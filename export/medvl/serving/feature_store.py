@@ -123,25 +123,39 @@ class FeatureStore:
 
         Slices that another request is computing are waited for, not computed twice.
         """
+        begun = self._begin_missing(key, indices)
         wanted = [(key, i) for i in dict.fromkeys(indices)]
         found = {slot: self._features[slot] for slot in wanted if slot in self._features}
         for slot in found:
             self._features.move_to_end(slot)
-        missing = [slot for slot in wanted if slot not in found and slot not in self._in_flight]
-        for start in range(0, len(missing), self._batch):
-            self._begin(missing[start : start + self._batch])
         flights = [self._in_flight[slot] for slot in wanted if slot not in found]
         for flight in dict.fromkeys(flights):
             found |= await asyncio.shield(flight)
-        return Fetched([found[key, i] for i in indices], len(missing))
+        return Fetched([found[key, i] for i in indices], begun)
+
+    def expect(self, key: SeriesKey, indices: Sequence[int]) -> int:
+        """Begin to compute slices of a series in use that are not here; return how many they are.
+
+        Where no features are kept at all, for want of room, nothing is begun: it would have to be done again.
+        """
+        return self._begin_missing(key, indices) if self._features else 0
+
+    def _begin_missing(self, key: SeriesKey, indices: Sequence[int]) -> int:
+        slots = [(key, i) for i in dict.fromkeys(indices)]
+        missing = [slot for slot in slots if slot not in self._features and slot not in self._in_flight]
+        for start in range(0, len(missing), self._batch):
+            self._begin(missing[start : start + self._batch])
+        return len(missing)
 
     def _begin(self, slots: Sequence[_Slot]) -> None:
-        flight = asyncio.ensure_future(self._compute(slots))
+        slices = np.stack([self._series[key][i] for key, i in slots])
+        flight = asyncio.ensure_future(self._compute(slots, slices))
+        # Nobody may ever wait for a slice that was begun ahead: whoever asks for one that failed begins it anew.
+        flight.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._in_flight |= dict.fromkeys(slots, flight)
 
-    async def _compute(self, slots: Sequence[_Slot]) -> dict[_Slot, SliceFeatures]:
+    async def _compute(self, slots: Sequence[_Slot], slices: np.ndarray) -> dict[_Slot, SliceFeatures]:
         try:
-            slices = np.stack([self._series[key][i] for key, i in slots])
             computed = dict(zip(slots, await self._encode(slices), strict=True))
         finally:
             for slot in slots:

@@ -26,6 +26,8 @@ SEGMENTER_GRAPHS = (
     "sam2_mask_prompt",
     "sam2_track_step",
 )
+OWN_ENCODE_BATCH, OWN_OBJECT_BATCH = 1, 4
+"""Slices that are encoded in one call, and objects, or slices that are searched for one, that share a call."""
 
 
 class OwnGraphs:

@@ -57,6 +57,10 @@ class StoredFeatures:
         self._spent.slices_encoded += fetched.computed
         return fetched.features
 
+    def expect(self, slices: Sequence[int]) -> None:
+        """Begin to compute the features of slices that are not here."""
+        self._spent.slices_encoded += self._store.expect(self._key, slices)
+
 
 class TritonSteps:
     """Runs the steps of propagation as calls to other models; arrays are numpy, FP32."""

@@ -16,14 +16,14 @@ from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import Message, NotResident, ObjectMask, SegmenterDone, SegmenterRequest
 from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
-from medvl.network.propagation import Propagation
+from medvl.network.propagation import MAX_OBJECTS, Propagation
 from medvl.network.room import Room
 from medvl.serving.bls import infer
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
 from medvl.serving.metrics import Counter
 from medvl.serving.model_prompts import given_slices, to_model_prompt
-from medvl.serving.own_graphs import OwnGraphs, graphs_beside
+from medvl.serving.own_graphs import OWN_ENCODE_BATCH, OWN_OBJECT_BATCH, OwnGraphs, graphs_beside
 from medvl.serving.past import Past, Stores
 from medvl.serving.replies import Reply, answering
 from medvl.serving.result_store import BoundedStore
@@ -48,7 +48,8 @@ class TritonPythonModel:
 
         ``store_bytes``, ``result_bytes`` and ``known_bytes`` bound what is kept of slices, of answers, and for
         corrections, the last twice: of objects that have ended, and of all that are being tracked. ``encode_batch``,
-        ``workers`` and ``threads`` say how the graphs are called.
+        ``object_batch``, ``workers`` and ``threads`` say how the graphs are called. On a CPU a larger batch takes
+        memory, which onnxruntime never gives back, and no less time.
         """
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
@@ -62,8 +63,9 @@ class TritonPythonModel:
         self._store = FeatureStore(
             partial(encode, self._infer),
             budget_bytes=settings.integer("store_bytes", 2 * 2**30),
-            batch=settings.integer("encode_batch", 4),
+            batch=settings.integer("encode_batch", OWN_ENCODE_BATCH if self._graphs else 4),
         )
+        self._object_batch = settings.integer("object_batch", OWN_OBJECT_BATCH if self._graphs else MAX_OBJECTS)
         known_bytes = settings.integer("known_bytes", 256 * 2**20)
         self._past = Stores(BoundedStore(settings.integer("result_bytes", 64 * 2**20)), BoundedStore(known_bytes))
         self._room = Room(known_bytes)
@@ -137,7 +139,7 @@ class TritonPythonModel:
         findings = Findings(tell, past.keep, unchanged, past.local, depth, transform)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
-        propagation = Propagation(steps, source, depth, spec, findings, self._room)
+        propagation = Propagation(steps, source, depth, spec, findings, self._room, self._object_batch)
         await propagation.run(prompts, known, past.local, past.keep_known)
 
 
