@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -50,7 +50,7 @@ from medvl.runtime.system import EmbeddedSystem
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
 from medvl.serving.own_graphs import OWN_ENCODE_BATCH, OWN_OBJECT_BATCH, OwnGraphs, graphs_beside
-from medvl.serving.triton_steps import Spent, StoredFeatures, TritonSteps, encode
+from medvl.serving.triton_steps import Arrays, Spent, StoredFeatures, TritonSteps, encode
 
 WHOLE, ORGAN = "vertebral_column", "kidney_left"
 """An object on every slice of the series, and one on about 40 of 128."""
@@ -74,7 +74,8 @@ def main() -> int:
 async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure everything; return it."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(arguments.threads)
+    os.environ["MEDVL_SEGMENTER_WORKERS"] = str(arguments.threads)
     made = make_phantom(SEED, sized(arguments.slices, arguments.side))
     case = Case(SEED, Volume(made.hu, made.geometry), made.labels, made.truth)
     for store, share in STORES.items():
@@ -84,7 +85,7 @@ async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
         client = await stack.enter_async_context(AsyncClient(system.endpoint))
         service = await client.describe()
         checkpoint = load_checkpoint(resolve_checkpoint(PHANTOM))
-        engine = Engine(Path(system.state.repository), checkpoint)
+        engine = Engine(Path(system.state.repository), checkpoint, arguments.threads)
         predictor = Predictor(checkpoint)
         samples: Samples = defaultdict(list)
         for number in range(-1, arguments.rounds):
@@ -93,15 +94,18 @@ async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
             if number >= 0:
                 for name, value in taken.items():
                     samples[name].append(value)
+        note("where the time of a click goes")
+        flame = await engine.flame(another(case.volume, 0), first_click(case.organ(WHOLE)).voxel)
         share = await resident_share(client, segmenter_process(system.triton.process.pid), case.volume)
     return {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": arguments.threads},
         "checkpoint": service.provenance.checkpoint,
         "software": service.provenance.software,
         "triton": service.provenance.triton_version,
         "shape": list(case.volume.geometry.shape),
         "rounds": arguments.rounds,
         "samples": samples,
+        "flame": flame,
         "resident_share": share,
     }
 
@@ -170,15 +174,58 @@ def lps(volume: Volume, place: Index) -> tuple[float, float, float]:
     return x, y, z
 
 
+class TimedGraphs(OwnGraphs):
+    """Graphs that count the CPU time of their threads."""
+
+    def __init__(self, paths: Mapping[str, Path], *, workers: int, threads: int) -> None:
+        super().__init__(paths, workers=workers, threads=threads)
+        self.cpu_ms: Counter[str] = Counter()
+
+    def run(self, model: str, names: Sequence[str], inputs: Arrays) -> Sequence[np.ndarray]:
+        """Call a graph in this thread."""
+        begun_s = time.thread_time()
+        outputs = super().run(model, names, inputs)
+        self.cpu_ms[model] += (time.thread_time() - begun_s) * 1000
+        return outputs
+
+
+class TimedFindings(Findings):
+    """Findings that count the CPU time that masks take."""
+
+    cpu_ms = 0.0
+
+    def worked_on(self, object_id: int, number: int, mask_logits: np.ndarray, presence: float) -> None:
+        """Keep the mask of a slice."""
+        begun_s = time.thread_time()
+        super().worked_on(object_id, number, mask_logits, presence)
+        self.cpu_ms += (time.thread_time() - begun_s) * 1000
+
+    def ended(self, object_id: int, score: float, key_slices: Sequence[int], *, found: bool) -> None:
+        """Pack the whole mask."""
+        begun_s = time.thread_time()
+        super().ended(object_id, score, key_slices, found=found)
+        self.cpu_ms += (time.thread_time() - begun_s) * 1000
+
+
 class Engine:
     """The segmenter's engine in this process: its store, its graphs and its propagation, without Triton."""
 
-    def __init__(self, repository: Path, checkpoint: Checkpoint) -> None:
+    def __init__(self, repository: Path, checkpoint: Checkpoint, threads: int) -> None:
         paths = graphs_beside(repository / MODELS_FOLDER / "volume_segmenter", "1")
         assert paths is not None
-        self._graphs = OwnGraphs(paths, workers=os.cpu_count() or 1, threads=1)
+        self._graphs = TimedGraphs(paths, workers=threads, threads=1)
         self._store = FeatureStore(partial(encode, self._graphs.infer), budget_bytes=2**31, batch=OWN_ENCODE_BATCH)
         self._checkpoint = checkpoint
+
+    async def flame(self, volume: Volume, place: Index) -> dict[str, float]:
+        """Return the CPU milliseconds of a click on unseen slices, by what takes them; together the whole."""
+        self._graphs.cpu_ms.clear()
+        begun_s, own_s = time.process_time(), time.thread_time()
+        await self.click(volume, place)
+        all_ms, own_ms = (time.process_time() - begun_s) * 1000, (time.thread_time() - own_s) * 1000
+        spent = dict(self._graphs.cpu_ms) | {"masks at native resolution": self._masks_ms, "windowing": self._fit_ms}
+        spent["the rest of the event loop"] = own_ms - self._masks_ms - self._fit_ms
+        return spent | {"threads, beside the graphs": all_ms - sum(spent.values())}
 
     async def click(self, volume: Volume, place: Index) -> float:
         """Return the milliseconds of a click, the windowing and fitting of unseen slices included."""
@@ -186,18 +233,21 @@ class Engine:
         begun_s = time.perf_counter()
         window = self._checkpoint.windows[spec.window]
         key = SeriesKey(volume.digest, window, self._checkpoint.digest)
+        fit_s = time.thread_time()
         if key not in self._store:
             self._store.put(key, fitted(volume, self._checkpoint))
+        self._fit_ms = (time.thread_time() - fit_s) * 1000
         depth, rows, columns = volume.geometry.shape
         transform = FitTransform(rows, columns, spec.side, spec.fit)
         spent = Spent()
-        found = Findings(lambda event, packed: None, lambda number, result: None, {0: {}}, (), depth, transform)
+        found = TimedFindings(lambda event, packed: None, lambda number, result: None, {0: {}}, (), depth, transform)
         steps = TritonSteps(self._graphs.infer, self._checkpoint, spent)
         with self._store.using(key):
             source = StoredFeatures(self._store, key, spent)
             await Propagation(steps, source, depth, spec, found, batch=OWN_OBJECT_BATCH).run(
                 [Prompted(0, {place[0]: (point(transform, place),)})]
             )
+        self._masks_ms = found.cpu_ms
         return (time.perf_counter() - begun_s) * 1000
 
 
@@ -302,13 +352,18 @@ def lines(result: Mapping[str, Any], *, markdown: bool) -> list[str]:
         ratios.append((name, f"{statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f})", f"<= {goal}"))
     ratios.append(("first 2D mask, resident, ms", spread(samples["first mask, resident"]), "<= 15"))
     ratios.append(("resident set over its bound", f"{result['resident_share']:.2f}", "<= 1.0"))
+    flame: Mapping[str, float] = result["flame"]
+    whole = sum(flame.values())
+    parts = [("a click on unseen slices", "CPU ms", "")]
+    for name, ms in sorted(flame.items(), key=lambda item: -item[1]):
+        parts.append((name, f"{ms:.0f}", "#" * round(50 * ms / whole)))
     layout = markdown_table if markdown else plain_table
     machine = result["machine"]
     facts = (
         f"{result['software']}, checkpoint {result['checkpoint']}, Triton {result['triton']}, {machine['cpu']}, "
-        f"{machine['cores']} cores; medians of {result['rounds']} (least..most)."
+        f"{machine['cores']} cores, {machine['threads']} threads; medians of {result['rounds']} (least..most)."
     )
-    return [*layout(ratios), "", *layout(times), "", facts]
+    return [*layout(ratios), "", *layout(times), "", *layout(parts), "", facts]
 
 
 if __name__ == "__main__":
