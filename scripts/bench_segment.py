@@ -56,8 +56,8 @@ WHOLE, ORGAN = "vertebral_column", "kidney_left"
 """An object on every slice of the series, and one on about 40 of 128."""
 EIGHT = (WHOLE, ORGAN, "kidney_right", "liver", "spleen", "aorta", "heart", "lung_left")
 SEED = 11
-RESIDENT_SERIES, RESIDENT_SLICES, RESIDENT_BYTES = 20, 300, 400_000_000
-"""Series sent in turn, their slices, and the bound of the segmenter's stores meanwhile."""
+RESIDENT_SLICES, RESIDENT_BYTES = 300, 400_000_000
+"""Slices of each series that is sent in turn, and the bound of the segmenter's stores meanwhile."""
 STORES = {"STORE": 0.7, "KNOWN": 0.25, "RESULT": 0.05}
 """Their shares of it."""
 
@@ -87,16 +87,19 @@ async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
         checkpoint = load_checkpoint(resolve_checkpoint(PHANTOM))
         engine = Engine(Path(system.state.repository), checkpoint, arguments.threads)
         predictor = Predictor(checkpoint)
+        segmenter = segmenter_process(system.triton.process.pid)
+        share = await resident_share(client, segmenter, case.volume, arguments.series)
+        note(f"resident set over its bound: {share:.2f}")
         samples: Samples = defaultdict(list)
         for number in range(-1, arguments.rounds):
             note("warming up" if number < 0 else f"round {number + 1} of {arguments.rounds}")
             taken = await one_round(client, engine, predictor, case, number + 2)
+            note(", ".join(f"{name} {value:.0f}" for name, value in taken.items()))
             if number >= 0:
                 for name, value in taken.items():
                     samples[name].append(value)
         note("where the time of a click goes")
         flame = await engine.flame(another(case.volume, 0), first_click(case.organ(WHOLE)).voxel)
-        share = await resident_share(client, segmenter_process(system.triton.process.pid), case.volume)
     return {
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": arguments.threads},
         "checkpoint": service.provenance.checkpoint,
@@ -311,21 +314,27 @@ def segmenter_process(triton: int) -> psutil.Process:
     raise SetupError("The server runs no segmenter: see its log.")
 
 
-async def resident_share(client: AsyncClient, segmenter: psutil.Process, volume: Volume) -> float:
+def own_bytes(process: psutil.Process) -> int:
+    """Return the memory that a process has for itself."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
+
+
+async def resident_share(client: AsyncClient, segmenter: psutil.Process, volume: Volume, count: int) -> float:
     """Return how far the segmenter's memory grows over series sent in turn, as a share of its bound.
 
-    Every slice of every series is encoded, because a class is looked for on all of them.
+    It begins as the service starts, with empty stores, and counts no pages that are shared with the server. Every slice of every series is encoded, because a class is looked for on all of them.
     """
-    note(f"{RESIDENT_SERIES} series of {RESIDENT_SLICES} slices")
-    before, most = segmenter.memory_info().rss, 0
+    note(f"{count} series of {RESIDENT_SLICES} slices")
+    before, most = own_bytes(segmenter), 0
     repeats = -(-RESIDENT_SLICES // volume.geometry.shape[0])
     hu = np.concatenate([volume.hu] * repeats)[:RESIDENT_SLICES, ::2, ::2]
     geometry = replace(volume.geometry, shape=hu.shape)
-    for number in range(RESIDENT_SERIES):
+    for number in range(count):
         series = another(Volume(hu, geometry), number)
         await client.put_series(series)
         await client.segment(series, [ObjectPrompt(label=ORGAN)]).collect()
-        most = max(most, segmenter.memory_info().rss - before)
+        most = max(most, own_bytes(segmenter) - before)
     return most / RESIDENT_BYTES
 
 

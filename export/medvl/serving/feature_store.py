@@ -9,10 +9,12 @@ it again has to send it.
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -39,6 +41,20 @@ class SliceFeatures:
     f0: np.ndarray
     f1: np.ndarray
     f2: np.ndarray
+
+    @classmethod
+    def apart(cls, f0: np.ndarray, f1: np.ndarray, f2: np.ndarray) -> Self:
+        """Return copies in pages of their own, which the system gets back as soon as they are forgotten.
+
+        On the heap, features that come and go between short-lived arrays leave holes that nothing fits.
+        """
+        maps = (f0, f1, f2)
+        pages = mmap.mmap(-1, sum(m.nbytes for m in maps), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        places = np.cumsum([0, f0.nbytes, f1.nbytes])
+        own = [np.frombuffer(pages, m.dtype, m.size, p).reshape(m.shape) for m, p in zip(maps, places, strict=True)]
+        for copy, given in zip(own, maps, strict=True):
+            copy[...] = given
+        return cls(*own)
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +108,7 @@ class FeatureStore:
         return key in self._series
 
     def put(self, key: SeriesKey, slices: np.ndarray) -> None:
-        """Keep the slices of a series, UINT8 [D, S, S]; those of a series that is here already are dropped.
+        """Keep a copy of the slices of a series, UINT8 [D, S, S], unless it is here already.
 
         Raises
         ------
@@ -105,7 +121,7 @@ class FeatureStore:
                 raise Overloaded(
                     "The segmenter has no room for another series: try again later.", retry_after_s=RETRY_S
                 )
-            self._series[key] = slices
+            self._series[key] = slices.copy()
             self._bytes += slices.nbytes
 
     @contextmanager

@@ -37,7 +37,7 @@ async def encode(infer: Infer, slices: np.ndarray) -> list[SliceFeatures]:
     for first in range(0, len(slices), limit):
         out = await infer("sam2_image_encoder", {"slices": slices[first : first + limit]})
         count = len(out["f0"])
-        features += [SliceFeatures(*(out[n][i : i + 1].copy() for n in ("f0", "f1", "f2"))) for i in range(count)]
+        features += [SliceFeatures.apart(*(out[n][i : i + 1] for n in ("f0", "f1", "f2"))) for i in range(count)]
     return features
 
 
