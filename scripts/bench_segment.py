@@ -323,7 +323,8 @@ def own_bytes(process: psutil.Process) -> int:
 async def resident_share(client: AsyncClient, segmenter: psutil.Process, volume: Volume, count: int) -> float:
     """Return how far the segmenter's memory grows over series sent in turn, as a share of its bound.
 
-    It begins as the service starts, with empty stores, and counts no pages that are shared with the server. Every slice of every series is encoded, because a class is looked for on all of them.
+    It begins as the service starts, with empty stores, and counts no pages that are shared with the server. Every slice
+    of every series is encoded, because a class is looked for on all of them.
     """
     note(f"{count} series of {RESIDENT_SLICES} slices")
     before, most = own_bytes(segmenter), 0
