@@ -69,6 +69,9 @@ def benchmark(
     parser.add_argument("--rounds", type=int, default=5, help="fresh series to measure (default: 5, the least)")
     parser.add_argument("--slices", type=int, default=128)
     parser.add_argument("--side", type=int, default=512, help="rows and columns")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--threads", type=int, default=cores, help="of the segmentation's networks (one per core)")
+    parser.add_argument("--series", type=int, default=20, help="sent in turn, of 300 slices, for the resident set")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help=f"folder for {file} and the series")
     parser.add_argument("--data", type=Path, default=Path("build/medvl"), help="data of the system (build/medvl)")
     parser.add_argument("--markdown", action="store_true", help="print the table that docs/performance.md holds")

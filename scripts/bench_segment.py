@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -49,15 +49,15 @@ from medvl.network.sam2_build import sam_config
 from medvl.runtime.system import EmbeddedSystem
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
-from medvl.serving.own_graphs import OwnGraphs, graphs_beside
-from medvl.serving.triton_steps import Spent, StoredFeatures, TritonSteps, encode
+from medvl.serving.own_graphs import OWN_ENCODE_BATCH, OWN_OBJECT_BATCH, OwnGraphs, graphs_beside
+from medvl.serving.triton_steps import Arrays, Spent, StoredFeatures, TritonSteps, encode
 
 WHOLE, ORGAN = "vertebral_column", "kidney_left"
 """An object on every slice of the series, and one on about 40 of 128."""
 EIGHT = (WHOLE, ORGAN, "kidney_right", "liver", "spleen", "aorta", "heart", "lung_left")
 SEED = 11
-RESIDENT_SERIES, RESIDENT_SLICES, RESIDENT_BYTES = 20, 300, 400_000_000
-"""Series sent in turn, their slices, and the bound of the segmenter's stores meanwhile."""
+RESIDENT_SLICES, RESIDENT_BYTES = 300, 400_000_000
+"""Slices of each series that is sent in turn, and the bound of the segmenter's stores meanwhile."""
 STORES = {"STORE": 0.7, "KNOWN": 0.25, "RESULT": 0.05}
 """Their shares of it."""
 
@@ -74,7 +74,8 @@ def main() -> int:
 async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure everything; return it."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(arguments.threads)
+    os.environ["MEDVL_SEGMENTER_WORKERS"] = str(arguments.threads)
     made = make_phantom(SEED, sized(arguments.slices, arguments.side))
     case = Case(SEED, Volume(made.hu, made.geometry), made.labels, made.truth)
     for store, share in STORES.items():
@@ -84,24 +85,30 @@ async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
         client = await stack.enter_async_context(AsyncClient(system.endpoint))
         service = await client.describe()
         checkpoint = load_checkpoint(resolve_checkpoint(PHANTOM))
-        engine = Engine(Path(system.state.repository), checkpoint)
+        engine = Engine(Path(system.state.repository), checkpoint, arguments.threads)
         predictor = Predictor(checkpoint)
+        segmenter = segmenter_process(system.triton.process.pid)
+        share = await resident_share(client, segmenter, case.volume, arguments.series)
+        note(f"resident set over its bound: {share:.2f}")
         samples: Samples = defaultdict(list)
         for number in range(-1, arguments.rounds):
             note("warming up" if number < 0 else f"round {number + 1} of {arguments.rounds}")
             taken = await one_round(client, engine, predictor, case, number + 2)
+            note(", ".join(f"{name} {value:.0f}" for name, value in taken.items()))
             if number >= 0:
                 for name, value in taken.items():
                     samples[name].append(value)
-        share = await resident_share(client, segmenter_process(system.triton.process.pid), case.volume)
+        note("where the time of a click goes")
+        flame = await engine.flame(another(case.volume, 0), first_click(case.organ(WHOLE)).voxel)
     return {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": arguments.threads},
         "checkpoint": service.provenance.checkpoint,
         "software": service.provenance.software,
         "triton": service.provenance.triton_version,
         "shape": list(case.volume.geometry.shape),
         "rounds": arguments.rounds,
         "samples": samples,
+        "flame": flame,
         "resident_share": share,
     }
 
@@ -126,14 +133,19 @@ async def one_round(
             near = [moved(place) for place in clicks.values()]
             taken["click, resident"], _ = await served(client, volume, [near[:1]])
             taken["eight, resident"], _ = await served(client, volume, [[moved(place)] for place in near])
+            begun_s = time.process_time()
             taken["engine, click"] = await engine.click(volume, whole)
+            taken["engine, click, CPU"] = (time.process_time() - begun_s) * 1000
             taken["engine, click, resident"] = await engine.click(volume, near[0])
         elif "eight" not in taken:
             taken["eight"], _ = await served(client, volume, [[place] for place in clicks.values()])
-            taken["sam2, click"] = predictor.click(volume, whole)
+            taken["sam2, click"], taken["sam2, click, CPU"] = predictor.click(volume, whole)
         else:
             taken["organ"], _ = await served(client, volume, [[organ]])
-            taken["sam2, organ"] = predictor.click(volume, organ)
+            begun_s = time.process_time()
+            taken["engine, organ"] = await engine.click(volume, organ)
+            taken["engine, organ, CPU"] = (time.process_time() - begun_s) * 1000
+            taken["sam2, organ"], taken["sam2, organ, CPU"] = predictor.click(volume, organ)
     return taken
 
 
@@ -170,15 +182,58 @@ def lps(volume: Volume, place: Index) -> tuple[float, float, float]:
     return x, y, z
 
 
+class TimedGraphs(OwnGraphs):
+    """Graphs that count the CPU time of their threads."""
+
+    def __init__(self, paths: Mapping[str, Path], *, workers: int, threads: int) -> None:
+        super().__init__(paths, workers=workers, threads=threads)
+        self.cpu_ms: Counter[str] = Counter()
+
+    def run(self, model: str, names: Sequence[str], inputs: Arrays) -> Sequence[np.ndarray]:
+        """Call a graph in this thread."""
+        begun_s = time.thread_time()
+        outputs = super().run(model, names, inputs)
+        self.cpu_ms[model] += (time.thread_time() - begun_s) * 1000
+        return outputs
+
+
+class TimedFindings(Findings):
+    """Findings that count the CPU time that masks take."""
+
+    cpu_ms = 0.0
+
+    def worked_on(self, object_id: int, number: int, mask_logits: np.ndarray, presence: float) -> None:
+        """Keep the mask of a slice."""
+        begun_s = time.thread_time()
+        super().worked_on(object_id, number, mask_logits, presence)
+        self.cpu_ms += (time.thread_time() - begun_s) * 1000
+
+    def ended(self, object_id: int, score: float, key_slices: Sequence[int], *, found: bool) -> None:
+        """Pack the whole mask."""
+        begun_s = time.thread_time()
+        super().ended(object_id, score, key_slices, found=found)
+        self.cpu_ms += (time.thread_time() - begun_s) * 1000
+
+
 class Engine:
     """The segmenter's engine in this process: its store, its graphs and its propagation, without Triton."""
 
-    def __init__(self, repository: Path, checkpoint: Checkpoint) -> None:
+    def __init__(self, repository: Path, checkpoint: Checkpoint, threads: int) -> None:
         paths = graphs_beside(repository / MODELS_FOLDER / "volume_segmenter", "1")
         assert paths is not None
-        self._graphs = OwnGraphs(paths, workers=os.cpu_count() or 1, threads=1)
-        self._store = FeatureStore(partial(encode, self._graphs.infer), budget_bytes=2**31, batch=4)
+        self._graphs = TimedGraphs(paths, workers=threads, threads=1)
+        self._store = FeatureStore(partial(encode, self._graphs.infer), budget_bytes=2**31, batch=OWN_ENCODE_BATCH)
         self._checkpoint = checkpoint
+
+    async def flame(self, volume: Volume, place: Index) -> dict[str, float]:
+        """Return the CPU milliseconds of a click on unseen slices, by what takes them; together the whole."""
+        self._graphs.cpu_ms.clear()
+        begun_s, own_s = time.process_time(), time.thread_time()
+        await self.click(volume, place)
+        all_ms, own_ms = (time.process_time() - begun_s) * 1000, (time.thread_time() - own_s) * 1000
+        spent = dict(self._graphs.cpu_ms) | {"masks at native resolution": self._masks_ms, "windowing": self._fit_ms}
+        spent["the rest of the event loop"] = own_ms - self._masks_ms - self._fit_ms
+        return spent | {"threads, beside the graphs": all_ms - sum(spent.values())}
 
     async def click(self, volume: Volume, place: Index) -> float:
         """Return the milliseconds of a click, the windowing and fitting of unseen slices included."""
@@ -186,18 +241,21 @@ class Engine:
         begun_s = time.perf_counter()
         window = self._checkpoint.windows[spec.window]
         key = SeriesKey(volume.digest, window, self._checkpoint.digest)
+        fit_s = time.thread_time()
         if key not in self._store:
             self._store.put(key, fitted(volume, self._checkpoint))
+        self._fit_ms = (time.thread_time() - fit_s) * 1000
         depth, rows, columns = volume.geometry.shape
         transform = FitTransform(rows, columns, spec.side, spec.fit)
         spent = Spent()
-        found = Findings(lambda event, packed: None, lambda number, result: None, {0: {}}, (), depth, transform)
+        found = TimedFindings(lambda event, packed: None, lambda number, result: None, {0: {}}, (), depth, transform)
         steps = TritonSteps(self._graphs.infer, self._checkpoint, spent)
         with self._store.using(key):
             source = StoredFeatures(self._store, key, spent)
-            await Propagation(steps, source, depth, spec, found).run(
+            await Propagation(steps, source, depth, spec, found, batch=OWN_OBJECT_BATCH).run(
                 [Prompted(0, {place[0]: (point(transform, place),)})]
             )
+        self._masks_ms = found.cpu_ms
         return (time.perf_counter() - begun_s) * 1000
 
 
@@ -214,8 +272,8 @@ class Predictor:
         self._checkpoint = checkpoint
 
     @torch.inference_mode()
-    def click(self, volume: Volume, place: Index) -> float:
-        """Return the milliseconds of a click, both directions; that the slices are read from files is left out."""
+    def click(self, volume: Volume, place: Index) -> tuple[float, float]:
+        """Return milliseconds and CPU milliseconds of a click, both directions, without the reading of slices."""
         spec = self._checkpoint.segmentation
         _, rows, columns = volume.geometry.shape
         with tempfile.TemporaryDirectory() as folder:
@@ -225,14 +283,14 @@ class Predictor:
         # The state's making encodes one slice, which belongs to the click.
         state["cached_features"].clear()
         clicked = point(FitTransform(rows, columns, spec.side, spec.fit), place)
-        begun_s = time.perf_counter()
+        begun_s, cpu_s = time.perf_counter(), time.process_time()
         self._sam.add_new_points_or_box(
             state, frame_idx=place[0], obj_id=0, points=[[clicked.x - 0.5, clicked.y - 0.5]], labels=[POSITIVE]
         )
         for reverse in (False, True):
             for _ in self._sam.propagate_in_video(state, start_frame_idx=place[0], reverse=reverse):
                 pass
-        return (time.perf_counter() - begun_s) * 1000
+        return (time.perf_counter() - begun_s) * 1000, (time.process_time() - cpu_s) * 1000
 
 
 def fitted(volume: Volume, checkpoint: Checkpoint) -> np.ndarray:
@@ -261,21 +319,28 @@ def segmenter_process(triton: int) -> psutil.Process:
     raise SetupError("The server runs no segmenter: see its log.")
 
 
-async def resident_share(client: AsyncClient, segmenter: psutil.Process, volume: Volume) -> float:
+def own_bytes(process: psutil.Process) -> int:
+    """Return the memory that a process has for itself."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
+
+
+async def resident_share(client: AsyncClient, segmenter: psutil.Process, volume: Volume, count: int) -> float:
     """Return how far the segmenter's memory grows over series sent in turn, as a share of its bound.
 
-    Every slice of every series is encoded, because a class is looked for on all of them.
+    It begins as the service starts, with empty stores, and counts no pages that are shared with the server. Every slice
+    of every series is encoded, because a class is looked for on all of them.
     """
-    note(f"{RESIDENT_SERIES} series of {RESIDENT_SLICES} slices")
-    before, most = segmenter.memory_info().rss, 0
+    note(f"{count} series of {RESIDENT_SLICES} slices")
+    before, most = own_bytes(segmenter), 0
     repeats = -(-RESIDENT_SLICES // volume.geometry.shape[0])
     hu = np.concatenate([volume.hu] * repeats)[:RESIDENT_SLICES, ::2, ::2]
     geometry = replace(volume.geometry, shape=hu.shape)
-    for number in range(RESIDENT_SERIES):
+    for number in range(count):
         series = another(Volume(hu, geometry), number)
         await client.put_series(series)
         await client.segment(series, [ObjectPrompt(label=ORGAN)]).collect()
-        most = max(most, segmenter.memory_info().rss - before)
+        most = max(most, own_bytes(segmenter) - before)
     return most / RESIDENT_BYTES
 
 
@@ -288,6 +353,8 @@ RATIOS = (
     ("eight objects over one, resident", "eight, resident", "click, resident", "6.5"),
     ("ours over sam2, whole volume", "click", "sam2, click", "0.6"),
     ("ours over sam2, an organ", "organ", "sam2, organ", "0.3"),
+    ("CPU time of the engine over sam2's, whole volume", "engine, click, CPU", "sam2, click, CPU", "0.6"),
+    ("CPU time of the engine over sam2's, an organ", "engine, organ, CPU", "sam2, organ, CPU", "0.3"),
 )
 """What is divided by what, and the goal."""
 
@@ -302,13 +369,18 @@ def lines(result: Mapping[str, Any], *, markdown: bool) -> list[str]:
         ratios.append((name, f"{statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f})", f"<= {goal}"))
     ratios.append(("first 2D mask, resident, ms", spread(samples["first mask, resident"]), "<= 15"))
     ratios.append(("resident set over its bound", f"{result['resident_share']:.2f}", "<= 1.0"))
+    flame: Mapping[str, float] = result["flame"]
+    whole = sum(flame.values())
+    parts = [("a click on unseen slices", "CPU ms", "")]
+    for name, ms in sorted(flame.items(), key=lambda item: -item[1]):
+        parts.append((name, f"{ms:.0f}", "#" * round(50 * ms / whole)))
     layout = markdown_table if markdown else plain_table
     machine = result["machine"]
     facts = (
         f"{result['software']}, checkpoint {result['checkpoint']}, Triton {result['triton']}, {machine['cpu']}, "
-        f"{machine['cores']} cores; medians of {result['rounds']} (least..most)."
+        f"{machine['cores']} cores, {machine['threads']} threads; medians of {result['rounds']} (least..most)."
     )
-    return [*layout(ratios), "", *layout(times), "", facts]
+    return [*layout(ratios), "", *layout(times), "", *layout(parts), "", facts]
 
 
 if __name__ == "__main__":

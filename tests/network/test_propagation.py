@@ -42,10 +42,15 @@ class Echo:
     """Slices whose masks somebody gave."""
     corrected: list[tuple[int, int, int]] = field(default_factory=list)
     """Slice, points and memories of every call that corrects."""
+    expected: list[int] = field(default_factory=list)
+    """Slices that were to be computed ahead."""
     before_track: Callable[[int], None] = lambda number: None
 
     async def get(self, slices: Sequence[int]) -> Sequence[int]:
         return slices
+
+    def expect(self, slices: Sequence[int]) -> None:
+        self.expected += slices
 
     async def decode(self, features: Sequence[int], prompts: Sequence[SlicePrompt]) -> Decoded[np.ndarray]:
         self.decoded.append(tuple(features))
@@ -158,12 +163,16 @@ def propagated(
     kept_bytes: int = 2**20,
     local: Collection[int] = (),
 ) -> Heard:
-    """Run to the end; whatever was found, progress only grows and ends where it said it would."""
+    """Run to the end; whatever was found, progress only grows and ends where it said it would.
+
+    No slice is computed ahead that is not tracked then.
+    """
     heard = Heard()
     room = Room(kept_bytes)
     propagation = Propagation(steps, steps, DEPTH, spec, heard, room)
     asyncio.run(propagation.run(prompts, known, local, heard.kept.__setitem__))
     assert room.free_bytes == kept_bytes
+    assert set(steps.expected) <= {number for number, _ in steps.tracked}
     done = [d for d, _ in heard.work]
     assert done == sorted(done)
     assert {total for _, total in heard.work} == {done[-1]}
@@ -179,6 +188,14 @@ def test_both_directions_end_after_so_many_slices_without_the_object(spec: Segme
     assert heard.slices[1] == [10, 11, 12, 13, 14, 9, 8, 7, 6, 5]
     assert heard.on[1] == set(range(8, 12))
     assert heard.endings[1] == (True, (10,), pytest.approx(0.9 / (1 + np.exp(-4))))
+
+
+def test_slices_that_are_certain_to_be_tracked_are_computed_ahead(spec: SegmentationSpec):
+    """While a slice is tracked the next two are, as far as the object can end no earlier than there."""
+    steps = Echo({1: range(8, 12)})
+    propagated(steps, spec, by_point(1, 10))
+    assert set(steps.expected) == {5, 6, 7, 8, 12, 13, 14}
+    assert sum(n for n in steps.expected if n > 10) == 12 + 13 + 13 + 14 + 14
 
 
 def test_the_ends_of_the_volume_end_the_tracking(spec: SegmentationSpec):
@@ -328,9 +345,11 @@ def test_a_correction_costs_one_more_tracking(spec: SegmentationSpec):
     steps, prompt = Echo({1: range(DEPTH)}), corrected(by_point(1, 10), (12,), (3,), (17,))
     before = propagated(steps, spec, replace(prompt, corrections=prompt.corrections[:2]))
     steps.tracked.clear()
+    steps.expected.clear()
     again = propagated(steps, spec, prompt, known=before.kept)
     assert len(steps.tracked) == DEPTH - 4
     steps.tracked.clear()
+    steps.expected.clear()
     whole = propagated(steps, spec, prompt)
     assert len(steps.tracked) == 4 * DEPTH - (1 + 2 + 3 + 4)
     assert (again.slices[1], again.endings) == (whole.slices[1], whole.endings)
@@ -365,6 +384,7 @@ def test_local_tracking_ends_where_nothing_changes(spec: SegmentationSpec):
     steps, prompt = Echo({1: range(DEPTH)}), by_point(1, 10)
     before = propagated(steps, spec, prompt)
     steps.tracked.clear()
+    steps.expected.clear()
     heard = propagated(steps, spec, corrected(prompt, (12,)), known=before.kept, local={1})
     assert sorted(n for n, _ in steps.tracked) == [8, 9, 11, 13, 14, 15]
     assert set(heard.slices[1]) == set(range(DEPTH))

@@ -273,6 +273,15 @@ def decoder_inputs(modules: Modules, slices: np.ndarray, prompts: Sequence[Slice
 
 
 @torch.inference_mode()
+def test_the_image_encoder_is_sam2s(modules: Modules, slices: np.ndarray):
+    """Also where windows reach beyond the map, with biases that show what they are filled up with."""
+    images = torch.from_numpy(slices[:2])
+    expected = modules.sam2.forward_image(normalised(images))["backbone_fpn"]
+    for own, theirs in zip(modules.networks["sam2_image_encoder"](images), expected, strict=True):
+        assert torch.allclose(own, theirs, atol=1e-5)
+
+
+@torch.inference_mode()
 def test_padding_has_no_effect(modules: Modules, slices: np.ndarray):
     """A short list of points beside a long one gives what it gives alone."""
     decoder = modules.networks["sam2_mask_decoder"]

@@ -38,9 +38,8 @@ OBJECTS, PROMPTS, THICK = 64, 64, 6
 """Objects, points and box of each, and slices that each is confined to."""
 BOUNDS = {"STORE": 130_000_000, "KNOWN": 20_000_000, "RESULT": 10_000_000}
 """Bytes; the slices of the series alone are 98 million, so that features have to make room for one another."""
-WORKING_BYTES = 300_000_000
-"""What onnxruntime's arenas take for graphs of many shapes and never give back; 240 million were measured after six
-such requests, with no further growth."""
+WORKING_BYTES = 60_000_000
+"""What the graphs of two workers take while they run, and what the heap keeps: 28 million were measured."""
 
 
 @pytest.fixture
@@ -116,11 +115,12 @@ async def test_many_slices_and_objects_stay_within_the_bounds(server: TritonServ
     small = SegmenterRequest(series="small", window_hu=(-160.0, 240.0), shape=(8, ROWS, COLUMNS), objects=(prompts(0),))
     await asked(server, small, slices[:8])
     before, most = own_bytes(process), []
-    for series in ("large", "as large"):
+    # The second series arrives beside full stores; few objects show that as well as many.
+    for series, objects in (("large", OBJECTS), ("as large", 8)):
         found: list[int] = []
         watch = asyncio.create_task(most_bytes(process, found))
         large = small.model_copy(
-            update={"series": series, "shape": (DEPTH, ROWS, COLUMNS), "objects": tuple(map(prompts, range(OBJECTS)))}
+            update={"series": series, "shape": (DEPTH, ROWS, COLUMNS), "objects": tuple(map(prompts, range(objects)))}
         )
         events = await asked(server, large, slices)
         watch.cancel()
@@ -129,10 +129,12 @@ async def test_many_slices_and_objects_stay_within_the_bounds(server: TritonServ
         most.append(max(found) - before)
         assert isinstance(events[-1], SegmenterDone)
         masks = [e for e in events if isinstance(e, ObjectMask)]
-        assert {m.object_id for m in masks} == set(range(OBJECTS))
+        assert {m.object_id for m in masks} == set(range(objects))
         assert all(len(m.slice_scores) == THICK for m in masks)
         progress = [e for e in events if isinstance(e, Progress)]
-        assert progress[-1].slices_done == progress[-1].slices_total == OBJECTS * DEPTH
-        assert len(progress) > 10
+        assert progress[-1].slices_done == progress[-1].slices_total == objects * DEPTH
+        assert len(progress) > 5
     print("grown by", [round(size / 1e6) for size in most], "MB")
-    assert max(most) <= sum(BOUNDS.values()) + WORKING_BYTES
+    # Triton's stub copies what a request carries before anybody can make room for it.
+    assert max(most) <= sum(BOUNDS.values()) + slices.nbytes + WORKING_BYTES
+    assert most[0] <= sum(BOUNDS.values()) + WORKING_BYTES

@@ -75,6 +75,23 @@ async def test_requests_at_the_same_time_share_the_work():
     assert sum(encoder.batches) == 4
 
 
+async def test_expected_slices_are_computed_before_they_are_asked_for():
+    """Whoever asks for them then computes nothing; one that failed unseen is computed again."""
+    encoder, a = Encoder(), key("a")
+    s = store(encoder, batch=1)
+    s.put(a, series(8))
+    with s.using(a):
+        assert s.expect(a, [1]) == 0
+        await s.get(a, [0])
+        assert s.expect(a, [0, 1, 2]) == 2
+        assert (await s.get(a, [1, 2])).computed == 0
+        encoder.failing = True
+        assert s.expect(a, [3]) == 1
+        await asyncio.sleep(0.01)
+        encoder.failing = False
+        assert (await s.get(a, [3])).computed == 1
+
+
 async def test_a_caller_who_leaves_takes_nothing_away():
     """Cancelling one request does not cancel the work that another waits for."""
     encoder, a = Encoder(), key("a")

@@ -140,6 +140,15 @@ async def test_slices_stay_for_the_next_request(segmenter: Segmenter):
     assert masks[0] == masks[1]
 
 
+async def test_two_users_of_a_series_share_its_features(segmenter: Segmenter):
+    """They ask at the same time, for different objects: no slice is encoded twice."""
+    first, second = await asyncio.gather(
+        *(segmenter.ask(request("shared", one), slices=segmenter.slices) for one in (POINT, BOX))
+    )
+    ends = [events[-1].said for events in (first, second)]
+    assert sum(end.slices_encoded for end in ends if isinstance(end, SegmenterDone)) == DEPTH
+
+
 @pytest.mark.parametrize("changes", [{"series": "other"}, {"window_hu": (-1000.0, 400.0)}], ids=["series", "window"])
 async def test_what_is_not_resident_is_said(segmenter: Segmenter, changes: dict[str, Any]):
     """Neither another series nor the same one through another window is answered from what is there."""

@@ -27,7 +27,7 @@ from medvl.network.steps import A, FeatureSource, Remembered, Steps
 from medvl.network.tracking import Tracker
 
 MAX_OBJECTS = 16
-"""Objects that one call of a graph takes."""
+"""Objects that one call of a graph takes at most."""
 
 F = TypeVar("F")
 
@@ -49,9 +49,11 @@ class Propagation(Generic[F, A]):
         Learns what is found.
     room
         How much of the objects that are being tracked is kept for corrections by later requests; nothing by default.
+    batch
+        Objects, or slices without memory, that one call takes; it changes no result.
     """
 
-    def __init__(  # noqa: PLR0917 - what it works on, who listens, and one bound
+    def __init__(  # noqa: PLR0917 - what it works on, who listens, and two bounds
         self,
         steps: Steps[F, A],
         source: FeatureSource[F],
@@ -59,6 +61,7 @@ class Propagation(Generic[F, A]):
         spec: SegmentationSpec,
         listener: Listener[A],
         room: Room | None = None,
+        batch: int = MAX_OBJECTS,
     ) -> None:
         self._steps = steps
         self._source = source
@@ -66,6 +69,7 @@ class Propagation(Generic[F, A]):
         self._spec = spec
         self._listener = listener
         self._room = Room(0) if room is None else room
+        self._batch = min(batch, MAX_OBJECTS)
         self._tracker = Tracker(steps, source, depth, spec, listener)
 
     async def run(
@@ -110,8 +114,8 @@ class Propagation(Generic[F, A]):
             return Placed(prompt, tuple(named), 0.0)
         scores = [0.0] * self._depth
         allowed = [n for n in range(self._depth) if within(prompt, n)]
-        for start in range(0, len(allowed), MAX_OBJECTS):
-            numbers = allowed[start : start + MAX_OBJECTS]
+        for start in range(0, len(allowed), self._batch):
+            numbers = allowed[start : start + self._batch]
             features = await self._source.get(numbers)
             decoded = await self._steps.decode(features, [SlicePrompt(seg_hidden=prompt.seg_hidden)] * len(numbers))
             for number, score in zip(numbers, scores_of(decoded), strict=True):
@@ -131,8 +135,8 @@ class Propagation(Generic[F, A]):
                 self._listener.ended(one.prompt.object_id, one.score, (), found=False)
                 work.add(self._depth)
         for members in together.values():
-            for start in range(0, len(members), MAX_OBJECTS):
-                yield Group(members[start : start + MAX_OBJECTS], {})
+            for start in range(0, len(members), self._batch):
+                yield Group(members[start : start + self._batch], {})
 
     async def _prompt(self, group: Group[A]) -> None:
         """Know the objects of a group on the slices that prompt them."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medvl.network.sam2_attention import RotaryAttention
 from medvl.network.sam2_heads import Tokens, decode, given, remember
+from medvl.network.sam2_trunk import trunk
 from medvl.network.seg_projector import SegProjector
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,8 +40,10 @@ class ImageEncoder(nn.Module):
 
     def forward(self, slices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode slices UINT8 [B, S, S] to f0 [B, C_8, f_4, f_4], f1 [B, C_4, f_2, f_2] and f2 [B, C, f, f]."""
-        f0, f1, f2 = self.sam.forward_image(normalised(slices))["backbone_fpn"]
-        return f0, f1, f2
+        encoder, decoder = self.sam.image_encoder, self.sam.sam_mask_decoder
+        maps, _ = encoder.neck(trunk(encoder.trunk, normalised(slices)))
+        f0, f1, f2 = maps[: len(maps) - encoder.scalp]
+        return decoder.conv_s0(f0), decoder.conv_s1(f1), f2
 
 
 class MaskDecoder(nn.Module):

@@ -122,3 +122,6 @@ class FeatureSource(Protocol[F_co]):
 
     async def get(self, slices: Sequence[int]) -> Sequence[F_co]:
         """Return the features of slices, in that order."""
+
+    def expect(self, slices: Sequence[int]) -> None:
+        """Learn which slices will be asked for next, so that they may be computed meanwhile."""

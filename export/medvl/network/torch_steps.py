@@ -41,6 +41,9 @@ class SliceSource:
         """Return the features of slices, in that order."""
         return [self._of(number) for number in slices]
 
+    def expect(self, slices: Sequence[int]) -> None:
+        """Do nothing: one thread computes everything here."""
+
     def _of(self, number: int) -> TorchFeatures:
         if number not in self._features:
             with torch.inference_mode():

@@ -98,11 +98,12 @@ class Tracker(Generic[F, A]):
         active = [_Active(member.prompt, own) for member, own in zip(group.members, kept, strict=True)]
         first, last = min(group.conditioning), max(group.conditioning)
         numbers = range(first + 1, self._depth) if step > 0 else range(first - 1, -1, -1)
+        limit = self._spec.stop_after_absent
         for number in numbers:
             if number in group.conditioning:
                 work.add(len(group.members))
                 continue
-            going = [row for row, one in enumerate(active) if one.goes_to(number, step, self._spec.stop_after_absent)]
+            going = [row for row, one in enumerate(active) if one.goes_to(number, step, limit)]
             if len(going) < len(active):
                 work.add((len(active) - len(going)) * (abs(numbers.stop - number)))
                 active = [active[row] for row in going]
@@ -110,6 +111,8 @@ class Tracker(Generic[F, A]):
             if not active:
                 return
             (features,) = await self._source.get([number])
+            coming = certain(active, number, step, limit)
+            self._source.expect([n for n in coming if n in numbers and n not in group.conditioning])
             remembered = await self._steps.track(features, bank.view(number))
             bank.add(number, remembered)
             for row, one in enumerate(active):
@@ -172,6 +175,15 @@ class Tracker(Generic[F, A]):
                 between = any((other - number) * step > 0 for other in group.conditioning)
                 ((score,),) = remembered.decoded.object_score.tolist()
                 one.absent = 0 if score > 0 or between else one.absent + 1
+
+
+def certain(active: Sequence[_Active[A]], number: int, step: int, stop_after_absent: int) -> list[int]:
+    """Return the slices behind one about to be tracked, nearest first, that will be tracked whatever it shows.
+
+    An object that is on the slice before is looked for on as many slices as end its direction, this one too.
+    """
+    behind = range(number + step, number + step * stop_after_absent, step)
+    return [n for n in behind if any(one.goes_to(n, step, stop_after_absent - abs(n - number)) for one in active)]
 
 
 def _known(group: Group[A], row: int, kept: Kept[A]) -> Known[A]:

@@ -9,10 +9,12 @@ it again has to send it.
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -39,6 +41,20 @@ class SliceFeatures:
     f0: np.ndarray
     f1: np.ndarray
     f2: np.ndarray
+
+    @classmethod
+    def apart(cls, f0: np.ndarray, f1: np.ndarray, f2: np.ndarray) -> Self:
+        """Return copies in pages of their own, which the system gets back as soon as they are forgotten.
+
+        On the heap, features that come and go between short-lived arrays leave holes that nothing fits.
+        """
+        maps = (f0, f1, f2)
+        pages = mmap.mmap(-1, sum(m.nbytes for m in maps), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        places = np.cumsum([0, f0.nbytes, f1.nbytes])
+        own = [np.frombuffer(pages, m.dtype, m.size, p).reshape(m.shape) for m, p in zip(maps, places, strict=True)]
+        for copy, given in zip(own, maps, strict=True):
+            copy[...] = given
+        return cls(*own)
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +108,7 @@ class FeatureStore:
         return key in self._series
 
     def put(self, key: SeriesKey, slices: np.ndarray) -> None:
-        """Keep the slices of a series, UINT8 [D, S, S]; those of a series that is here already are dropped.
+        """Keep a copy of the slices of a series, UINT8 [D, S, S], unless it is here already.
 
         Raises
         ------
@@ -105,7 +121,7 @@ class FeatureStore:
                 raise Overloaded(
                     "The segmenter has no room for another series: try again later.", retry_after_s=RETRY_S
                 )
-            self._series[key] = slices
+            self._series[key] = slices.copy()
             self._bytes += slices.nbytes
 
     @contextmanager
@@ -123,25 +139,39 @@ class FeatureStore:
 
         Slices that another request is computing are waited for, not computed twice.
         """
+        begun = self._begin_missing(key, indices)
         wanted = [(key, i) for i in dict.fromkeys(indices)]
         found = {slot: self._features[slot] for slot in wanted if slot in self._features}
         for slot in found:
             self._features.move_to_end(slot)
-        missing = [slot for slot in wanted if slot not in found and slot not in self._in_flight]
-        for start in range(0, len(missing), self._batch):
-            self._begin(missing[start : start + self._batch])
         flights = [self._in_flight[slot] for slot in wanted if slot not in found]
         for flight in dict.fromkeys(flights):
             found |= await asyncio.shield(flight)
-        return Fetched([found[key, i] for i in indices], len(missing))
+        return Fetched([found[key, i] for i in indices], begun)
+
+    def expect(self, key: SeriesKey, indices: Sequence[int]) -> int:
+        """Begin to compute slices of a series in use that are not here; return how many they are.
+
+        Where no features are kept at all, for want of room, nothing is begun: it would have to be done again.
+        """
+        return self._begin_missing(key, indices) if self._features else 0
+
+    def _begin_missing(self, key: SeriesKey, indices: Sequence[int]) -> int:
+        slots = [(key, i) for i in dict.fromkeys(indices)]
+        missing = [slot for slot in slots if slot not in self._features and slot not in self._in_flight]
+        for start in range(0, len(missing), self._batch):
+            self._begin(missing[start : start + self._batch])
+        return len(missing)
 
     def _begin(self, slots: Sequence[_Slot]) -> None:
-        flight = asyncio.ensure_future(self._compute(slots))
+        slices = np.stack([self._series[key][i] for key, i in slots])
+        flight = asyncio.ensure_future(self._compute(slots, slices))
+        # Nobody may ever wait for a slice that was begun ahead: whoever asks for one that failed begins it anew.
+        flight.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._in_flight |= dict.fromkeys(slots, flight)
 
-    async def _compute(self, slots: Sequence[_Slot]) -> dict[_Slot, SliceFeatures]:
+    async def _compute(self, slots: Sequence[_Slot], slices: np.ndarray) -> dict[_Slot, SliceFeatures]:
         try:
-            slices = np.stack([self._series[key][i] for key, i in slots])
             computed = dict(zip(slots, await self._encode(slices), strict=True))
         finally:
             for slot in slots:

@@ -26,6 +26,8 @@ SEGMENTER_GRAPHS = (
     "sam2_mask_prompt",
     "sam2_track_step",
 )
+OWN_ENCODE_BATCH, OWN_OBJECT_BATCH = 1, 4
+"""Slices that are encoded in one call, and objects, or slices that are searched for one, that share a call."""
 
 
 class OwnGraphs:
@@ -48,11 +50,13 @@ class OwnGraphs:
     async def infer(self, model: str, inputs: Arrays) -> Arrays:
         """Call a model; its outputs are arrays of their own."""
         names = [spec.name for spec in MODELS[model].outputs]
-        loop = asyncio.get_running_loop()
-        outputs: Sequence[np.ndarray] = await loop.run_in_executor(
-            self._workers, self._sessions[model].run, names, inputs
-        )
+        outputs = await asyncio.get_running_loop().run_in_executor(self._workers, self.run, model, names, inputs)
         return dict(zip(names, outputs, strict=True))
+
+    def run(self, model: str, names: Sequence[str], inputs: Arrays) -> Sequence[np.ndarray]:
+        """Call a model in this thread; return the named outputs."""
+        outputs: Sequence[np.ndarray] = self._sessions[model].run(names, inputs)
+        return outputs
 
     def close(self) -> None:
         """End the worker threads."""

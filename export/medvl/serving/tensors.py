@@ -8,7 +8,7 @@ UTF-8 bytes in a UINT8 tensor.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -64,10 +64,14 @@ def from_bytes(name: str, data: bytes) -> PbTensor:
     return to_tensor(name, np.frombuffer(bytearray(data), dtype=np.uint8))
 
 
-def request_arrays(request: PbRequest, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """Return a request's tensors as arrays that outlive it, optional ones that are absent left out."""
+def request_arrays(request: PbRequest, spec: ModelSpec, lent: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Return a request's tensors as arrays that outlive it, optional ones that are absent left out.
+
+    Those that are ``lent`` are views of the server's memory, to be let go of soon.
+    """
     found = ((s.name, pb_utils.get_input_tensor_by_name(request, s.name)) for s in spec.inputs)
-    return {name: to_array(tensor).copy() for name, tensor in found if tensor is not None}
+    arrays = {name: to_array(tensor) for name, tensor in found if tensor is not None}
+    return {name: array if name in lent else array.copy() for name, array in arrays.items()}
 
 
 def response_arrays(response: PbResponse, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -75,7 +79,7 @@ def response_arrays(response: PbResponse, names: Sequence[str]) -> dict[str, np.
     return {name: to_array(pb_utils.get_output_tensor_by_name(response, name)) for name in names}
 
 
-def checked_arrays(request: PbRequest, spec: ModelSpec) -> dict[str, np.ndarray]:
+def checked_arrays(request: PbRequest, spec: ModelSpec, lent: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Return a request's tensors as :func:`request_arrays` does, once they fit the model's signature.
 
     Raises
@@ -83,7 +87,7 @@ def checked_arrays(request: PbRequest, spec: ModelSpec) -> dict[str, np.ndarray]
     InvalidRequest
         Naming the tensor that is missing, of a wrong dtype or of a wrong shape.
     """
-    arrays = request_arrays(request, spec)
+    arrays = request_arrays(request, spec, lent)
     try:
         check(spec.inputs, arrays, batched=False)
     except InternalError as error:

@@ -37,7 +37,7 @@ async def encode(infer: Infer, slices: np.ndarray) -> list[SliceFeatures]:
     for first in range(0, len(slices), limit):
         out = await infer("sam2_image_encoder", {"slices": slices[first : first + limit]})
         count = len(out["f0"])
-        features += [SliceFeatures(*(out[n][i : i + 1].copy() for n in ("f0", "f1", "f2"))) for i in range(count)]
+        features += [SliceFeatures.apart(*(out[n][i : i + 1] for n in ("f0", "f1", "f2"))) for i in range(count)]
     return features
 
 
@@ -56,6 +56,10 @@ class StoredFeatures:
         self._spent.encode_s += time.perf_counter() - start_s
         self._spent.slices_encoded += fetched.computed
         return fetched.features
+
+    def expect(self, slices: Sequence[int]) -> None:
+        """Begin to compute the features of slices that are not here."""
+        self._spent.slices_encoded += self._store.expect(self._key, slices)
 
 
 class TritonSteps:

@@ -16,20 +16,20 @@ from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import Message, NotResident, ObjectMask, SegmenterDone, SegmenterRequest
 from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
-from medvl.network.propagation import Propagation
+from medvl.network.propagation import MAX_OBJECTS, Propagation
 from medvl.network.room import Room
 from medvl.serving.bls import infer
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
 from medvl.serving.metrics import Counter
 from medvl.serving.model_prompts import given_slices, to_model_prompt
-from medvl.serving.own_graphs import OwnGraphs, graphs_beside
+from medvl.serving.own_graphs import OWN_ENCODE_BATCH, OWN_OBJECT_BATCH, OwnGraphs, graphs_beside
 from medvl.serving.past import Past, Stores
 from medvl.serving.replies import Reply, answering
 from medvl.serving.result_store import BoundedStore
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.settings import Settings
-from medvl.serving.stub import PbRequest
+from medvl.serving.stub import PbRequest, PbSender
 from medvl.serving.tensors import checked_arrays, from_bytes
 from medvl.serving.triton_steps import Arrays, Infer, Spent, StoredFeatures, TritonSteps, encode
 
@@ -37,6 +37,8 @@ SPEC = MODELS["volume_segmenter"]
 VARIABLE_PREFIX = "MEDVL_SEGMENTER_"
 """Of the environment variables that set the segmenter up."""
 CANCEL_POLL_S = 0.02
+LENT = ("slices",)
+"""Inputs that are not copied before the store has made room for them."""
 _NO_BYTES = np.zeros(0, np.uint8)
 
 
@@ -48,7 +50,8 @@ class TritonPythonModel:
 
         ``store_bytes``, ``result_bytes`` and ``known_bytes`` bound what is kept of slices, of answers, and for
         corrections, the last twice: of objects that have ended, and of all that are being tracked. ``encode_batch``,
-        ``workers`` and ``threads`` say how the graphs are called.
+        ``object_batch``, ``workers`` and ``threads`` say how the graphs are called. On a CPU a larger batch takes
+        memory, which onnxruntime never gives back, and no less time.
         """
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
@@ -62,18 +65,31 @@ class TritonPythonModel:
         self._store = FeatureStore(
             partial(encode, self._infer),
             budget_bytes=settings.integer("store_bytes", 2 * 2**30),
-            batch=settings.integer("encode_batch", 4),
+            batch=settings.integer("encode_batch", OWN_ENCODE_BATCH if self._graphs else 4),
         )
+        self._object_batch = settings.integer("object_batch", OWN_OBJECT_BATCH if self._graphs else MAX_OBJECTS)
         known_bytes = settings.integer("known_bytes", 256 * 2**20)
         self._past = Stores(BoundedStore(settings.integer("result_bytes", 64 * 2**20)), BoundedStore(known_bytes))
         self._room = Room(known_bytes)
+        self._answers: set[asyncio.Task[None]] = set()
         self._cancelled = Counter(
             "medvl_segmenter_cancelled_total", "Requests whose caller went away", args["model_name"]
         )
 
     async def execute(self, requests: Sequence[PbRequest]) -> None:
-        """Answer the requests of one batch side by side."""
-        await asyncio.gather(*(self._answer(request) for request in requests))
+        """Begin to answer the requests of one batch, side by side.
+
+        It does not wait for them: as long as it does, the stub keeps a request, and with it a copy of its tensors.
+        """
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                arrays: Arrays | Exception = checked_arrays(request, SPEC, LENT)
+            except Exception as error:
+                arrays = error
+            answer = asyncio.create_task(self._answer(sender, arrays))
+            self._answers.add(answer)
+            answer.add_done_callback(self._answers.discard)
 
     def finalize(self) -> None:
         """Free what the server lent, and the worker threads."""
@@ -81,9 +97,13 @@ class TritonPythonModel:
         if self._graphs:
             self._graphs.close()
 
-    async def _answer(self, request: PbRequest) -> None:
-        async with answering(request.get_response_sender()) as reply:
-            working = asyncio.create_task(self._segment(checked_arrays(request, SPEC), reply))
+    async def _answer(self, sender: PbSender, arrays: Arrays | Exception) -> None:
+        async with answering(sender) as reply:
+            if isinstance(arrays, Exception):
+                raise arrays
+            working = asyncio.create_task(self._segment(arrays, reply))
+            # The task's own are the only ones from here on: it lets go of what is lent.
+            del arrays
             watch = asyncio.create_task(self._cancel_with(reply, working))
             try:
                 await working
@@ -99,11 +119,12 @@ class TritonPythonModel:
 
     async def _segment(self, arrays: Arrays, reply: Reply) -> None:
         start_s = time.perf_counter()
-        request, slices = _read(arrays["request"]), arrays.get("slices")
+        request, slices = _read(arrays["request"]), arrays.pop("slices", None)
         check_request(request, self._checkpoint, slices, arrays.get("seg_hidden"), arrays.get("masks"))
         key = SeriesKey(request.series, request.window_hu, self._checkpoint.digest)
         if slices is not None:
             self._store.put(key, slices)
+            del slices
         if key not in self._store:
             _send(reply, NotResident(), b"", final=True)
             return
@@ -137,7 +158,7 @@ class TritonPythonModel:
         findings = Findings(tell, past.keep, unchanged, past.local, depth, transform)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
-        propagation = Propagation(steps, source, depth, spec, findings, self._room)
+        propagation = Propagation(steps, source, depth, spec, findings, self._room, self._object_batch)
         await propagation.run(prompts, known, past.local, past.keep_known)
 
 

@@ -52,7 +52,7 @@ class SeriesLimits(_Value):
 class RequestLimits(_Value):
     """What one request may ask for."""
 
-    max_objects: Count = 16
+    max_objects: Count = 64
     max_prompts_per_object: Count = 64
     """Points and boxes of one object together."""
     max_corrections_per_object: Count = 32
