@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -70,6 +71,7 @@ def _build(options: argparse.Namespace) -> None:
             "trained": result.manifest.trained,
             "target": result.manifest.target,
             "built": result.built,
+            "steps": [asdict(step) for step in result.steps],
         }
         sys.stdout.write(json.dumps(fields) + "\n")
     else:

@@ -44,7 +44,8 @@ class Samples:
     """
 
     seed: int
-    _made: Arrays = field(default_factory=dict)
+    made: Arrays = field(default_factory=dict)
+    """What :meth:`keep` was given."""
 
     def draw(self, model: ModelSpec, sizes: Sizes) -> Arrays:
         """Return the inputs of a model at given sizes; the same seed, model and sizes give the same values."""
@@ -53,7 +54,7 @@ class Samples:
 
     def keep(self, outputs: Arrays) -> None:
         """Remember a part's outputs, rows first, for the parts that take them."""
-        self._made |= outputs
+        self.made |= outputs
 
     @staticmethod
     def _shape(model: ModelSpec, spec: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ class Samples:
         return tuple(sizes[a] if isinstance(a, str) else a for a in axes)
 
     def _one(self, rng: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], sizes: Sizes) -> np.ndarray:
-        made = self._made.get(_SOURCES.get(spec.name, spec.name))
+        made = self.made.get(_SOURCES.get(spec.name, spec.name))
         if made is not None:
             rows = rng.integers(0, len(made), shape[: len(shape) - made.ndim + 1])
             return made[rows].astype(spec.dtype.numpy)
