@@ -16,8 +16,9 @@ from bench_gpu_measure import Call, Outputs
 from bench_gpu_parts import SEED, Piece
 from torch import Tensor
 
-from medvl.contracts.errors import SetupError
+from medvl.contracts.errors import BuildError, SetupError
 from medvl.contracts.models import MODELS
+from medvl.export.engine_options import EngineOptions
 from medvl.export.parts import Part
 from medvl.export.samples import Samples
 
@@ -53,7 +54,7 @@ def check(engine: str, device: torch.device) -> None:
     EngineMissing
         With what is missing.
     """
-    needed = ("onnx", "onnxscript", "onnxruntime") if engine == ONNXRUNTIME else ("tensorrt", "torch_tensorrt")
+    needed = ("onnx", "onnxscript", "onnxruntime", *(("tensorrt",) if engine == TENSORRT else ()))
     if missing := [name for name in needed if find_spec(name) is None]:
         raise EngineMissing(f"not installed: {', '.join(missing)}")
     if engine == TENSORRT and device.type != "cuda":
@@ -85,12 +86,13 @@ def _session(part: Part, folder: Path, device: torch.device) -> Any:  # noqa: AN
 
 
 def _engine(part: Part, folder: Path) -> Any:  # noqa: ANN401
-    from medvl.export.tensorrt_builder import TensorRtBuilder  # noqa: PLC0415 - as above
+    from medvl.export.tensorrt_builder import tensorrt_builder  # noqa: PLC0415 - as above
 
     trt = import_module("tensorrt")
     try:
-        plan = TensorRtBuilder().build(part, Samples(SEED), folder).read_bytes()
-    except SetupError as error:
+        builder = tensorrt_builder(EngineOptions(precision="fp32"), folder / "timing-cache")
+        plan = builder.build(part, Samples(SEED), folder).read_bytes()
+    except (SetupError, BuildError) as error:
         raise EngineMissing(str(error)) from None
     return trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(plan)
 

@@ -108,7 +108,7 @@ def test_a_failed_build_leaves_the_old_repository(monkeypatch, phantom_checkpoin
     out = tmp_path / "repository"
     build(phantom_checkpoint, out)
     old = content(out)
-    monkeypatch.setattr(builders, "builder_for", lambda _: builder())
+    monkeypatch.setattr(builders, "builder_for", lambda *_: builder())
     monkeypatch.setattr("medvl.export.build.inputs_digest", lambda *_: "f" * 64)
     with pytest.raises(error):
         build(phantom_checkpoint, out)
@@ -119,7 +119,7 @@ def test_a_failed_build_leaves_the_old_repository(monkeypatch, phantom_checkpoin
 @pytest.mark.usefixtures("one_part")
 def test_a_failed_first_build_leaves_nothing(monkeypatch, phantom_checkpoint, tmp_path):
     """A folder that appears is whole."""
-    monkeypatch.setattr(builders, "builder_for", lambda _: Lying())
+    monkeypatch.setattr(builders, "builder_for", lambda *_: Lying())
     with pytest.raises(ParityError, match="nothing was installed"):
         build(phantom_checkpoint, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()

@@ -37,6 +37,7 @@ CODES = {
     "RequestCancelled": grpc.StatusCode.CANCELLED,
     "CheckpointError": grpc.StatusCode.FAILED_PRECONDITION,
     "ParityError": INTERNAL,
+    "BuildError": INTERNAL,
     "SetupError": INTERNAL,
     "InternalError": INTERNAL,
 }

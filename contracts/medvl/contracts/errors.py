@@ -21,6 +21,7 @@
     ├── RequestCancelled          the caller went away
     ├── CheckpointError           a folder or repository that breaks the checkpoint contract
     ├── ParityError               an exported part that disagrees with the torch reference
+    ├── BuildError                a part that its target's builder refuses, or dies of
     ├── SetupError                this machine lacks something; the sentence says what
     └── InternalError             a defect of ours
 
@@ -157,6 +158,12 @@ class ParityError(MedvlError):
     """An exported part that disagrees with the torch reference."""
 
     reason = "PARITY_ERROR"
+
+
+class BuildError(MedvlError):
+    """A part that the builder of its target refuses, or that takes it too long or too much memory."""
+
+    reason = "BUILD_ERROR"
 
 
 class SetupError(MedvlError):

@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medvl.contracts.checkpoint import Sha256
+from medvl.contracts.engines import EngineSet, Machine, require_fit
 from medvl.contracts.errors import CheckpointError
 
 MANIFEST_FILE = "manifest.json"
@@ -51,6 +52,8 @@ class Manifest(BaseModel):
     """Versions of the tools that built it, by distribution name."""
     files: dict[str, FileRecord]
     """Every other file, by path relative to the repository."""
+    engines: EngineSet | None = None
+    """What the engines were built for; of the target ``tensorrt`` alone."""
 
     def write(self, repository: Path) -> None:
         """Write ``manifest.json``."""
@@ -129,3 +132,23 @@ def verify_repository(repository: Path) -> Manifest:
     if lines := mismatches(repository, manifest):
         raise CheckpointError("\n".join(lines))
     return manifest
+
+
+def require_machine(repository: Path, manifest: Manifest, machine: Machine) -> None:
+    """Refuse a repository whose engines were built for another machine; ONNX graphs run on any.
+
+    Raises
+    ------
+    SetupError
+        With one line for everything that does not fit, and the command that builds the repository again.
+    CheckpointError
+        When a repository of engines does not say what they were built for.
+    """
+    if manifest.target != "tensorrt":
+        return
+    if manifest.engines is None:
+        raise CheckpointError(
+            f"The {MANIFEST_FILE} of {repository.name} does not say what its engines were built for: build it again "
+            "with medvl-export build --target tensorrt."
+        )
+    require_fit(manifest.engines, repository, machine)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvl.contracts.checkpoint import load_checkpoint
-from medvl.contracts.errors import CheckpointError
+from medvl.contracts.engines import EngineRecord, EngineSet, this_machine
+from medvl.contracts.errors import CheckpointError, SetupError
 from medvl.contracts.manifest import Manifest, Target, files_of, load_manifest, record_files, verify_repository
+from medvl.export.engine_options import EngineOptions
 from medvl.export.fingerprint import inputs_digest, tool_versions
 from medvl.export.folders import locked, replacement, sibling
+from medvl.export.presets import PRESETS
 from medvl.export.repository import refuse_foreign, version_folder, write_skeleton
 
 if TYPE_CHECKING:
     from medvl.export.networks import Step
+    from medvl.export.steps import Making
 
 Progress = Callable[[str], None]
 
@@ -35,7 +39,9 @@ class BuildResult:
     """What was done for the networks, and what it cost; less where an earlier build ended in the middle."""
 
 
-def build_repository(folder: Path, target: Target, out: Path, progress: Progress) -> BuildResult:
+def build_repository(
+    folder: Path, target: Target, out: Path, progress: Progress, options: EngineOptions | None = None
+) -> BuildResult:
     """Build the repository of a checkpoint, or find it built.
 
     Parameters
@@ -48,6 +54,8 @@ def build_repository(folder: Path, target: Target, out: Path, progress: Progress
         Repository to make. An existing one is replaced at the very end, or left as it is when anything fails.
     progress
         Receives one line for every part.
+    options
+        How engines are built; without effect on ONNX graphs. What TensorRT measures is kept beside ``out``.
 
     Raises
     ------
@@ -55,18 +63,24 @@ def build_repository(folder: Path, target: Target, out: Path, progress: Progress
         When the folder breaks the contract.
     ParityError
         When a built part disagrees with the torch reference.
+    BuildError
+        When TensorRT refuses a part, or building it dies, takes too long or too much memory.
     SetupError
         When the machine lacks what the target needs, or ``out`` holds something else than a repository.
     """
     out = out.absolute()
-    inputs = inputs_digest(load_checkpoint(folder).digest, target)
+    options = options or EngineOptions()
+    inputs = inputs_digest(load_checkpoint(folder).digest, target, options)
     with locked(out):
         if manifest := _current(out, inputs):
             return BuildResult(out, manifest, built=False)
         refuse_foreign(out)
         work = _work_folder(out, inputs)
         with replacement(out) as staging:
-            manifest, steps = _fill(staging, folder, target, inputs, work, progress)
+            from medvl.export.steps import Making  # noqa: PLC0415 - a build with nothing to do must not wait for torch
+
+            making = Making(folder, target, options, sibling(out, "timing-cache"))
+            manifest, steps = _fill(staging, making, inputs, work, progress)
         shutil.rmtree(work)
         _Stamp(out).write()
     return BuildResult(out, manifest, built=True, steps=steps)
@@ -96,14 +110,14 @@ def _work_folder(out: Path, inputs: str) -> Path:
 
 
 def _fill(
-    staging: Path, folder: Path, target: Target, inputs: str, work: Path, progress: Progress
+    staging: Path, making: Making, inputs: str, work: Path, progress: Progress
 ) -> tuple[Manifest, tuple[Step, ...]]:
-    # A build with nothing to do must not wait for torch.
-    from medvl.export import networks, steps  # noqa: PLC0415
+    from medvl.export import networks, steps  # noqa: PLC0415 - bring torch
 
+    folder, target, options = making.folder, making.target, making.options
     networks.fresh(steps.check_checkpoint, folder)
     write_skeleton(staging, folder)
-    built = networks.build_networks(folder, target, work, partial(version_folder, staging), progress)
+    built = networks.build_networks(making, work, partial(version_folder, staging), progress)
     built.report.write(staging)
     checkpoint = load_checkpoint(folder)
     manifest = Manifest(
@@ -112,11 +126,30 @@ def _fill(
         trained=checkpoint.trained,
         target=target,
         inputs=inputs,
-        versions=tool_versions(target),
+        versions=tool_versions(target, options),
         files=record_files(staging),
+        engines=_engine_set(built.engines, folder, options) if target == "tensorrt" else None,
     )
     manifest.write(staging)
     return manifest, built.steps
+
+
+def _engine_set(engines: Mapping[str, EngineRecord], folder: Path, options: EngineOptions) -> EngineSet:
+    """Return what the engines of this build are for: this machine, and the first GPU that is visible."""
+    gpus = this_machine().gpus
+    if not gpus:
+        raise SetupError(
+            "nvidia-smi does not tell the GPU of this machine, to which engines belong: install it beside the driver."
+        )
+    return EngineSet(
+        gpu=gpus[0],
+        tensorrt=tool_versions("tensorrt", options)["tensorrt"],
+        version_compatible=options.version_compatible,
+        builder=options.builder,
+        precision=options.precision,
+        checkpoint=next((name for name, path in PRESETS.items() if path == folder), str(folder.absolute())),
+        engines=dict(engines),
+    )
 
 
 class _Stamp:

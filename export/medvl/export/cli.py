@@ -6,13 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from medvl.contracts.engines import EngineBuilder, Precision, this_machine
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, SetupError
-from medvl.contracts.manifest import Target, verify_repository
+from medvl.contracts.manifest import Target, require_machine, verify_repository
+from medvl.export.engine_options import EngineOptions
 from medvl.export.folders import locked, replacement
 from medvl.export.importing.options import Sources
 from medvl.export.presets import PRESETS, SPECS, resolve_checkpoint, resolve_spec, spec_text
@@ -39,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medvl-export", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_build(commands.add_parser("build", help="build the repository of a checkpoint"))
+    _add_prove_rtx(commands.add_parser("prove-rtx", help="build every graph with TensorRT-RTX, which needs no GPU"))
     _add_import(commands.add_parser("import", help="make a checkpoint folder of public weights"))
     _add_spec(commands.add_parser("spec", help="print what a checkpoint has to be told, to be edited"))
     _add_check(commands.add_parser("check", help="prove a checkpoint folder against the contract"))
@@ -56,13 +59,42 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", choices=get_args(Target), default="cpu", help="what the networks become (cpu)")
     parser.add_argument("--out", required=True, type=Path, metavar="REPOSITORY", help="folder to make or replace")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    engines = parser.add_argument_group("engines (--target tensorrt)")
+    engines.add_argument("--builder", choices=get_args(EngineBuilder), help="TensorRT's own ONNX parser, or (onnx)")
+    engines.add_argument("--precision", choices=get_args(Precision), help="fp16: where it holds its gate (fp16)")
+    engines.add_argument(
+        "--version-compatible", action="store_true", default=None, help="also load in a newer TensorRT, if slower"
+    )
+    _add_limits(engines)
+
+
+def _add_limits(parser: argparse._ActionsContainer) -> None:
+    defaults = EngineOptions()
+    parser.add_argument(
+        "--time-limit-s", type=float, metavar="S", help=f"of one engine's build ({defaults.time_limit_s:g})"
+    )
+    parser.add_argument(
+        "--memory-limit-gib", type=float, metavar="GIB", help=f"of host memory for it ({defaults.memory_limit_gib:g})"
+    )
+
+
+def _engine_options(options: argparse.Namespace) -> EngineOptions:
+    """Return the engine options of a command line, defaults where nothing was given."""
+    names = [field.name for field in fields(EngineOptions)]
+    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    if given and getattr(options, "target", "tensorrt") != "tensorrt":
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise InvalidRequest(f"{flags} would have no effect on ONNX graphs: give --target tensorrt, or leave it out.")
+    if given.get("builder") == "torch-tensorrt":
+        given.setdefault("precision", "fp32")
+    return EngineOptions(**given)
 
 
 def _build(options: argparse.Namespace) -> None:
     from medvl.export.build import build_repository
 
     folder = resolve_checkpoint(options.checkpoint)
-    result = build_repository(folder, options.target, options.out, _progress)
+    result = build_repository(folder, options.target, options.out, _progress, _engine_options(options))
     if options.json:
         fields = {
             "repository": str(result.repository),
@@ -76,6 +108,32 @@ def _build(options: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(fields) + "\n")
     else:
         sys.stdout.write(f"{result.repository} {'built' if result.built else 'is up to date'}\n")
+
+
+def _add_prove_rtx(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_prove_rtx)
+    source = parser.add_mutually_exclusive_group(required=True)
+    presets = ", ".join((*PRESETS, *SPECS))
+    source.add_argument("--checkpoint", metavar="FOLDER|PRESET", help=f"export its graphs: folder, or one of {presets}")
+    source.add_argument("--repository", type=Path, help="take the ONNX graphs of a repository as they are")
+    parser.add_argument("--graphs", metavar="MODEL,...", help="of these models (all)")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="fp16: by AutoCast (fp32)")
+    _add_limits(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _prove_rtx(options: argparse.Namespace) -> None:
+    from medvl.export.rtx import exported_graphs, prove, repository_graphs, table
+
+    engines = _engine_options(options)
+    names = options.graphs.split(",") if options.graphs else None
+    if options.repository:
+        graphs = repository_graphs(options.repository, names)
+    else:
+        graphs = exported_graphs(options.checkpoint, names)
+    report = prove(graphs, engines, _progress)
+    sys.stdout.write(report.model_dump_json(indent=2) + "\n" if options.json else table(report))
+    report.require()
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
@@ -174,10 +232,13 @@ def _engine_lines(folder: Path) -> list[str]:
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_verify)
     parser.add_argument("repository", type=Path, help="folder that medvl-export build wrote")
+    parser.add_argument("--files-only", action="store_true", help="not whether its engines fit this machine")
 
 
 def _verify(options: argparse.Namespace) -> None:
     manifest = verify_repository(options.repository)
+    if not options.files_only:
+        require_machine(options.repository, manifest, this_machine())
     sys.stdout.write(f"{options.repository} holds its manifest: {manifest.checkpoint}, {len(manifest.files)} files\n")
 
 

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from medvl.contracts.engines import EngineBuilder, this_machine
 from medvl.contracts.errors import SetupError
 from medvl.contracts.manifest import Target
+from medvl.export.engine_options import EngineOptions
 
 SOURCES = ("medvl.contracts", "medvl.network", "medvl.export")
 """Packages whose code decides what a build writes."""
 
 _TOOLS = ("medvl-sam2", "onnx", "onnxruntime", "onnxscript", "sam2", "torch", "transformers")
-_TENSORRT_TOOLS = ("tensorrt", "torch-tensorrt")
+_BUILDER_TOOLS: Mapping[EngineBuilder, tuple[str, ...]] = {
+    "onnx": ("tensorrt",),
+    "torch-tensorrt": ("tensorrt", "torch-tensorrt"),
+}
+_FP16_TOOL = "nvidia-modelopt"
 
 
-def tool_versions(target: Target) -> dict[str, str]:
+def tool_versions(target: Target, options: EngineOptions) -> dict[str, str]:
     """Return the versions of the distributions that a build uses.
+
+    Parameters
+    ----------
+    target, options
+        Of the build; the options count for engines alone.
 
     Raises
     ------
     SetupError
         When one is not installed; the sentence says what to install.
     """
-    return {name: _version(name, "export") for name in _TOOLS} | (
-        {name: _version(name, "tensorrt") for name in _TENSORRT_TOOLS} if target == "tensorrt" else {}
-    )
+    versions = {name: _version(name, "export") for name in _TOOLS}
+    if target == "tensorrt":
+        names = (*_BUILDER_TOOLS[options.builder], *((_FP16_TOOL,) if options.precision == "fp16" else ()))
+        versions |= {name: _version(name, "tensorrt") for name in names}
+    return versions
 
 
 def _version(name: str, extra: str) -> str:
@@ -59,12 +72,18 @@ def _locations(package: str) -> list[Path]:
     return [Path(p) for p in spec.submodule_search_locations]
 
 
-def inputs_digest(checkpoint_digest: str, target: Target) -> str:
-    """Return the SHA-256 over everything that a build depends on: checkpoint, target, our sources, tool versions."""
-    inputs = {
+def inputs_digest(checkpoint_digest: str, target: Target, options: EngineOptions) -> str:
+    """Return the SHA-256 over everything that a build depends on.
+
+    Checkpoint, target, our sources, tool versions; of engines also what they are to be and the machine.
+    """
+    inputs: dict[str, object] = {
         "checkpoint": checkpoint_digest,
         "target": target,
         "sources": sources_digest(SOURCES),
-        "versions": tool_versions(target),
+        "versions": tool_versions(target, options),
     }
+    if target == "tensorrt":
+        inputs["engines"] = [options.builder, options.precision, options.version_compatible]
+        inputs["machine"] = this_machine().model_dump()
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

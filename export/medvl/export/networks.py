@@ -8,14 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
-from medvl.contracts.manifest import Target
+from pydantic import BaseModel, ConfigDict
+
+from medvl.contracts.engines import EngineRecord, Precision
+from medvl.contracts.errors import BuildError, ParityError
 from medvl.export import steps
 from medvl.export.folders import link
 from medvl.export.fresh import Cost, fresh
-from medvl.export.gates import FP32_GATE
+from medvl.export.gates import GATES
 from medvl.export.parity import ParityReport, PartParity
+from medvl.export.steps import Making
 
-_PARITY_FILE = "parity.json"
+_DONE_FILE = "done.json"
+
+
+class _Part(BaseModel):
+    """:data:`_DONE_FILE`: a part that has passed its gate, told to a later build."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parity: PartParity
+    engine: EngineRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +46,21 @@ class Networks:
     """Networks that passed their gates."""
 
     report: ParityReport
+    engines: dict[str, EngineRecord]
+    """By model, where its file is an engine."""
     steps: tuple[Step, ...]
     """Those that were not done already."""
 
 
 def build_networks(
-    folder: Path, target: Target, work: Path, folder_of: Callable[[str], Path], progress: Callable[[str], None]
+    making: Making, work: Path, folder_of: Callable[[str], Path], progress: Callable[[str], None]
 ) -> Networks:
     """Build every part of a checkpoint into its version folder.
 
     Parameters
     ----------
-    folder
-        Checkpoint folder.
-    target
-        What the parts become.
+    making
+        What is made of which checkpoint.
     work
         Folder of the parts that are done: a build that ended early goes on behind them.
     folder_of
@@ -59,33 +72,58 @@ def build_networks(
     ------
     ParityError
         When a part disagrees with the torch reference; nothing after it is built.
+    BuildError
+        When the builder of the target refuses a part; as above.
+    SetupError
+        When this machine lacks what the target needs.
     """
-    found: dict[str, PartParity] = {}
+    found: dict[str, _Part] = {}
     taken: list[Step] = []
     made: Path | None = None
-    for name in fresh(steps.part_names, folder).value:
+    plan = fresh(steps.plan, making).value
+    for name in plan.parts:
         done = work / name
-        if not done.is_dir():
-            new = _build(folder, name, target, made, done)
-            taken += new
-            progress(_line(name, _files(done), _parity(done), new))
-        else:
-            progress(f"{name:20} was built before")
-        made, found[name] = done / steps.MADE_FILE, _parity(done)
+        new = [] if done.is_dir() else _first_that_holds(making, name, plan.precisions, made, done)
+        made, found[name] = done / steps.MADE_FILE, _Part.model_validate_json((done / _DONE_FILE).read_bytes())
+        progress(_line(name, _files(done), found[name].parity, new))
         for path in _files(done):
-            # The parts stay where they are until all are there: another build must find them.
+            # They stay in the work folder, too, until all parts are there: another build may have to find them.
             link(path, folder_of(name) / path.name)
-    return Networks(ParityReport(target=target, gate=FP32_GATE, parts=found), tuple(taken))
+        taken += new
+    parities = {name: part.parity for name, part in found.items()}
+    gates = {parity.precision: GATES[parity.precision] for parity in parities.values()}
+    return Networks(
+        ParityReport(target=making.target, gates=gates, parts=parities),
+        {name: part.engine for name, part in found.items() if part.engine},
+        tuple(taken),
+    )
 
 
-def _build(folder: Path, name: str, target: Target, made: Path | None, done: Path) -> list[Step]:
-    """Build and compare a part in a folder that is there when both have succeeded."""
+def _first_that_holds(
+    making: Making, name: str, precisions: tuple[Precision, ...], made: Path | None, done: Path
+) -> list[Step]:
+    """Build a part in the first precision, or where it cannot or breaks the gate, in the next."""
+    first, *others = precisions
+    try:
+        return _build(making, name, first, made, done, refused=None)
+    except (BuildError, ParityError) as error:
+        if not others:
+            raise
+        return _build(making, name, others[0], made, done, refused=f"{first}: {error}")
+
+
+def _build(
+    making: Making, name: str, precision: Precision, made: Path | None, done: Path, *, refused: str | None
+) -> list[Step]:
+    """Build and compare a part; its folder appears when both have succeeded."""
     # A name of its own: the process of a build that was killed may still be writing.
     staging = Path(mkdtemp(prefix=f".{name}.", dir=done.parent))
     try:
-        built = fresh(steps.build_part, folder, name, target, made, staging)
-        compared = fresh(steps.compare_part, folder, name, target, made, staging / built.value, staging)
-        (staging / _PARITY_FILE).write_text(compared.value.model_dump_json() + "\n", "utf-8")
+        built = fresh(steps.build_part, making, name, precision, made, staging)
+        path = staging / built.value.file
+        compared = fresh(steps.compare_part, making, name, precision, made, path, staging)
+        part = _Part(parity=compared.value.model_copy(update={"refused": refused}), engine=built.value.engine)
+        (staging / _DONE_FILE).write_text(part.model_dump_json() + "\n", "utf-8")
         staging.rename(done)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -94,14 +132,15 @@ def _build(folder: Path, name: str, target: Target, made: Path | None, done: Pat
 
 def _files(done: Path) -> list[Path]:
     """Return what of a finished part is to be served."""
-    return sorted(p for p in done.iterdir() if p.name not in {_PARITY_FILE, steps.MADE_FILE})
-
-
-def _parity(done: Path) -> PartParity:
-    return PartParity.model_validate_json((done / _PARITY_FILE).read_bytes())
+    return sorted(p for p in done.iterdir() if p.name not in {_DONE_FILE, steps.MADE_FILE})
 
 
 def _line(name: str, files: list[Path], parity: PartParity, taken: list[Step]) -> str:
     size_mb = sum(path.stat().st_size for path in files) / 1e6
-    costs = ", ".join(f"{s.kind} {s.cost.elapsed_s:.1f} s {s.cost.peak_bytes / 1e6:.0f} MB" for s in taken)
-    return f"{name:20} largest difference {parity.max_abs:.1e}, cosine {parity.cosine:.7f}, {size_mb:.1f} MB; {costs}"
+    line = (
+        f"{name:20} {parity.precision}, largest difference {parity.max_abs:.1e}, cosine {parity.cosine:.7f}, "
+        f"{size_mb:.1f} MB; "
+    )
+    costs = [f"{s.kind} {s.cost.elapsed_s:.1f} s with {s.cost.peak_bytes / 1e6:.0f} MB" for s in taken]
+    line += ", ".join(costs) or "was built before"
+    return line if parity.refused is None else f"{line}; not {parity.refused}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import onnx_ir
 import onnxruntime as ort
 import torch
 
+from medvl.contracts.engines import EngineRecord, Precision
 from medvl.contracts.errors import ParityError
 from medvl.contracts.pbtxt import MODEL_FILES
 from medvl.contracts.tensors import DType, TensorSpec
@@ -36,6 +38,10 @@ _ELEMENTS = {
 
 class OnnxBuilder:
     """Writes ``model.onnx``: FP32, static image size, axes named as in the contract."""
+
+    precision: Precision = "fp32"
+    fallback = None
+    engines: Mapping[str, EngineRecord] = MappingProxyType({})
 
     def build(self, part: Part, samples: Samples, folder: Path) -> Path:
         """Export a part and write it; equal inputs give equal bytes."""

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from medvl.contracts.engines import Precision
 from medvl.contracts.errors import ParityError
 from medvl.contracts.manifest import PARITY_FILE, Target
 from medvl.export.builders import Runner
-from medvl.export.gates import Gate, OutputParity, broken, compare
+from medvl.export.gates import GATES, Gate, OutputParity, broken, compare
 from medvl.export.parts import Part
 from medvl.export.samples import Arrays, Samples
 
@@ -32,6 +33,10 @@ class PartParity(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     cases: tuple[CaseParity, ...]
+    precision: Precision = "fp32"
+    """What the file computes in."""
+    refused: str | None = None
+    """Why it is not in the precision that was asked for."""
 
     @property
     def max_abs(self) -> float:
@@ -50,7 +55,8 @@ class ParityReport(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     target: Target
-    gate: Gate
+    gates: dict[Precision, Gate]
+    """What parts of a precision had to hold."""
     parts: dict[str, PartParity]
 
     def write(self, repository: Path) -> None:
@@ -78,15 +84,16 @@ def references(part: Part, samples: Samples) -> list[ReferenceCase]:
     return cases
 
 
-def gate_part(part: Part, run: Runner, cases: Sequence[ReferenceCase], gate: Gate) -> PartParity:
-    """Compare a built part with the reference at every size.
+def gate_part(part: Part, run: Runner, cases: Sequence[ReferenceCase], precision: Precision) -> PartParity:
+    """Compare a built part with the reference at every size; the gate is that of the precision.
 
     Raises
     ------
     ParityError
         Naming the part, the output, the sizes and the number that breaks the gate.
     """
-    return PartParity(cases=tuple(_gate_case(part, run, case, gate) for case in cases))
+    gate = GATES[precision]
+    return PartParity(cases=tuple(_gate_case(part, run, case, gate) for case in cases), precision=precision)
 
 
 def _gate_case(part: Part, run: Runner, case: ReferenceCase, gate: Gate) -> CaseParity:

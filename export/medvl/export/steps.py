@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import sam2.build_sam  # noqa: F401 - here, so that a process that is forked has
 import torch.export
 import torch.onnx  # noqa: F401
 
+from medvl.contracts.engines import EngineRecord, Precision
 from medvl.contracts.manifest import Target
 from medvl.export import builders, check, parts
-from medvl.export.gates import FP32_GATE
+from medvl.export.builders import Builder
+from medvl.export.engine_options import EngineOptions
 from medvl.export.parity import PartParity, gate_part, references
 from medvl.export.parts import Part
-from medvl.export.samples import Arrays, Samples
+from medvl.export.samples import Samples
 
 SAMPLE_SEED = 0
 """Seed of the inputs that parts are traced with and compared on."""
@@ -34,29 +37,89 @@ def check_checkpoint(folder: Path) -> None:
     check.require(folder)
 
 
-def part_names(folder: Path) -> list[str]:
-    """Return the networks of a checkpoint folder, what one makes before what takes it."""
-    return [part.model.name for part in parts.load_parts(folder)]
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What is made of which checkpoint."""
+
+    folder: Path
+    """Checkpoint folder."""
+    target: Target
+    options: EngineOptions
+    timing_cache: Path
+
+    def builder(self, precision: Precision) -> Builder:
+        """Return the builder of a precision, of those that :func:`plan` names."""
+        builder = builders.builder_for(self.target, self.options, self.timing_cache)
+        while builder.precision != precision:
+            assert builder.fallback is not None
+            builder = builder.fallback
+        return builder
+
+    def part(self, name: str) -> Part:
+        """Return a network by the name of its model."""
+        return next(part for part in parts.load_parts(self.folder) if part.model.name == name)
 
 
-def build_part(folder: Path, name: str, target: Target, made: Path | None, out: Path) -> str:
-    """Write the file of a part into a folder and return its name.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done."""
+
+    parts: tuple[str, ...]
+    """Names of the networks' models; what one makes comes before what takes it."""
+    precisions: tuple[Precision, ...]
+    """What each is built in: the first that it can be built in and that holds its gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a part has become."""
+
+    file: str
+    engine: EngineRecord | None
+    """Where the file is an engine."""
+
+
+def plan(making: Making) -> Plan:
+    """Return what is to be done.
+
+    Raises
+    ------
+    SetupError
+        When this machine lacks what the target needs; the sentence says what to install.
+    """
+    precisions = []
+    builder: Builder | None = builders.builder_for(making.target, making.options, making.timing_cache)
+    while builder is not None:
+        precisions.append(builder.precision)
+        builder = builder.fallback
+    return Plan(tuple(part.model.name for part in parts.load_parts(making.folder)), tuple(precisions))
+
+
+def build_part(making: Making, name: str, precision: Precision, made: Path | None, out: Path) -> Built:
+    """Write the file of a part into a folder.
 
     Parameters
     ----------
-    folder
-        Checkpoint folder.
-    name
-        Of the part's model.
+    making, name, precision
+        What to build.
     made
         :data:`MADE_FILE` of the part before.
     out
         An empty folder.
+
+    Raises
+    ------
+    BuildError
+        When the builder refuses the part.
     """
-    return builders.builder_for(target).build(_part(folder, name), _samples(made), out).name
+    builder = making.builder(precision)
+    file = builder.build(making.part(name), _samples(made), out).name
+    return Built(file, builder.engines.get(name))
 
 
-def compare_part(folder: Path, name: str, target: Target, made: Path | None, path: Path, out: Path) -> PartParity:
+def compare_part(
+    making: Making, name: str, precision: Precision, made: Path | None, path: Path, out: Path
+) -> PartParity:
     """Compare the file of a part with the torch reference; write :data:`MADE_FILE` into a folder.
 
     The reference is gone before the file is loaded: they are not in memory side by side.
@@ -66,23 +129,18 @@ def compare_part(folder: Path, name: str, target: Target, made: Path | None, pat
     ParityError
         Naming the part, the output, the sizes and the number that breaks the gate.
     """
-    part, samples = _part(folder, name), _samples(made)
+    part, samples = making.part(name), _samples(made)
     cases = references(part, samples)
     part = part.without_weights()
     gc.collect()
-    parity = gate_part(part, builders.builder_for(target).load(part, path), cases, FP32_GATE)
-    np.savez(out / MADE_FILE, **samples.made)
+    parity = gate_part(part, making.builder(precision).load(part, path), cases, precision)
+    np.savez(out / MADE_FILE, **samples.made)  # type: ignore[arg-type]
     return parity
-
-
-def _part(folder: Path, name: str) -> Part:
-    return next(part for part in parts.load_parts(folder) if part.model.name == name)
 
 
 def _samples(made: Path | None) -> Samples:
     samples = Samples(SAMPLE_SEED)
     if made is not None:
         with np.load(made) as arrays:
-            kept: Arrays = dict(arrays)
-            samples.keep(kept)
+            samples.keep(dict(arrays))
     return samples

@@ -25,7 +25,8 @@ LARGEST_LOGIT = 32.0
 def normalised(slices: Tensor) -> Tensor:
     """Return slices UINT8 [B, S, S] as the trunk takes them, FP32 [B, 3, S, S]."""
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (slices.unsqueeze(1).float() / 255.0 - mean) / std
+    # TensorRT takes UINT8 nowhere but into a conversion, so that comes first.
+    return (slices.float().unsqueeze(1) / 255.0 - mean) / std
 
 
 class ImageEncoder(nn.Module):
