@@ -11,7 +11,7 @@ MINUTES ?= 10
 export MEDVL_HOME ?= $(CURDIR)/build/medvl
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint bench bench-segment bench-gpu proto lock lock-images clean
+.PHONY: help setup demo test test-real-size lint bench bench-segment bench-gpu proto lock lock-images clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,6 +24,9 @@ demo: setup ## Serve a CT series: report, answer, masks in build/demo (SERIES=fo
 
 test: lint ## Check and test everything
 	$(BIN)/python -m pytest
+
+test-real-size: setup ## Export, gate and serve the networks at full size; print what each step takes
+	$(BIN)/python -m pytest -m real_size tests/real_size
 
 lint: setup ## Check style, types and layers
 	$(BIN)/ruff check .

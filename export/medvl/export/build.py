@@ -17,6 +17,7 @@ from medvl.contracts.manifest import Manifest, Target, files_of, load_manifest, 
 from medvl.export.engine_options import EngineOptions
 from medvl.export.fingerprint import inputs_digest, tool_versions
 from medvl.export.folders import locked, replacement, sibling
+from medvl.export.fresh import fresh
 from medvl.export.presets import PRESETS
 from medvl.export.repository import refuse_foreign, version_folder, write_skeleton
 
@@ -112,12 +113,13 @@ def _work_folder(out: Path, inputs: str) -> Path:
 def _fill(
     staging: Path, making: Making, inputs: str, work: Path, progress: Progress
 ) -> tuple[Manifest, tuple[Step, ...]]:
-    from medvl.export import networks, steps  # noqa: PLC0415 - bring torch
+    from medvl.export import steps  # noqa: PLC0415 - brings torch
+    from medvl.export.networks import build_networks  # noqa: PLC0415
 
     folder, target, options = making.folder, making.target, making.options
-    networks.fresh(steps.check_checkpoint, folder)
+    fresh(steps.check_checkpoint, folder)
     write_skeleton(staging, folder)
-    built = networks.build_networks(making, work, partial(version_folder, staging), progress)
+    built = build_networks(making, work, partial(version_folder, staging), progress)
     built.report.write(staging)
     checkpoint = load_checkpoint(folder)
     manifest = Manifest(

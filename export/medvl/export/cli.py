@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from medvl.contracts.engines import EngineBuilder, Precision, this_machine
-from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, SetupError
+from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, ParityError, SetupError
 from medvl.contracts.manifest import Target, require_machine, verify_repository
 from medvl.export.engine_options import EngineOptions
 from medvl.export.folders import locked, replacement
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_phantom(commands.add_parser("phantom", help="write procedural CT series with label map and truth"))
     _add_train(commands.add_parser("train-phantom", help="train the phantom checkpoint, in pieces as long as you like"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a checkpoint on phantoms that no training has seen"))
+    _add_ladder(commands.add_parser("ladder", help="compare every part in every precision that this machine has"))
     return parser
 
 
@@ -377,6 +378,34 @@ def _evaluate(options: argparse.Namespace) -> None:
         markdown=options.markdown,
     )
     sys.stdout.write(run(settings, _progress))
+
+
+def _add_ladder(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_ladder)
+    add = parser.add_argument
+    presets = ", ".join(PRESETS)
+    add("--checkpoint", required=True, metavar="FOLDER|PRESET", help=f"folder, or one of: {presets}")
+    add("--repository", required=True, type=Path, metavar="FOLDER", help="built from it for the CPU")
+    add("--cases", type=int, default=4, metavar="N", help="phantoms whose masks are compared (4)")
+    add("--seed", type=int, default=0, help="of the first of them; those of training are refused (0)")
+    add("--json", type=Path, metavar="FILE", help="write every figure there")
+    add("--markdown", action="store_true", help="print the table in Markdown")
+
+
+def _ladder(options: argparse.Namespace) -> None:
+    import torch
+
+    from medvl.evaluation.ladder import measure_ladder
+    from medvl.evaluation.table import markdown, plain
+
+    torch.set_num_threads(1)
+    folder = resolve_checkpoint(options.checkpoint)
+    ladder = measure_ladder(folder, options.repository, options.cases, options.seed, _progress)
+    if options.json:
+        options.json.write_text(json.dumps(ladder.values(), indent=2) + "\n", "utf-8")
+    sys.stdout.write(ladder.table(markdown if options.markdown else plain))
+    if lines := [f"{row.part} in {row.rung}: {row.broken}" for row in ladder.rows if row.broken]:
+        raise ParityError("\n".join(lines))
 
 
 def _progress(line: str) -> None:

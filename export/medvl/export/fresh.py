@@ -14,8 +14,17 @@ from medvl.contracts.errors import MedvlError, SetupError
 
 T = TypeVar("T")
 
-_PRELOAD = ["medvl.export.steps"]
-"""What the processes have imported already when they begin, torch and onnxruntime with it: once for all of them."""
+_PRELOAD = [
+    "medvl.export.steps",
+    "networkx",
+    "onnx.reference.op_run",
+    "onnxscript.optimizer",
+    "onnxscript.rewriter",
+    "torch._dynamo",
+    "torch._inductor",
+]
+"""What the processes have imported already when they begin, torch and onnxruntime with it: once for all of them. Those
+behind our own are what exporters import on their way; one that is not there is passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[o
         sender.send((value, Cost(perf_counter() - started_s, _resident("VmHWM") - before)))
     except MedvlError as error:
         sender.send(error)
-    except Exception as error:  # noqa: BLE001 - of any library
+    except Exception as error:
         sender.send(SetupError(f"{function.__name__} failed: {type(error).__name__}: {error}"))
     sender.close()
 

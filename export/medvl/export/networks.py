@@ -121,7 +121,7 @@ def _build(
     try:
         built = fresh(steps.build_part, making, name, precision, made, staging)
         path = staging / built.value.file
-        compared = fresh(steps.compare_part, making, name, precision, made, path, staging)
+        compared = fresh(steps.compare_part, making, name, precision, made, path)
         part = _Part(parity=compared.value.model_copy(update={"refused": refused}), engine=built.value.engine)
         (staging / _DONE_FILE).write_text(part.model_dump_json() + "\n", "utf-8")
         staging.rename(done)

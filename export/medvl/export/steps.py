@@ -117,10 +117,8 @@ def build_part(making: Making, name: str, precision: Precision, made: Path | Non
     return Built(file, builder.engines.get(name))
 
 
-def compare_part(
-    making: Making, name: str, precision: Precision, made: Path | None, path: Path, out: Path
-) -> PartParity:
-    """Compare the file of a part with the torch reference; write :data:`MADE_FILE` into a folder.
+def compare_part(making: Making, name: str, precision: Precision, made: Path | None, path: Path) -> PartParity:
+    """Compare the file of a part with the torch reference; write :data:`MADE_FILE` beside it.
 
     The reference is gone before the file is loaded: they are not in memory side by side.
 
@@ -134,7 +132,7 @@ def compare_part(
     part = part.without_weights()
     gc.collect()
     parity = gate_part(part, making.builder(precision).load(part, path), cases, precision)
-    np.savez(out / MADE_FILE, **samples.made)  # type: ignore[arg-type]
+    np.savez(path.with_name(MADE_FILE), **samples.made)  # type: ignore[arg-type]
     return parity
 
 
