@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -68,7 +68,7 @@ class LadderRow:
     """Time of onnxruntime in FP32 by that of this one, one thread each."""
     megabytes: float
     broken: str | None
-    """What breaks the gate."""
+    """What breaks the gate, or the shape that is wrong; the numbers are those of the outputs of the right shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,15 @@ def _present(rungs: Sequence[Rung]) -> tuple[list[Rung], list[str]]:
 
 def _row(part: Part, rung: Rung, made: Made, known: Sequence[ReferenceCase], tasks: Sequence[_Task]) -> LadderRow:
     """Return a row with a speed of 1, which only the others tell."""
-    compared = [pair for case in known for pair in _compared(case, made)]
+    compared, wrong = [], None
+    for case in known:
+        found = made.run(case.inputs)
+        for name, expected in case.outputs.items():
+            if found[name].shape == expected.shape:
+                compared.append((compare(name, expected, found[name]), _relative(expected, found[name])))
+            else:
+                sizes = ", ".join(f"{axis} {length}" for axis, length in case.sizes.items())
+                wrong = wrong or f"{name} is {list(found[name].shape)} at {sizes}, expected {list(expected.shape)}"
     masks = [dice(task.mask(_Replaced(part, made)), task.expected) for task in tasks]
     worst = OutputParity(
         max_abs=max(parity.max_abs for parity, _ in compared),
@@ -184,16 +192,13 @@ def _row(part: Part, rung: Rung, made: Made, known: Sequence[ReferenceCase], tas
         masks=len(masks),
         speed=1.0,
         megabytes=made.bytes / 1e6,
-        broken=broken(worst, rung.gate),
+        broken=wrong or broken(worst, rung.gate),
     )
 
 
-def _compared(case: ReferenceCase, made: Made) -> Iterator[tuple[OutputParity, float]]:
-    found = made.run(case.inputs)
-    for name, expected in case.outputs.items():
-        difference = float(np.linalg.norm((expected - found[name]).ravel().astype(np.float64)))
-        size = float(np.linalg.norm(expected.ravel().astype(np.float64)))
-        yield compare(name, expected, found[name]), difference / size if size else difference
+def _relative(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    difference, size = (float(np.linalg.norm(a.ravel().astype(np.float64))) for a in (expected - found, expected))
+    return difference / size if size else difference
 
 
 def _time(made: Made, case: ReferenceCase) -> float:
