@@ -26,7 +26,7 @@ test: lint ## Check and test everything
 	$(BIN)/python -m pytest
 
 test-real-size: setup ## Export, gate and serve the networks at full size; print what each step takes
-	$(BIN)/python -m pytest -m real_size tests/real_size
+	$(BIN)/python -m pytest -m real_size
 
 lint: setup ## Check style, types and layers
 	$(BIN)/ruff check .

@@ -28,7 +28,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("client", "pacs", "orchestrator", "export", "serving", "dev")
+EXTRAS = ("client", "pacs", "orchestrator", "export", "rtx", "serving", "dev")
+APART = ("autocast",)
+"""Extras whose own requirements are locked without theirs: AutoCast asks for a setuptools that vLLM refuses, and needs
+neither that nor most of what else it names."""
+
 BUILD_TOOLS = ("editables", "setuptools", "wheel")
 """What builds the sdists and the editable install, besides the project's own build backend."""
 
@@ -71,6 +75,12 @@ def requirements(project: Mapping[str, Any], extras: tuple[str, ...]) -> Iterato
                 yield cpu_build(requirement)
 
 
+def own_requirements(project: Mapping[str, Any], extras: tuple[str, ...]) -> Iterator[str]:
+    """Yield what extras name besides the project's other extras."""
+    for extra in extras:
+        yield from (r for r in project["optional-dependencies"][extra] if not r.startswith(f"{project['name']}["))
+
+
 def cpu_build(requirement: str) -> str:
     """Return the requirement, exchanged where a machine without a GPU needs another build."""
     name, _, version = requirement.partition("==")
@@ -108,9 +118,12 @@ def main() -> None:
     """Write both files."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     wanted = [*BUILD_TOOLS, *pyproject["build-system"]["requires"], *requirements(pyproject["project"], EXTRAS)]
-    locked = sorted(pins(resolve(sorted(set(wanted)))))
+    locked = set(pins(resolve(sorted(set(wanted)))))
+    together = {pin.name for pin in locked}
+    apart = resolve(sorted(own_requirements(pyproject["project"], APART)), options=("--no-deps",))
+    locked |= {pin for pin in pins(apart) if pin.name not in together}
     for name, source in (("lock-cpu.txt", False), ("lock-cpu-source.txt", True)):
-        lines = [pin.line() for pin in locked if pin.source is source]
+        lines = [pin.line() for pin in sorted(locked) if pin.source is source]
         (ROOT / "requirements" / name).write_text(HEADER + "".join(lines), "utf-8")
         sys.stdout.write(f"requirements/{name}: {len(lines)} packages\n")
 

@@ -39,7 +39,7 @@ class Toy(torch.nn.Module):
         return logits, self.score(points)[..., 0] * features.mean(dim=(1, 2))[:, None]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_part() -> Part:
     """A part of the toy model with seeded weights."""
     torch.manual_seed(0)

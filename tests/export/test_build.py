@@ -10,16 +10,21 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
-from medvl.contracts.errors import ParityError, SetupError
+from medvl.contracts.errors import BuildError, ParityError, SetupError
 from medvl.contracts.manifest import MANIFEST_FILE, PARITY_FILE, load_manifest, verify_repository
 from medvl.contracts.models import MODELS, Kind
 from medvl.export import builders, networks, parts
+from medvl.export.bounded import Limits
 from medvl.export.build import build_repository
+from medvl.export.engine_job import build_engine
+from medvl.export.engine_options import EngineOptions
 from medvl.export.fresh import Cost, fresh, here
 from medvl.export.gates import FP32_GATE
 from medvl.export.onnx_builder import OnnxBuilder
+from medvl.export.tensorrt_builder import engine_job
 
 
 @pytest.fixture
@@ -37,6 +42,26 @@ class Breaking(OnnxBuilder):
         """Write half a file and die."""
         (folder / "model.onnx").write_bytes(b"half")
         raise OSError("no space left")
+
+
+class Refused(OnnxBuilder):
+    """Has every graph built by TensorRT-RTX as well, in a process of its own; this one has an operator too many."""
+
+    def build(self, part, samples, folder):
+        """Export a network of another kind, then build its engine."""
+        path = super().build(replace(part, module=Determinant()), samples, folder)
+        options = EngineOptions(precision="fp32")
+        job = engine_job(part, samples, path, folder / "e", library="tensorrt_rtx", options=options, precision="fp32")
+        build_engine(job, Limits(time_s=240.0, memory_gib=8.0))
+        return path
+
+
+class Determinant(torch.nn.Module):
+    """Exports to an operator that TensorRT does not have."""
+
+    def forward(self, features, points):
+        """Return something of the determinants."""
+        return features + torch.linalg.det(features[:, :3, :3])[:, None, None], points[..., 0]
 
 
 class Lying(OnnxBuilder):
@@ -109,7 +134,7 @@ def test_builds_are_reproducible(phantom_checkpoint, tmp_path):
 
 
 @pytest.mark.usefixtures("one_part")
-@pytest.mark.parametrize(("builder", "error"), [(Breaking, OSError), (Lying, ParityError)])
+@pytest.mark.parametrize(("builder", "error"), [(Breaking, OSError), (Lying, ParityError), (Refused, BuildError)])
 def test_a_failed_build_leaves_the_old_repository(monkeypatch, phantom_checkpoint, tmp_path, builder, error):
     """Neither a refused part nor a crash touches what stands there; beside it is what a next build goes on from."""
     out = tmp_path / "repository"

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+from medvl.contracts.engines import EngineSet, Gpu, Machine
+from medvl.contracts.manifest import Manifest
 from medvl.export.cli import main
 from medvl.export.presets import PRESETS, resolve_checkpoint
 
@@ -69,6 +71,50 @@ def test_a_target_that_this_machine_lacks_is_explained(capsys, phantom_checkpoin
     assert status == 1
     assert said.err.count("\n") == 1
     assert "pip install 'medvl-sam2[tensorrt]'" in said.err
+
+
+def test_engines_have_options_and_graphs_none(capsys, tmp_path):
+    """What would have no effect is refused, and so is what contradicts itself."""
+    out = ("--checkpoint", "phantom", "--out", tmp_path / "r")
+    status, said = run(capsys, "build", *out, "--precision", "fp16", "--time-limit-s", "60")
+    assert status == 1
+    assert said.err.startswith("--precision, --time-limit-s would have no effect on ONNX graphs")
+    engines = (*out, "--target", "tensorrt")
+    status, said = run(capsys, "build", *engines, "--builder", "torch-tensorrt", "--precision", "fp16")
+    assert (status, "give --precision fp32, or --builder onnx" in said.err) == (1, True)
+    status, said = run(capsys, "build", *engines, "--memory-limit-gib", "0")
+    assert (status, "limits of a build are positive" in said.err) == (1, True)
+
+
+def test_verify_refuses_engines_of_another_machine(capsys, monkeypatch, tmp_path):
+    """The last line is the command that builds them again; the files alone can be proven anywhere."""
+    gpu = Gpu(name="NVIDIA L40S", compute_capability="8.9", driver="580.95.05")
+    engines = EngineSet(
+        gpu=gpu,
+        tensorrt="11.0.0.114",
+        version_compatible=False,
+        builder="onnx",
+        precision="fp32",
+        checkpoint="phantom",
+        engines={},
+    )
+    digest = "0" * 64
+    Manifest(
+        checkpoint="phantom",
+        checkpoint_digest=digest,
+        trained=True,
+        target="tensorrt",
+        inputs=digest,
+        versions={},
+        files={},
+        engines=engines,
+    ).write(tmp_path)
+    monkeypatch.setattr("medvl.export.cli.this_machine", lambda: Machine(gpus=(), tensorrt=None))
+    status, said = run(capsys, "verify", tmp_path)
+    assert status == 1
+    command = "medvl-export build --checkpoint phantom --target tensorrt --builder onnx --precision fp32"
+    assert said.err.endswith(f"Build them again on this machine: {command} --out {tmp_path}\n")
+    assert run(capsys, "verify", tmp_path, "--files-only")[0] == 0
 
 
 def test_help_does_not_wait_for_torch():

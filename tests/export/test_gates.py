@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medvl.export.gates import FP32_GATE, MASK_LOGITS, broken, compare
+from medvl.export.gates import FP16_GATE, FP32_GATE, MASK_LOGITS, broken, compare
 
 REFERENCE = np.random.default_rng(0).normal(0.0, 3.0, (2, 16, 16)).astype(np.float32)
 
@@ -53,3 +53,13 @@ def test_zeros_agree_with_zeros_only():
     zeros = np.zeros(4, np.float32)
     assert compare("iou", zeros, zeros).cosine == 1.0
     assert compare("iou", zeros, zeros + 1).cosine == 0.0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_fp16_may_round_and_not_overflow(value):
+    """Values of eleven bits pass; one that left the range breaks the gate, whatever the others are."""
+    rounded = REFERENCE.astype(np.float16).astype(np.float32)
+    assert broken(compare(MASK_LOGITS, REFERENCE, rounded), FP16_GATE) is None
+    rounded[0, 0, 0] = value
+    with np.errstate(invalid="ignore"):
+        assert broken(compare(MASK_LOGITS, REFERENCE, rounded), FP16_GATE).startswith("cosine")

@@ -101,6 +101,13 @@ def test_nothing_is_served_before_the_repository_holds_its_manifest(resources):
     assert f"--model-repository={verify[-1]}/models" in triton_container(resources)["args"]
 
 
+def test_engines_are_compared_with_the_gpu_that_will_run_them(render):
+    """The init container sees the pod's GPU, of which the pod needs no second one; without engines it asks for none."""
+    none, whole = (pods(render({"gpu": {"profile": p}}))[1]["initContainers"][0] for p in ("none", "whole"))
+    assert whole["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in none["resources"]["limits"]
+
+
 def test_the_orchestrator_accepts_its_configuration(render, tmp_path):
     """The ConfigMap is read by the orchestrator's own reader, with the chart's addresses and the user's limits."""
     resources = render({"orchestrator": {"config": {"drain_s": 7.5, "series": {"max_series_bytes": 536870912}}}})

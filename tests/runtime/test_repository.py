@@ -35,11 +35,13 @@ async def test_the_builder_is_asked_for_this_machine(tmp_path: Path) -> None:
 
 
 async def test_a_repository_for_another_machine_is_refused(stand_in_repository: Path) -> None:
-    """Plans of a GPU cannot be served here."""
+    """Plans of a GPU cannot be served here; the sentence ends with the command that builds what can."""
     manifest = load_manifest(stand_in_repository).model_copy(update={"target": "tensorrt"})
     manifest.write(stand_in_repository)
-    with pytest.raises(CheckpointError, match="built for tensorrt"):
+    with pytest.raises(CheckpointError, match="built for tensorrt") as caught:
         await proven_repository(stand_in_repository)
+    command = f"medvl-export build --checkpoint {manifest.checkpoint} --target cpu --out {stand_in_repository}"
+    assert str(caught.value).endswith(command)
 
 
 async def test_a_folder_without_a_manifest_is_refused(stand_in_repository: Path) -> None:

@@ -11,7 +11,7 @@ import ctypes.util
 import os
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -173,17 +173,21 @@ def _gpus() -> Iterator[Gpu]:
                 yield Gpu(name=name, compute_capability=capability, driver=driver)
 
 
-def _tensorrt_version(libraries: Sequence[str] = ("nvinfer",)) -> str | None:
+def _tensorrt_version() -> str | None:
     """Return the version of the library that a server would load, else that of the Python package."""
-    for library in libraries:
-        try:
-            name = ctypes.util.find_library(library)
-            found = name and ctypes.CDLL(name).getInferLibVersion()
-        except (OSError, AttributeError):
-            continue
-        if found:
-            return f"{found // 10000}.{found // 100 % 100}.{found % 100}"
+    name = ctypes.util.find_library("nvinfer")
+    if name and (found := library_version(name)):
+        return found
     try:
         return version("tensorrt")
     except PackageNotFoundError:
         return None
+
+
+def library_version(library: str) -> str | None:
+    """Return the version that a TensorRT library (10 or newer) tells of itself; None where it cannot be loaded."""
+    try:
+        number: int = ctypes.CDLL(library).getInferLibVersion()
+    except (OSError, AttributeError):
+        return None
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"

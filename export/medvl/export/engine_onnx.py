@@ -34,7 +34,8 @@ def parse_and_build(job: EngineJob, graph: Path) -> EngineFacts:
         When the parser refuses a node, which is named, or the builder finds no engine.
     """
     trt: Trt = import_module(job.library)
-    logger = trt.Logger(trt.Logger.ERROR)
+    said: list[str] = []
+    logger = _logger(trt, said)
     builder = trt.Builder(logger)
     network = builder.create_network(_typed(trt))
     parser = trt.OnnxParser(network, logger)
@@ -45,7 +46,7 @@ def parse_and_build(job: EngineJob, graph: Path) -> EngineFacts:
     config = _config(trt, builder, job)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise BuildError("the builder finds no engine for it on this machine; its log says why.")
+        raise BuildError(said[-1] if said else "the builder finds no engine and does not say why.")
     built_s = perf_counter()
     job.engine.write_bytes(memoryview(engine))
     if job.timing_cache:
@@ -58,6 +59,19 @@ def parse_and_build(job: EngineJob, graph: Path) -> EngineFacts:
         build_s=built_s - parsed_s,
         engine_bytes=engine.nbytes,
     )
+
+
+def _logger(trt: Trt, said: list[str]) -> Any:  # noqa: ANN401 - tensorrt.ILogger
+    """Return a logger that keeps errors, the parser's among them, and drops the rest."""
+
+    def log(_: object, severity: Any, message: str) -> None:  # noqa: ANN401 - tensorrt.ILogger.Severity
+        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+            said.append(message.strip())
+
+    def create(self: Any) -> None:  # noqa: ANN401 - of a class that is not known before
+        trt.ILogger.__init__(self)
+
+    return type("Log", (trt.ILogger,), {"__init__": create, "log": log})()
 
 
 def _typed(trt: Trt) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -67,8 +68,11 @@ async def proven_repository(repository: Path) -> Manifest:
     """
     manifest = await asyncio.to_thread(verify_repository, repository)
     if manifest.target != TARGET:
+        checkpoint = manifest.engines.checkpoint if manifest.engines else manifest.checkpoint
+        command = ("medvl-export", "build", "--checkpoint", checkpoint, "--target", TARGET, "--out", str(repository))
         raise CheckpointError(
-            f"The repository {repository.name} was built for {manifest.target}: build one with --target {TARGET}."
+            f"The repository {repository.name} was built for {manifest.target}, which the embedded server does not "
+            f"run. Build it again for this machine: {shlex.join(command)}"
         )
     return manifest
 
