@@ -8,13 +8,8 @@ import pytest
 from onnx import numpy_helper
 
 from medvl.contracts.errors import ParityError
-from medvl.export import builders, networks, parts
-from medvl.export.engine_options import EngineOptions
-from medvl.export.fresh import here
-from medvl.export.networks import build_networks
 from medvl.export.onnx_builder import OPSET, WEIGHTS_FILE, OnnxBuilder
 from medvl.export.samples import Samples
-from medvl.export.steps import Making
 
 
 class Tampering(OnnxBuilder):
@@ -32,26 +27,9 @@ class Tampering(OnnxBuilder):
         return path
 
 
-@pytest.fixture
-def build(monkeypatch, toy_part, tmp_path):
-    """Build the toy network, in this process, with a builder."""
-
-    def run(builder):
-        monkeypatch.setattr(networks, "fresh", here)
-        monkeypatch.setattr(parts, "load_parts", lambda _: [toy_part])
-        monkeypatch.setattr(builders, "builder_for", lambda *_: builder)
-        work, out, lines = tmp_path / "work", tmp_path / "out", []
-        work.mkdir(exist_ok=True)
-        out.mkdir()
-        making = Making(tmp_path, "cpu", EngineOptions(), tmp_path / "cache")
-        return build_networks(making, work, lambda _: out, lines.append), lines
-
-    return run
-
-
-def test_a_part_that_agrees_passes(build):
+def test_a_part_that_agrees_passes(build_toy):
     """The report holds every output at every size, and one line tells the numbers."""
-    built, (line,) = build(OnnxBuilder())
+    built, (line,) = build_toy(OnnxBuilder())
     report = built.report
     cases = report.parts["toy"].cases
     assert [c.sizes for c in cases] == [{"P": 1, "batch": 1}, {"P": 4, "batch": 2}, {"P": 5, "batch": 3}]
@@ -61,15 +39,15 @@ def test_a_part_that_agrees_passes(build):
     assert line.startswith("toy")
 
 
-def test_one_changed_weight_is_refused(build):
+def test_one_changed_weight_is_refused(build_toy):
     """The sentence names the part, the output, the sizes and the number."""
     with pytest.raises(ParityError, match=r"toy disagrees .* in mask_logits at P 1, batch 1: largest difference 0\.00"):
-        build(Tampering())
+        build_toy(Tampering())
 
 
-def test_weights_stand_beside_the_graph(build, tmp_path):
+def test_weights_stand_beside_the_graph(build_toy, tmp_path):
     """What is served is the two files, and nothing else of what a build keeps."""
-    build(OnnxBuilder())
+    build_toy(OnnxBuilder())
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"model.onnx", WEIGHTS_FILE}
 
 
