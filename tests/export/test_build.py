@@ -7,8 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -225,6 +229,29 @@ def test_a_step_that_ends_badly_is_an_error():
         fresh(refuse, "no room")
     with pytest.raises(SetupError, match=r"kill ended with status -9"):
         fresh(kill)
+
+
+def wait(path):
+    path.write_text(str(os.getpid()))
+    threading.Event().wait()
+
+
+def test_a_step_ends_with_who_asked(tmp_path):
+    """A build that is killed leaves no process at work."""
+    told = tmp_path / "pid"
+    code = (
+        "from pathlib import Path; from medvl.export.fresh import fresh; import tests.export.test_build as t; "
+        f"fresh(t.wait, Path({str(told)!r}))"
+    )
+    build = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    while not (told.is_file() and told.read_text()):
+        assert build.poll() is None
+        time.sleep(0.1)
+    step = psutil.Process(int(told.read_text()))
+    build.kill()
+    build.wait()
+    step.wait(10.0)
+    assert not step.is_running()
 
 
 @pytest.mark.usefixtures("one_part")

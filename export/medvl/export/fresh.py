@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -92,6 +94,7 @@ def here(function: Callable[..., T], *arguments: object) -> Done[T]:
 
 
 def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     before, started_s = _resident("VmRSS"), perf_counter()
     try:
         value = function(*arguments)
@@ -101,6 +104,13 @@ def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[o
     except Exception as error:
         sender.send(SetupError(f"{function.__name__} failed: {type(error).__name__}: {error}"))
     sender.close()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that asked is gone, however it went: nobody would take the answer."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _resident(field: str) -> int:
