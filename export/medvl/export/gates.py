@@ -48,7 +48,8 @@ BF16_GATE = Gate(max_abs=None, cosine=0.999, dice=0.98)
 """The gate of graphs that a runtime computes in bfloat16, 8 bits of mantissa, such as OpenVINO on a CPU that has it.
 
 - ``max_abs``: none, as in FP16.
-- ``cosine``: as in FP16, because a cause of another kind turns a tensor as far; rounding alone was measured at 0.9997 and better.
+- ``cosine``: as in FP16, because a cause of another kind turns a tensor as far; rounding alone was measured at 0.9997
+  and better.
 - ``dice``: twice FP16's allowance: three bits less, in the logits of pixels on the border of a mask only.
 """
 
