@@ -75,13 +75,6 @@ def test_vllm_answers_from_int8(phantom_checkpoint, tmp_path):
     assert all(tensors[name].dtype == torch.int8 for name in linear)
     done = check(phantom_checkpoint, "--quantised", quantised)
     assert (done.returncode, done.stdout) == (0, f"{phantom_checkpoint} holds the contract\n"), done.stderr
-    # Scales that belong to other rows are found.
-    name = "model.layers.3.mlp.down_proj.weight_scale"
-    tensors[name] = tensors[name].flip(0) * 3
-    save_file(tensors, quantised / "model.safetensors")
-    done = check(phantom_checkpoint, "--quantised", quantised)
-    assert done.returncode == 1
-    assert "forced answer" in done.stderr
 
 
 @pytest.mark.e2e
