@@ -55,7 +55,9 @@ class Refused(OnnxBuilder):
         """Export a network of another kind, then build its engine."""
         path = super().build(replace(part, module=Determinant()), samples, folder)
         options = EngineOptions(precision="fp32")
-        job = engine_job(part, samples, path, folder / "e", library="tensorrt_rtx", options=options, precision="fp32")
+        job = engine_job(
+            part, samples, path, folder / "e", scratch=folder, library="tensorrt_rtx", options=options, precision="fp32"
+        )
         build_engine(job, Limits(time_s=240.0, memory_gib=8.0))
         return path
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from medvl.contracts.errors import BuildError, ParityError
-from medvl.contracts.manifest import sha256_of
 from medvl.export.bounded import Limits
-from medvl.export.engine_job import build_engine
+from medvl.export.engine_job import build_engine, graph_sha256
 from medvl.export.engine_options import EngineOptions
 from medvl.export.samples import Samples
 from medvl.export.tensorrt_builder import check_facts, engine_job, write_source
@@ -24,7 +27,14 @@ def job_of(part, folder):
     samples, options = Samples(0), EngineOptions(precision="fp32")
     source = write_source(part, samples, "onnx", folder)
     return engine_job(
-        part, samples, source, folder / "engine", library="tensorrt_rtx", options=options, precision="fp32"
+        part,
+        samples,
+        source,
+        folder / "engine",
+        scratch=folder,
+        library="tensorrt_rtx",
+        options=options,
+        precision="fp32",
     )
 
 
@@ -55,7 +65,7 @@ def test_the_parser_finds_the_contract_and_the_builder_an_engine(toy_part, toy_j
     check_facts(toy_part, facts)
     assert facts.engine_bytes == toy_job.engine.stat().st_size > 0
     assert facts.layers > 0
-    assert facts.graph_sha256 == sha256_of(toy_job.source)
+    assert facts.graph_sha256 == graph_sha256(toy_job.source)
     assert facts.peak_bytes > 50 * 2**20
 
 
@@ -81,6 +91,22 @@ def test_inputs_take_the_shapes_of_the_profile(toy_job):
     f2, points = toy_job.inputs
     assert (f2.smallest, f2.usual, f2.largest) == ((1, 3, 8), (2, 3, 8), (4, 3, 8))
     assert (points.smallest, points.usual, points.largest) == ((1, 1, 2), (2, 4, 2), (4, 32, 2))
+
+
+def test_weights_beside_the_graph_belong_to_it(toy_part, toy_job, tmp_path):
+    """They are parsed, converted and hashed with it."""
+    graph, weights = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    model = onnx.load(toy_job.source)
+    onnx.save(model, graph, save_as_external_data=True, location=weights.name, size_threshold=0)
+    calibration = tmp_path / "calibration.npz"
+    np.savez(calibration, **Samples(0).draw(toy_part.model, toy_part.cases[0]))
+    job = toy_job.model_copy(update={"source": graph, "engine": tmp_path / "engine"})
+    assert build_engine(job, GENEROUS).graph_sha256 == graph_sha256(graph)
+    halved = build_engine(job.model_copy(update={"precision": "fp16", "calibration": calibration}), GENEROUS)
+    check_facts(toy_part, halved)
+    before = graph_sha256(graph)
+    weights.write_bytes(weights.read_bytes()[::-1])
+    assert graph_sha256(graph) != before
 
 
 def test_an_unsupported_operator_is_named(toy_part, tmp_path):
@@ -124,6 +150,27 @@ def test_a_builder_that_crashes_is_an_error(toy_job, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(BuildError, match="engine of toy was killed by SIGSEGV"):
         build_engine(toy_job, GENEROUS)
+
+
+def test_a_build_that_is_killed_leaves_no_builder(toy_job, tmp_path, monkeypatch):
+    """The process that builds ends with the one that waits for it, though nobody is left to stop it."""
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    hang = f"import os, signal\nos.write(os.open({str(fifo)!r}, os.O_WRONLY), b'x')\nsignal.pause()\n"
+    Path(tmp_path, "tensorrt_rtx.py").write_text(hang)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    job = tmp_path / "job.json"
+    job.write_text(toy_job.model_dump_json())
+    code = (
+        "import pathlib; from medvl.export import bounded, engine_job as e; "
+        f"e.build_engine(e.EngineJob.model_validate_json(pathlib.Path({str(job)!r}).read_bytes()), "
+        "bounded.Limits(time_s=200.0, memory_gib=8.0))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as build, fifo.open("rb") as alive:
+        assert alive.read(1) == b"x"
+        build.kill()
+        # Its end of the pipe closes with it.
+        assert alive.read() == b""
 
 
 def test_a_program_for_torch_tensorrt_is_the_network(toy_part, tmp_path):

@@ -17,7 +17,7 @@ from medvl.export.engine_options import EngineOptions
 from medvl.export.parts import Part
 from medvl.export.presets import SPECS, resolve_checkpoint, resolve_spec
 from medvl.export.samples import Samples
-from medvl.export.tensorrt_builder import check_engine, engine_job, write_source
+from medvl.export.tensorrt_builder import TensorRtBuilder, check_engine, engine_job, write_source
 from medvl.network.memory_bank import MEMORIES, POINTERS
 from medvl.network.propagation import MAX_OBJECTS
 
@@ -57,6 +57,24 @@ class Engine:
         return self.profile[name]
 
 
+def test_plans_are_written_and_told_in_either_precision(toy_part, tmp_path):
+    """What the manifest is to say of an engine; TensorRT-RTX builds in TensorRT's place, and cannot load it here."""
+    options, cache, engines = EngineOptions(), tmp_path / "cache", {}
+    fp32 = TensorRtBuilder(options, cache, "fp32", None, engines, "tensorrt_rtx")
+    fp16 = TensorRtBuilder(options, cache, "fp16", fp32, engines, "tensorrt_rtx")
+    told = []
+    for builder in (fp16, fp32):
+        path = builder.build(toy_part, Samples(0), tmp_path)
+        assert path == tmp_path / "model.plan"
+        assert path.stat().st_size > 0
+        told.append(engines["toy"])
+    assert [record.precision for record in told] == ["fp16", "fp32"]
+    assert told[0].graph_sha256 != told[1].graph_sha256
+    assert told[0].layers > told[1].layers
+    assert all(record.profile == {"P": (1, 4, 32), "batch": (1, 2, 4)} for record in told)
+    assert cache.is_file()
+
+
 def test_an_engine_of_the_contract_is_loaded(toy_part):
     """Bindings and profile are those of the part."""
     check_engine(toy_part, Engine(), INPUT)
@@ -92,7 +110,14 @@ def test_a_torch_tensorrt_that_cannot_name_bindings_is_refused(monkeypatch, toy_
     samples, options = Samples(0), EngineOptions("torch-tensorrt", "fp32")
     source = write_source(toy_part, samples, "torch-tensorrt", tmp_path)
     job = engine_job(
-        toy_part, samples, source, tmp_path / "engine", library="tensorrt", options=options, precision="fp32"
+        toy_part,
+        samples,
+        source,
+        tmp_path / "engine",
+        scratch=tmp_path,
+        library="tensorrt",
+        options=options,
+        precision="fp32",
     )
     with pytest.raises(
         BuildError, match=r"2\.13\.0 cannot name .* install 2\.14 or newer, or build with --builder onnx"

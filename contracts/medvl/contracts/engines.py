@@ -63,7 +63,7 @@ class EngineRecord(_Value):
     profile: dict[str, tuple[int, int, int]]
     """Smallest, usual and largest length of every free axis."""
     graph_sha256: Sha256
-    """Of the graph that the engine was built from."""
+    """Over the SHA-256 of each file of the graph that the engine was built from, its weights included."""
 
 
 class EngineSet(_Value):

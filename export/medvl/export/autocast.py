@@ -24,7 +24,7 @@ EXTRA = "autocast"
 """Extra that brings it."""
 
 
-_MODULES = ("modelopt", "lief", "onnx_graphsurgeon", "onnxslim", "polygraphy")
+_MODULES = ("modelopt", "lief", "onnx_graphsurgeon", "onnxslim", "polygraphy", "pynvml")
 """What AutoCast imports besides this project's own libraries."""
 
 

@@ -262,7 +262,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     manifest = verify_repository(options.repository)
-    if not options.files_only:
+    if manifest.target == "tensorrt" and not options.files_only:
         require_machine(options.repository, manifest, this_machine())
     sys.stdout.write(f"{options.repository} holds its manifest: {manifest.checkpoint}, {len(manifest.files)} files\n")
 

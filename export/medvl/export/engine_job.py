@@ -6,6 +6,7 @@ hangs or grows is stopped.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medvl.contracts.engines import EngineBuilder, Precision
 from medvl.contracts.errors import BuildError
+from medvl.contracts.manifest import sha256_of
 from medvl.export.bounded import Limits, run_bounded
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
@@ -79,7 +81,7 @@ class EngineFacts(_Message):
     """What the process answers when it has written the engine."""
 
     graph_sha256: str
-    """Of the graph that the engine was built from, typed already."""
+    """Over the SHA-256 of the files that the engine was built from, typed already: :func:`graph_sha256`."""
     layers: int | None = None
     bindings: tuple[Binding, ...] | None = None
     """Of the network that was parsed; None where the builder does not show it."""
@@ -102,6 +104,19 @@ class Answer(_Message):
 
     facts: EngineFacts | None = None
     refusal: Refusal | None = None
+
+
+def graph_files(graph: Path) -> list[Path]:
+    """Return the files of an ONNX graph: itself, and weights that stand beside it under its name with a suffix."""
+    return [graph, *sorted(graph.parent.glob(f"{graph.name}.*"))]
+
+
+def graph_sha256(graph: Path) -> str:
+    """Return the SHA-256 over the SHA-256 of every file of a graph."""
+    digest = hashlib.sha256()
+    for path in graph_files(graph):
+        digest.update(bytes.fromhex(sha256_of(path)))
+    return digest.hexdigest()
 
 
 def build_engine(job: EngineJob, limits: Limits) -> EngineFacts:

@@ -9,8 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from medvl.contracts.errors import BuildError
-from medvl.contracts.manifest import sha256_of
-from medvl.export.engine_job import Binding, EngineFacts, EngineJob
+from medvl.export.engine_job import Binding, EngineFacts, EngineJob, graph_sha256
 
 Trt = Any
 """The module ``tensorrt`` or ``tensorrt_rtx``, which this machine need not have."""
@@ -52,7 +51,7 @@ def parse_and_build(job: EngineJob, graph: Path) -> EngineFacts:
     if job.timing_cache:
         job.timing_cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
     return EngineFacts(
-        graph_sha256=sha256_of(graph),
+        graph_sha256=graph_sha256(graph),
         layers=network.num_layers,
         bindings=tuple(_bindings(network)),
         parse_s=parsed_s - started_s,

@@ -11,8 +11,7 @@ import torch
 from torch.export.passes import move_to_device_pass
 
 from medvl.contracts.errors import BuildError
-from medvl.contracts.manifest import sha256_of
-from medvl.export.engine_job import EngineFacts, EngineJob, InputShapes
+from medvl.export.engine_job import EngineFacts, EngineJob, InputShapes, graph_sha256
 from medvl.export.program import quiet
 
 NAMING_VERSION = "2.14"
@@ -50,7 +49,7 @@ def convert(job: EngineJob) -> EngineFacts:
         )
     build_s = perf_counter() - started_s
     job.engine.write_bytes(engine)
-    return EngineFacts(graph_sha256=sha256_of(job.source), build_s=build_s, engine_bytes=len(engine))
+    return EngineFacts(graph_sha256=graph_sha256(job.source), build_s=build_s, engine_bytes=len(engine))
 
 
 def _input(torch_tensorrt: Any, tensor: InputShapes) -> Any:  # noqa: ANN401 - torch_tensorrt.Input

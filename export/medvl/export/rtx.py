@@ -22,9 +22,8 @@ from medvl.contracts.errors import BuildError, InvalidRequest, ParityError, Setu
 from medvl.contracts.models import MODELS
 from medvl.contracts.pbtxt import MODEL_FILES
 from medvl.export.bounded import Limits
-from medvl.export.engine_job import EngineFacts, build_engine
+from medvl.export.engine_job import EngineFacts, build_engine, graph_files
 from medvl.export.engine_options import EngineOptions
-from medvl.export.onnx_builder import WEIGHTS_FILE
 from medvl.export.parts import Part, load_parts
 from medvl.export.presets import SPECS, resolve_checkpoint, resolve_spec
 from medvl.export.repository import version_folder
@@ -46,7 +45,7 @@ class Row(BaseModel):
 
     graph: str
     graph_bytes: int
-    """Of the FP32 graph."""
+    """Of the FP32 graph with its weights."""
     profile: dict[str, tuple[int, int, int]]
     """Smallest, usual and largest length of every free axis."""
     facts: EngineFacts | None = None
@@ -78,7 +77,7 @@ class Graphs:
     checkpoint: str
     parts: Sequence[Part]
     write: Callable[[Part, Samples, Path], Path]
-    """Puts the graph of a part into a folder and returns its path."""
+    """Returns the graph of a part, written into a folder unless it is there already."""
 
 
 def exported_graphs(name: str, models: Sequence[str] | None = None) -> Graphs:
@@ -112,10 +111,9 @@ def repository_graphs(repository: Path, models: Sequence[str] | None = None) -> 
     """Return the graphs of a repository that was built for the CPU; raises as :func:`exported_graphs`."""
     checkpoint: Checkpoint = load_checkpoint(repository)
 
-    def stored(part: Part, _: Samples, folder: Path) -> Path:
-        for file in (MODEL_FILES["cpu"], WEIGHTS_FILE):
-            (folder / file).symlink_to(version_folder(repository.absolute(), part.model.name) / file)
-        return folder / MODEL_FILES["cpu"]
+    def stored(part: Part, _: Samples, __: Path) -> Path:
+        # Not linked to: onnx takes no weights that are a link.
+        return version_folder(repository, part.model.name) / MODEL_FILES["cpu"]
 
     return Graphs(checkpoint.name, _chosen(_parts(Modules.shapes(checkpoint)), models), stored)
 
@@ -171,11 +169,18 @@ def _row(graphs: Graphs, part: Part, samples: Samples, options: EngineOptions, f
     source = graphs.write(part, samples, folder)
     row = Row(
         graph=part.model.name,
-        graph_bytes=source.stat().st_size,
+        graph_bytes=sum(path.stat().st_size for path in graph_files(source)),
         profile={axis: (r.smallest, r.usual, r.largest) for axis, r in part.ranges.items()},
     )
     job = engine_job(
-        part, samples, source, folder / "engine", library="tensorrt_rtx", options=options, precision=options.precision
+        part,
+        samples,
+        source,
+        folder / "engine",
+        scratch=folder,
+        library="tensorrt_rtx",
+        options=options,
+        precision=options.precision,
     )
     try:
         facts = build_engine(job, Limits(options.time_limit_s, options.memory_limit_gib))

@@ -70,6 +70,7 @@ class TensorRtBuilder:
     precision: Precision
     fallback: TensorRtBuilder | None
     engines: dict[str, EngineRecord] = field(default_factory=dict)
+    library: Library = "tensorrt"
 
     def build(self, part: Part, samples: Samples, folder: Path) -> Path:
         """Build a part's engine in a process of its own and write it.
@@ -82,10 +83,18 @@ class TensorRtBuilder:
             When the parser found other tensors in the graph than the contract's.
         """
         path = folder / MODEL_FILES["tensorrt"]
-        with tempfile.TemporaryDirectory() as scratch:
-            source = write_source(part, samples, self.options.builder, Path(scratch))
+        with tempfile.TemporaryDirectory() as temporary:
+            scratch = Path(temporary)
+            source = write_source(part, samples, self.options.builder, scratch)
             job = engine_job(
-                part, samples, source, path, library="tensorrt", options=self.options, precision=self.precision
+                part,
+                samples,
+                source,
+                path,
+                scratch=scratch,
+                library=self.library,
+                options=self.options,
+                precision=self.precision,
             ).model_copy(update={"timing_cache": self.timing_cache})
             facts = build_engine(job, Limits(self.options.time_limit_s, self.options.memory_limit_gib))
         check_facts(part, facts)
@@ -129,6 +138,7 @@ def engine_job(
     source: Path,
     engine: Path,
     *,
+    scratch: Path,
     library: Library,
     options: EngineOptions,
     precision: Precision,
@@ -140,9 +150,11 @@ def engine_job(
     part
         Gives names, types and the profile.
     samples
-        Gives the values that FP16 has to hold; they are written beside ``source``.
+        Gives the values that FP16 has to hold.
     source, engine
         What :func:`write_source` wrote, and the file to write.
+    scratch
+        Folder for those values, which has to last as long as the job.
     library
         The module that builds.
     options
@@ -152,7 +164,7 @@ def engine_job(
     """
     calibration = None
     if precision == "fp16":
-        calibration = source.with_name("calibration.npz")
+        calibration = scratch / "calibration.npz"
         arrays: dict[str, Any] = samples.draw(part.model, part.cases[0])
         np.savez(calibration, **arrays)
     return EngineJob(
