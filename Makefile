@@ -25,7 +25,7 @@ demo: setup ## Serve a CT series: report, answer, masks in build/demo (SERIES=fo
 test: lint ## Check and test everything
 	$(BIN)/python -m pytest
 
-test-real-size: setup ## Test networks at full size: half an hour, 8 GB of memory
+test-real-size: setup ## Export, gate and serve the networks at full size; print what each step takes
 	$(BIN)/python -m pytest -m real_size
 
 lint: setup ## Check style, types and layers

@@ -7,7 +7,12 @@ import torch
 
 from medvl.contracts.models import Kind, ModelSpec
 from medvl.contracts.tensors import DType, TensorSpec
+from medvl.export import builders, networks, parts
+from medvl.export.engine_options import EngineOptions
+from medvl.export.fresh import here
+from medvl.export.networks import build_networks
 from medvl.export.parts import Part
+from medvl.export.steps import Making
 
 TOY = ModelSpec(
     "toy",
@@ -44,3 +49,20 @@ def toy_part() -> Part:
     """A part of the toy model with seeded weights."""
     torch.manual_seed(0)
     return Part(TOY, Toy().eval(), {"C": 3, "f_4": 8})
+
+
+@pytest.fixture
+def build_toy(monkeypatch, toy_part, tmp_path):
+    """Builds the toy network with a builder, in this process; returns what was built and the lines that told of it."""
+
+    def run(builder):
+        monkeypatch.setattr(networks, "fresh", here)
+        monkeypatch.setattr(parts, "load_parts", lambda _: [toy_part])
+        monkeypatch.setattr(builders, "builder_for", lambda *_: builder)
+        work, out, lines = tmp_path / "work", tmp_path / "out", []
+        work.mkdir(exist_ok=True)
+        out.mkdir()
+        making = Making(tmp_path, "cpu", EngineOptions(), tmp_path / "cache")
+        return build_networks(making, work, lambda _: out, lines.append), lines
+
+    return run

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -14,11 +20,12 @@ from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from medvl.contracts.errors import BuildError, ParityError, SetupError
 from medvl.contracts.manifest import MANIFEST_FILE, PARITY_FILE, load_manifest, verify_repository
 from medvl.contracts.models import MODELS, Kind
-from medvl.export import builders, parts
+from medvl.export import builders, networks, parts
 from medvl.export.bounded import Limits
 from medvl.export.build import build_repository
 from medvl.export.engine_job import build_engine
 from medvl.export.engine_options import EngineOptions
+from medvl.export.fresh import Cost, fresh, here
 from medvl.export.gates import FP32_GATE
 from medvl.export.onnx_builder import OnnxBuilder
 from medvl.export.tensorrt_builder import engine_job
@@ -28,6 +35,7 @@ from medvl.export.tensorrt_builder import engine_job
 def one_part(monkeypatch, toy_part):
     """Builds take a second: the networks are one toy network, in the place of a real one."""
     part = replace(toy_part, model=replace(toy_part.model, name="projector"))
+    monkeypatch.setattr(networks, "fresh", here)
     monkeypatch.setattr(parts, "load_parts", lambda _: [part])
 
 
@@ -89,6 +97,9 @@ def test_a_repository_is_whole(phantom_repository, phantom_checkpoint):
         assert (folder / "config.pbtxt").is_file()
         assert (folder / "1").is_dir()
         assert (folder / "1" / "model.onnx").is_file() == (model.kind is Kind.NETWORK)
+        if model.kind is Kind.NETWORK:  # the graph is small whatever the network's size
+            assert (folder / "1" / "model.onnx").stat().st_size < 500_000
+            assert (folder / "1" / "model.onnx.data").stat().st_size > 500_000
         assert (folder / "1" / "model.py").is_file() == (model.kind is Kind.PYTHON)
     assert (phantom_repository / "models" / "llm" / "1" / "llm" / "config.json").is_file()
     text = (phantom_checkpoint / CHECKPOINT_FILE).read_text()
@@ -131,7 +142,7 @@ def test_builds_are_reproducible(phantom_checkpoint, tmp_path):
 @pytest.mark.usefixtures("one_part")
 @pytest.mark.parametrize(("builder", "error"), [(Breaking, OSError), (Lying, ParityError), (Refused, BuildError)])
 def test_a_failed_build_leaves_the_old_repository(monkeypatch, phantom_checkpoint, tmp_path, builder, error):
-    """Neither a refused part nor a crash touches what stands there, and nothing is left beside it."""
+    """Neither a refused part nor a crash touches what stands there; beside it is what a next build goes on from."""
     out = tmp_path / "repository"
     build(phantom_checkpoint, out)
     old = content(out)
@@ -140,7 +151,9 @@ def test_a_failed_build_leaves_the_old_repository(monkeypatch, phantom_checkpoin
     with pytest.raises(error):
         build(phantom_checkpoint, out)
     assert content(out) == old
-    assert {p.name for p in tmp_path.iterdir()} == {"repository", ".repository.lock"}
+    beside = {".repository.lock", ".repository.build.json", ".repository.work"}
+    assert {p.name for p in tmp_path.iterdir()} == {"repository", *beside}
+    assert [p.name for p in (tmp_path / ".repository.work").iterdir()] == ["inputs"]
 
 
 @pytest.mark.usefixtures("one_part")
@@ -150,6 +163,97 @@ def test_a_failed_first_build_leaves_nothing(monkeypatch, phantom_checkpoint, tm
     with pytest.raises(ParityError, match="nothing was installed"):
         build(phantom_checkpoint, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
+
+
+def test_a_build_goes_on_behind_what_was_finished(monkeypatch, toy_part, phantom_checkpoint, tmp_path):
+    """A part that passed its gate is not built again, and takes no second step; what came of it is the same."""
+    first, second = (replace(toy_part, model=replace(toy_part.model, name=n)) for n in ("vision_encoder", "projector"))
+    monkeypatch.setattr(networks, "fresh", here)
+    monkeypatch.setattr(parts, "load_parts", lambda _: [first, second])
+    whole = build(phantom_checkpoint, tmp_path / "whole")
+    out = tmp_path / "repository"
+
+    class Once(OnnxBuilder):
+        """Dies at the second part."""
+
+        def build(self, part, samples, folder):
+            if part.model.name == "projector":
+                raise OSError("killed")
+            return super().build(part, samples, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builders, "builder_for", lambda *_: Once())
+        with pytest.raises(OSError, match="killed"):
+            build(phantom_checkpoint, out)
+    result = build(phantom_checkpoint, out)
+    assert [(s.part, s.kind) for s in result.steps] == [("projector", "build"), ("projector", "compare")]
+    assert content(out) == content(tmp_path / "whole")
+    assert len(whole.steps) == 4
+    assert not (tmp_path / ".repository.work").exists()
+
+
+def test_weights_of_the_language_model_are_linked(phantom_repository, phantom_checkpoint):
+    """Seven billion of them are not written twice; what an editor changes in place is a file of its own."""
+    names = ("llm/model.safetensors", "llm/config.json")
+    served, own = (
+        [(folder / name).stat().st_ino for name in names]
+        for folder in (phantom_repository / "models" / "llm" / "1", phantom_checkpoint)
+    )
+    assert served[0] == own[0]
+    assert served[1] != own[1]
+
+
+def fill(megabytes):
+    """Take so much memory, in a process that has nothing else to do."""
+    return len(bytearray(b"x") * (megabytes * 10**6))
+
+
+def refuse(sentence):
+    raise SetupError(sentence)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_step_tells_what_it_took():
+    """Memory above what the process had at its beginning, and time."""
+    done = fresh(fill, 200)
+    assert done.value == 200 * 10**6
+    assert isinstance(done.cost, Cost)
+    assert 190e6 < done.cost.peak_bytes < 320e6
+    assert fresh(fill, 1).cost.peak_bytes < 100e6
+
+
+def test_a_step_that_ends_badly_is_an_error():
+    """Its own, or one that says that the process was killed."""
+    with pytest.raises(SetupError, match=r"^no room$"):
+        fresh(refuse, "no room")
+    with pytest.raises(SetupError, match=r"kill ended with status -9"):
+        fresh(kill)
+
+
+def wait(path):
+    path.write_text(str(os.getpid()))
+    threading.Event().wait()
+
+
+def test_a_step_ends_with_who_asked(tmp_path):
+    """A build that is killed leaves no process at work."""
+    told = tmp_path / "pid"
+    code = (
+        "from pathlib import Path; from medvl.export.fresh import fresh; import tests.export.test_build as t; "
+        f"fresh(t.wait, Path({str(told)!r}))"
+    )
+    build = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    while not (told.is_file() and told.read_text()):
+        assert build.poll() is None
+        time.sleep(0.1)
+    step = psutil.Process(int(told.read_text()))
+    build.kill()
+    build.wait()
+    step.wait(10.0)
+    assert not step.is_running()
 
 
 @pytest.mark.usefixtures("one_part")

@@ -8,11 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from medvl.export.check_engine import case_mismatch
 from medvl.export.gates import LANGUAGE_GATES
 from medvl.export.importing.importer import import_checkpoint
+from medvl.export.quantise import write_int8
 from medvl.serving.language_parity import LanguageCase, Spoken
 
 from . import public_files
@@ -46,8 +48,8 @@ def test_other_states_are_named():
     assert "of cosine 0.999 to transformers', found nan" in judge(Spoken(text, STATES * np.nan), dtype="float16")
 
 
-def check(folder):
-    command = [sys.executable, "-m", "medvl.export.cli", "check", "--vllm", str(folder)]
+def check(folder, *options):
+    command = [sys.executable, "-m", "medvl.export.cli", "check", "--vllm", str(folder), *map(str, options)]
     environment = os.environ | {"MEDVL_LLM_KV_CACHE_BYTES": str(64 * 2**20)}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -57,6 +59,21 @@ def check(folder):
 def test_vllm_answers_as_transformers_on_the_phantom_checkpoint(phantom_checkpoint):
     """Greedy words and the states of [SEG], free and forced, from the weights that ship."""
     done = check(phantom_checkpoint)
+    assert (done.returncode, done.stdout) == (0, f"{phantom_checkpoint} holds the contract\n"), done.stderr
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_vllm_answers_from_int8(phantom_checkpoint, tmp_path):
+    """A quarter of the linear layers' bytes, the same words of a given answer, states of [SEG] behind a gate."""
+    quantised = tmp_path / "int8"
+    quantised.mkdir()
+    write_int8(phantom_checkpoint, quantised)
+    tensors = load_file(quantised / "model.safetensors")
+    linear = [name for name in tensors if name.endswith("_proj.weight")]
+    assert len(linear) == 6 * 7
+    assert all(tensors[name].dtype == torch.int8 for name in linear)
+    done = check(phantom_checkpoint, "--quantised", quantised)
     assert (done.returncode, done.stdout) == (0, f"{phantom_checkpoint} holds the contract\n"), done.stderr
 
 

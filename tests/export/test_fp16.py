@@ -8,14 +8,7 @@ import pytest
 from medvl.contracts.errors import BuildError
 from medvl.export.autocast import to_fp16
 from medvl.export.gates import FP16_GATE, FP32_GATE
-from medvl.export.networks import build_networks
 from medvl.export.onnx_builder import OnnxBuilder
-
-
-def build(part, builder, folder):
-    lines = []
-    report = build_networks([part], builder, "cpu", lambda _: folder, lines.append)
-    return report, lines
 
 
 class Fp16(OnnxBuilder):
@@ -52,9 +45,10 @@ class Overflowing(Fp16):
         return lambda inputs: {name: np.where(a == a.max(), np.inf, a) for name, a in run(inputs).items()}
 
 
-def test_fp16_holds_a_gate_of_its_own(toy_part, tmp_path):
+def test_fp16_holds_a_gate_of_its_own(build_toy):
     """AutoCast's graph is not FP32's, takes the contract's types at every size, and is said to be FP16."""
-    report, (line,) = build(toy_part, Fp16(), tmp_path)
+    built, (line,) = build_toy(Fp16())
+    report = built.report
     parity = report.parts["toy"]
     assert (parity.precision, parity.refused) == ("fp16", None)
     assert 1e-5 < parity.max_abs < 0.1
@@ -69,9 +63,10 @@ def test_fp16_holds_a_gate_of_its_own(toy_part, tmp_path):
         (Overflowing(), "fp16: The part toy disagrees with the torch reference in mask_logits at P 1, batch 1: cosine"),
     ],
 )
-def test_what_fp16_cannot_hold_is_built_in_fp32(toy_part, tmp_path, builder, reason):
+def test_what_fp16_cannot_hold_is_built_in_fp32(build_toy, builder, reason):
     """The report and the line say why; the file is the FP32 one and held the FP32 gate."""
-    report, (line,) = build(toy_part, builder, tmp_path)
+    built, (line,) = build_toy(builder)
+    report = built.report
     parity = report.parts["toy"]
     assert parity.precision == "fp32"
     assert parity.refused.startswith(reason)

@@ -8,8 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from medvl.contracts.errors import ParityError
-from medvl.export.networks import build_networks
-from medvl.export.onnx_builder import OPSET, OnnxBuilder
+from medvl.export.onnx_builder import OPSET, WEIGHTS_FILE, OnnxBuilder
 from medvl.export.samples import Samples
 
 
@@ -28,15 +27,10 @@ class Tampering(OnnxBuilder):
         return path
 
 
-def build(part, builder, folder):
-    lines = []
-    report = build_networks([part], builder, "cpu", lambda _: folder, lines.append)
-    return report, lines
-
-
-def test_a_part_that_agrees_passes(toy_part, tmp_path):
+def test_a_part_that_agrees_passes(build_toy):
     """The report holds every output at every size, and one line tells the numbers."""
-    report, (line,) = build(toy_part, OnnxBuilder(), tmp_path)
+    built, (line,) = build_toy(OnnxBuilder())
+    report = built.report
     cases = report.parts["toy"].cases
     assert [c.sizes for c in cases] == [{"P": 1, "batch": 1}, {"P": 4, "batch": 2}, {"P": 5, "batch": 3}]
     assert all(c.outputs.keys() == {"mask_logits", "score"} for c in cases)
@@ -45,10 +39,16 @@ def test_a_part_that_agrees_passes(toy_part, tmp_path):
     assert line.startswith("toy")
 
 
-def test_one_changed_weight_is_refused(toy_part, tmp_path):
+def test_one_changed_weight_is_refused(build_toy):
     """The sentence names the part, the output, the sizes and the number."""
     with pytest.raises(ParityError, match=r"toy disagrees .* in mask_logits at P 1, batch 1: largest difference 0\.00"):
-        build(toy_part, Tampering(), tmp_path)
+        build_toy(Tampering())
+
+
+def test_weights_stand_beside_the_graph(build_toy, tmp_path):
+    """What is served is the two files, and nothing else of what a build keeps."""
+    build_toy(OnnxBuilder())
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"model.onnx", WEIGHTS_FILE}
 
 
 def test_the_graph_speaks_the_contract(toy_part, tmp_path):

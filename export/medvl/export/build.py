@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medvl.contracts.checkpoint import load_checkpoint
 from medvl.contracts.engines import EngineRecord, EngineSet, this_machine
 from medvl.contracts.errors import CheckpointError, SetupError
-from medvl.contracts.manifest import Manifest, Target, record_files, verify_repository
+from medvl.contracts.manifest import Manifest, Target, files_of, load_manifest, record_files, verify_repository
 from medvl.export.engine_options import EngineOptions
 from medvl.export.fingerprint import inputs_digest, tool_versions
 from medvl.export.folders import locked, replacement, sibling
+from medvl.export.fresh import fresh
 from medvl.export.presets import PRESETS
 from medvl.export.repository import refuse_foreign, version_folder, write_skeleton
+
+if TYPE_CHECKING:
+    from medvl.export.networks import Step
+    from medvl.export.steps import Making
 
 Progress = Callable[[str], None]
 
@@ -28,6 +36,8 @@ class BuildResult:
     manifest: Manifest
     built: bool
     """False when it was there already, made from the same inputs."""
+    steps: tuple[Step, ...] = ()
+    """What was done for the networks, and what it cost; less where an earlier build ended in the middle."""
 
 
 def build_repository(
@@ -66,42 +76,52 @@ def build_repository(
         if manifest := _current(out, inputs):
             return BuildResult(out, manifest, built=False)
         refuse_foreign(out)
+        work = _work_folder(out, inputs)
         with replacement(out) as staging:
-            cache = sibling(out, "timing-cache")
-            manifest = _fill(staging, folder, target, inputs, progress, options=options, timing_cache=cache)
-    return BuildResult(out, manifest, built=True)
+            from medvl.export.steps import Making  # noqa: PLC0415 - a build with nothing to do must not wait for torch
+
+            making = Making(folder, target, options, sibling(out, "timing-cache"))
+            manifest, steps = _fill(staging, making, inputs, work, progress)
+        shutil.rmtree(work)
+        _Stamp(out).write()
+    return BuildResult(out, manifest, built=True, steps=steps)
 
 
 def _current(out: Path, inputs: str) -> Manifest | None:
     """Return the manifest of a repository that is whole and made from these inputs."""
+    stamp = _Stamp(out)
     try:
-        manifest = verify_repository(out)
+        # Gigabytes are hashed where a size or a time of change is not what it was; a server's host hashes them always.
+        manifest = load_manifest(out) if stamp.holds() else verify_repository(out)
     except CheckpointError:
         return None
+    stamp.write()
     return manifest if manifest.inputs == inputs else None
 
 
-def _fill(
-    staging: Path,
-    folder: Path,
-    target: Target,
-    inputs: str,
-    progress: Progress,
-    *,
-    options: EngineOptions,
-    timing_cache: Path,
-) -> Manifest:
-    # A build with nothing to do must not wait for torch.
-    from medvl.export.builders import builder_for  # noqa: PLC0415
-    from medvl.export.check import require  # noqa: PLC0415
-    from medvl.export.networks import build_networks  # noqa: PLC0415
-    from medvl.export.parts import load_parts  # noqa: PLC0415
+def _work_folder(out: Path, inputs: str) -> Path:
+    """Return the folder of the parts that an earlier build of these inputs has finished, or an empty one."""
+    work = sibling(out, "work")
+    told = work / "inputs"
+    if not told.is_file() or told.read_text("utf-8") != inputs:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        told.write_text(inputs, "utf-8")
+    return work
 
-    builder = builder_for(target, options, timing_cache)
-    checkpoint = require(folder)
+
+def _fill(
+    staging: Path, making: Making, inputs: str, work: Path, progress: Progress
+) -> tuple[Manifest, tuple[Step, ...]]:
+    from medvl.export import steps  # noqa: PLC0415 - brings torch
+    from medvl.export.networks import build_networks  # noqa: PLC0415
+
+    folder, target, options = making.folder, making.target, making.options
+    fresh(steps.check_checkpoint, folder)
     write_skeleton(staging, folder)
-    report = build_networks(load_parts(folder), builder, target, partial(version_folder, staging), progress)
-    report.write(staging)
+    built = build_networks(making, work, partial(version_folder, staging), progress)
+    built.report.write(staging)
+    checkpoint = load_checkpoint(folder)
     manifest = Manifest(
         checkpoint=checkpoint.name,
         checkpoint_digest=checkpoint.digest,
@@ -110,10 +130,10 @@ def _fill(
         inputs=inputs,
         versions=tool_versions(target, options),
         files=record_files(staging),
-        engines=_engine_set(builder.engines, folder, options) if target == "tensorrt" else None,
+        engines=_engine_set(built.engines, folder, options) if target == "tensorrt" else None,
     )
     manifest.write(staging)
-    return manifest
+    return manifest, built.steps
 
 
 def _engine_set(engines: Mapping[str, EngineRecord], folder: Path, options: EngineOptions) -> EngineSet:
@@ -132,3 +152,25 @@ def _engine_set(engines: Mapping[str, EngineRecord], folder: Path, options: Engi
         checkpoint=next((name for name, path in PRESETS.items() if path == folder), str(folder.absolute())),
         engines=dict(engines),
     )
+
+
+class _Stamp:
+    """The file beside a repository that says how its files looked when they were proven last."""
+
+    def __init__(self, repository: Path) -> None:
+        self._repository, self._path = repository, sibling(repository, "build.json")
+
+    def holds(self) -> bool:
+        """Return whether no file has another size or time of change since."""
+        try:
+            stamp = json.loads(self._path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(stamp == self._files())
+
+    def write(self) -> None:
+        self._path.write_text(json.dumps(self._files()) + "\n", "utf-8")
+
+    def _files(self) -> dict[str, list[int]]:
+        states = {name: path.stat() for name, path in files_of(self._repository).items()}
+        return {name: [s.st_size, s.st_mtime_ns] for name, s in states.items()}

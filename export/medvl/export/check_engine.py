@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from medvl.contracts.checkpoint import LANGUAGE_FOLDER, Checkpoint
-from medvl.export.gates import LANGUAGE_GATES, LanguageGate, compare
+from medvl.export.gates import LANGUAGE_GATES, QUANTISED_GATE, LanguageGate, compare
 from medvl.serving.language_parity import LanguageCase, compare_language
 
 
-def engine_mismatches(folder: Path, checkpoint: Checkpoint) -> Iterator[str]:
+def engine_mismatches(folder: Path, checkpoint: Checkpoint, quantised: Path | None = None) -> Iterator[str]:
     """Yield a line for every prompt whose served answer is not the reference's.
 
     Parameters
     ----------
     folder
         A checkpoint folder that holds the contract.
+    quantised
+        Folder with its language model in fewer bits, to be read in its place; the gate is a wider one.
     """
-    gate = LANGUAGE_GATES[checkpoint.language.dtype]
-    for case in compare_language(folder, checkpoint):
+    gate = QUANTISED_GATE if quantised else LANGUAGE_GATES[checkpoint.language.dtype]
+    for case in compare_language(folder, checkpoint, quantised):
         if reason := case_mismatch(case, gate):
             kind = "free" if case.free else "forced"
             yield f"{LANGUAGE_FOLDER}: {kind} answer to {case.prompt!r:.60}: {reason}"

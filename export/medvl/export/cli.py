@@ -6,13 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from medvl.contracts.engines import EngineBuilder, Precision, this_machine
-from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, SetupError
+from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, ParityError, SetupError
 from medvl.contracts.manifest import Target, require_machine, verify_repository
 from medvl.export.engine_options import EngineOptions
 from medvl.export.folders import locked, replacement
@@ -45,10 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(commands.add_parser("import", help="make a checkpoint folder of public weights"))
     _add_spec(commands.add_parser("spec", help="print what a checkpoint has to be told, to be edited"))
     _add_check(commands.add_parser("check", help="prove a checkpoint folder against the contract"))
+    _add_quantise(commands.add_parser("quantise", help="write the language model of a checkpoint in INT8"))
     _add_verify(commands.add_parser("verify", help="prove a repository against its manifest"))
     _add_phantom(commands.add_parser("phantom", help="write procedural CT series with label map and truth"))
     _add_train(commands.add_parser("train-phantom", help="train the phantom checkpoint, in pieces as long as you like"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a checkpoint on phantoms that no training has seen"))
+    _add_ladder(commands.add_parser("ladder", help="compare every part in every precision that this machine has"))
     return parser
 
 
@@ -103,6 +105,7 @@ def _build(options: argparse.Namespace) -> None:
             "trained": result.manifest.trained,
             "target": result.manifest.target,
             "built": result.built,
+            "steps": [asdict(step) for step in result.steps],
         }
         sys.stdout.write(json.dumps(fields) + "\n")
     else:
@@ -197,9 +200,14 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="checkpoint folder")
     parser.add_argument("--json", action="store_true", help="print the mismatches as JSON")
     parser.add_argument("--vllm", action="store_true", help="also prove that vLLM answers as transformers does")
+    parser.add_argument(
+        "--quantised", type=Path, metavar="FOLDER", help="with --vllm: language model that vLLM reads in its place"
+    )
 
 
 def _check(options: argparse.Namespace) -> None:
+    if options.quantised and not (options.vllm and (options.quantised / "config.json").is_file()):
+        raise InvalidRequest("--quantised names a transformers folder that vLLM is to read: give --vllm with it.")
     if options.vllm:
         from medvl.serving.engine_settings import prepare_process
 
@@ -208,7 +216,7 @@ def _check(options: argparse.Namespace) -> None:
 
     lines = mismatches(options.folder)
     if options.vllm and not lines:
-        lines = _engine_lines(options.folder)
+        lines = _engine_lines(options.folder, options.quantised)
     if options.json:
         sys.stdout.write(json.dumps({"mismatches": lines}) + "\n")
     if lines:
@@ -217,15 +225,33 @@ def _check(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{options.folder} holds the contract\n")
 
 
-def _engine_lines(folder: Path) -> list[str]:
+def _engine_lines(folder: Path, quantised: Path | None) -> list[str]:
     from medvl.export.check_engine import engine_mismatches
 
     try:
-        return list(engine_mismatches(folder, load_checkpoint(folder)))
+        return list(engine_mismatches(folder, load_checkpoint(folder), quantised))
     except ModuleNotFoundError as error:
         raise SetupError(
             f"The package {error.name} is not installed on this machine: pip install 'medvl-sam2[serving]'."
         ) from None
+
+
+def _add_quantise(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_quantise)
+    presets = ", ".join(PRESETS)
+    parser.add_argument("--checkpoint", required=True, metavar="FOLDER|PRESET", help=f"folder, or one of: {presets}")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="transformers folder to make")
+
+
+def _quantise(options: argparse.Namespace) -> None:
+    from medvl.export.quantise import write_int8
+
+    out = options.out.absolute()
+    if out.exists():
+        raise SetupError(f"{out} exists already: name another folder with --out.")
+    with locked(out), replacement(out) as staging:
+        write_int8(resolve_checkpoint(options.checkpoint), staging)
+    sys.stdout.write(f"{options.out} written\n")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -376,6 +402,36 @@ def _evaluate(options: argparse.Namespace) -> None:
         markdown=options.markdown,
     )
     sys.stdout.write(run(settings, _progress))
+
+
+def _add_ladder(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_ladder)
+    add = parser.add_argument
+    presets = ", ".join(PRESETS)
+    add("--checkpoint", required=True, metavar="FOLDER|PRESET", help=f"folder, or one of: {presets}")
+    add("--repository", required=True, type=Path, metavar="FOLDER", help="built from it for the CPU")
+    add("--cases", type=int, default=4, metavar="N", help="phantoms whose masks are compared (4)")
+    add("--seed", type=int, default=0, help="of the first of them; those of training are refused (0)")
+    add("--json", type=Path, metavar="FILE", help="write every figure there")
+    add("--markdown", action="store_true", help="print the table in Markdown")
+
+
+def _ladder(options: argparse.Namespace) -> None:
+    import torch
+
+    from medvl.evaluation.ladder import measure_ladder
+    from medvl.evaluation.table import markdown, plain
+    from medvl.export.rungs import RUNGS
+
+    torch.set_num_threads(1)
+    folder = resolve_checkpoint(options.checkpoint)
+    ladder = measure_ladder(folder, options.repository, options.cases, options.seed, _progress)
+    if options.json:
+        options.json.write_text(json.dumps(ladder.values(), indent=2) + "\n", "utf-8")
+    sys.stdout.write(ladder.table(markdown if options.markdown else plain))
+    # What this checkpoint is served with has to hold; the others are told about.
+    if lines := [f"{row.part}: {row.broken}" for row in ladder.rows if row.broken and row.rung == RUNGS[0].name]:
+        raise ParityError("\n".join(lines))
 
 
 def _progress(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,3 +45,11 @@ def replacement(folder: Path) -> Iterator[Path]:
 def sibling(folder: Path, role: str) -> Path:
     """Return the file or folder beside one that plays a role for it."""
     return folder.with_name(f".{folder.name}.{role}")
+
+
+def link(path: Path, to: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot; neither is to be changed in place then."""
+    try:
+        os.link(path.resolve(), to)
+    except OSError:
+        shutil.copyfile(path, to)

@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from tempfile import mkdtemp
 
+from pydantic import BaseModel, ConfigDict
+
+from medvl.contracts.engines import EngineRecord, Precision
 from medvl.contracts.errors import BuildError, ParityError
-from medvl.contracts.manifest import Target
-from medvl.export.builders import Builder
+from medvl.export import steps
+from medvl.export.folders import link
+from medvl.export.fresh import Cost, fresh
 from medvl.export.gates import GATES
-from medvl.export.parity import ParityReport, PartParity, gate_part
-from medvl.export.parts import Part
-from medvl.export.samples import Samples
+from medvl.export.parity import ParityReport, PartParity
+from medvl.export.steps import Making
 
-SAMPLE_SEED = 0
-"""Seed of the inputs that parts are traced with and compared on."""
+_DONE_FILE = "done.json"
+
+
+class _Part(BaseModel):
+    """:data:`_DONE_FILE`: a part that has passed its gate, told to a later build."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parity: PartParity
+    engine: EngineRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a build."""
+
+    part: str
+    kind: str
+    """``build`` or ``compare``."""
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks that passed their gates."""
+
+    report: ParityReport
+    engines: dict[str, EngineRecord]
+    """By model, where its file is an engine."""
+    steps: tuple[Step, ...]
+    """Those that were not done already."""
 
 
 def build_networks(
-    parts: Iterable[Part],
-    builder: Builder,
-    target: Target,
-    folder_of: Callable[[str], Path],
-    progress: Callable[[str], None],
-) -> ParityReport:
-    """Build every part into its version folder.
+    making: Making, work: Path, folder_of: Callable[[str], Path], progress: Callable[[str], None]
+) -> Networks:
+    """Build every part of a checkpoint into its version folder.
 
     Parameters
     ----------
-    parts
-        In an order in which inputs that a part makes come after that part.
-    builder
-        The builder of the target.
-    target
-        Named in the report.
+    making
+        What is made of which checkpoint.
+    work
+        Folder of the parts that are done: a build that ended early goes on behind them.
     folder_of
         Returns the version folder of a model by name.
     progress
@@ -46,31 +74,73 @@ def build_networks(
         When a part disagrees with the torch reference; nothing after it is built.
     BuildError
         When the builder of the target refuses a part; as above.
+    SetupError
+        When this machine lacks what the target needs.
     """
-    samples = Samples(SAMPLE_SEED)
-    found = {}
-    for part in parts:
-        started_s = perf_counter()
-        path, parity = _first_that_holds(part, builder, samples, folder_of(part.model.name))
-        progress(_line(part, path, parity, perf_counter() - started_s))
-        found[part.model.name] = parity
-    gates = {parity.precision: GATES[parity.precision] for parity in found.values()}
-    return ParityReport(target=target, gates=gates, parts=found)
+    found: dict[str, _Part] = {}
+    taken: list[Step] = []
+    made: Path | None = None
+    plan = fresh(steps.plan, making).value
+    for name in plan.parts:
+        done = work / name
+        new = [] if done.is_dir() else _first_that_holds(making, name, plan.precisions, made, done)
+        made, found[name] = done / steps.MADE_FILE, _Part.model_validate_json((done / _DONE_FILE).read_bytes())
+        progress(_line(name, _files(done), found[name].parity, new))
+        for path in _files(done):
+            # They stay in the work folder, too, until all parts are there: another build may have to find them.
+            link(path, folder_of(name) / path.name)
+        taken += new
+    parities = {name: part.parity for name, part in found.items()}
+    gates = {parity.precision: GATES[parity.precision] for parity in parities.values()}
+    return Networks(
+        ParityReport(target=making.target, gates=gates, parts=parities),
+        {name: part.engine for name, part in found.items() if part.engine},
+        tuple(taken),
+    )
 
 
-def _first_that_holds(part: Part, builder: Builder, samples: Samples, folder: Path) -> tuple[Path, PartParity]:
-    """Build a part in the builder's precision, or where it cannot or breaks the gate, in that of its fallback."""
+def _first_that_holds(
+    making: Making, name: str, precisions: tuple[Precision, ...], made: Path | None, done: Path
+) -> list[Step]:
+    """Build a part in the first precision, or where it cannot or breaks the gate, in the next."""
+    first, *others = precisions
     try:
-        path = builder.build(part, samples, folder)
-        return path, gate_part(part, builder.load(part, path), samples, builder.precision)
+        return _build(making, name, first, made, done, refused=None)
     except (BuildError, ParityError) as error:
-        if builder.fallback is None:
+        if not others:
             raise
-        path, parity = _first_that_holds(part, builder.fallback, samples, folder)
-        return path, parity.model_copy(update={"refused": f"{builder.precision}: {error}"})
+        return _build(making, name, others[0], made, done, refused=f"{first}: {error}")
 
 
-def _line(part: Part, path: Path, parity: PartParity, elapsed_s: float) -> str:
-    numbers = f"largest difference {parity.max_abs:.1e}, cosine {parity.cosine:.7f}"
-    line = f"{part.model.name:20} {parity.precision}, {numbers}, {path.stat().st_size / 1e6:.1f} MB, {elapsed_s:.1f} s"
+def _build(
+    making: Making, name: str, precision: Precision, made: Path | None, done: Path, *, refused: str | None
+) -> list[Step]:
+    """Build and compare a part; its folder appears when both have succeeded."""
+    # A name of its own: the process of a build that was killed may still be writing.
+    staging = Path(mkdtemp(prefix=f".{name}.", dir=done.parent))
+    try:
+        built = fresh(steps.build_part, making, name, precision, made, staging)
+        path = staging / built.value.file
+        compared = fresh(steps.compare_part, making, name, precision, made, path)
+        part = _Part(parity=compared.value.model_copy(update={"refused": refused}), engine=built.value.engine)
+        (staging / _DONE_FILE).write_text(part.model_dump_json() + "\n", "utf-8")
+        staging.rename(done)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [Step(name, "build", built.cost), Step(name, "compare", compared.cost)]
+
+
+def _files(done: Path) -> list[Path]:
+    """Return what of a finished part is to be served."""
+    return sorted(p for p in done.iterdir() if p.name not in {_DONE_FILE, steps.MADE_FILE})
+
+
+def _line(name: str, files: list[Path], parity: PartParity, taken: list[Step]) -> str:
+    size_mb = sum(path.stat().st_size for path in files) / 1e6
+    line = (
+        f"{name:20} {parity.precision}, largest difference {parity.max_abs:.1e}, cosine {parity.cosine:.7f}, "
+        f"{size_mb:.1f} MB; "
+    )
+    costs = [f"{s.kind} {s.cost.elapsed_s:.1f} s with {s.cost.peak_bytes / 1e6:.0f} MB" for s in taken]
+    line += ", ".join(costs) or "was built before"
     return line if parity.refused is None else f"{line}; not {parity.refused}"

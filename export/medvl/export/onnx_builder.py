@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import onnx
+import onnx_ir
 import onnxruntime as ort
 import torch
 
@@ -22,6 +23,9 @@ from medvl.export.samples import Arrays, Samples
 
 OPSET = 20
 """Newest opset that the onnxruntime and the TensorRT parser of the serving images both read."""
+
+WEIGHTS_FILE = f"{MODEL_FILES['cpu']}.data"
+"""File beside the graph that holds its weights; onnxruntime maps it."""
 
 _ELEMENTS = {
     onnx.TensorProto.FLOAT: DType.FP32,
@@ -50,16 +54,18 @@ class OnnxBuilder:
                 opset_version=OPSET,
                 input_names=[s.name for s in part.model.inputs],
                 output_names=[s.name for s in part.model.outputs],
-                external_data=False,
                 verbose=False,
             )
         assert exported is not None
-        model = exported.model_proto
+        path = folder / MODEL_FILES["cpu"]
+        # Weights go from the checkpoint's mapped file to the graph's, one tensor after another. In the graph itself
+        # they would be in memory three times, and 2 GB at most.
+        onnx_ir.save(exported.model, path, external_data=WEIGHTS_FILE)
+        model = onnx.load(path, load_external_data=False)
         _name_axes(model.graph, part)
         canonicalise(model)
-        onnx.checker.check_model(model)
-        path = folder / MODEL_FILES["cpu"]
         path.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(path)
         return path
 
     def load(self, part: Part, path: Path) -> Runner:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +14,7 @@ from medvl.contracts.manifest import PARITY_FILE, Target
 from medvl.export.builders import Runner
 from medvl.export.gates import GATES, Gate, OutputParity, broken, compare
 from medvl.export.parts import Part
-from medvl.export.samples import Samples
+from medvl.export.samples import Arrays, Samples
 
 
 class CaseParity(BaseModel):
@@ -62,32 +64,46 @@ class ParityReport(BaseModel):
         (repository / PARITY_FILE).write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
 
 
-def gate_part(part: Part, run: Runner, samples: Samples, precision: Precision) -> PartParity:
-    """Compare a built part with the reference at every size; keep the reference's outputs as samples.
+@dataclass(frozen=True, slots=True)
+class ReferenceCase:
+    """What the torch reference says at one set of sizes."""
 
-    The gate is that of the precision.
+    sizes: dict[str, int]
+    inputs: Arrays
+    outputs: Arrays
+
+
+def references(part: Part, samples: Samples) -> list[ReferenceCase]:
+    """Run the reference at every size that a part is compared at; keep its outputs as samples."""
+    cases = []
+    for sizes in part.cases:
+        inputs = samples.draw(part.model, sizes)
+        outputs = part.reference(inputs)
+        samples.keep(outputs)
+        cases.append(ReferenceCase({axis: sizes[axis] for axis in part.ranges}, inputs, outputs))
+    return cases
+
+
+def gate_part(part: Part, run: Runner, cases: Sequence[ReferenceCase], precision: Precision) -> PartParity:
+    """Compare a built part with the reference at every size; the gate is that of the precision.
 
     Raises
     ------
     ParityError
         Naming the part, the output, the sizes and the number that breaks the gate.
     """
-    cases = tuple(_gate_case(part, run, samples, GATES[precision], sizes) for sizes in part.cases)
-    return PartParity(cases=cases, precision=precision)
+    gate = GATES[precision]
+    return PartParity(cases=tuple(_gate_case(part, run, case, gate) for case in cases), precision=precision)
 
 
-def _gate_case(part: Part, run: Runner, samples: Samples, gate: Gate, sizes: dict[str, int]) -> CaseParity:
-    inputs = samples.draw(part.model, sizes)
-    reference, found = part.reference(inputs), run(inputs)
-    dynamic = {axis: sizes[axis] for axis in part.ranges}
-    outputs = {}
-    for name, expected in reference.items():
+def _gate_case(part: Part, run: Runner, case: ReferenceCase, gate: Gate) -> CaseParity:
+    found, outputs = run(case.inputs), {}
+    for name, expected in case.outputs.items():
         outputs[name] = compare(name, expected, found[name])
         if reason := broken(outputs[name], gate):
-            at = ", ".join(f"{axis} {length}" for axis, length in dynamic.items())
+            at = ", ".join(f"{axis} {length}" for axis, length in case.sizes.items())
             raise ParityError(
                 f"The part {part.model.name} disagrees with the torch reference in {name} at {at}: {reason}; "
                 "nothing was installed."
             )
-    samples.keep(reference)
-    return CaseParity(sizes=dynamic, outputs=outputs)
+    return CaseParity(sizes=case.sizes, outputs=outputs)

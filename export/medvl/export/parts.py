@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,7 +63,8 @@ class Part:
         """Sizes to compare at: the smallest, the usual ones, and lengths that all differ."""
         ranges = self.ranges
         smallest = {axis: r.smallest for axis, r in ranges.items()}
-        usual = {axis: r.usual for axis, r in ranges.items()}
+        # Two rows prove the batch axis as well as eight, whose activations would be the largest of all.
+        usual = {axis: 2 if axis == BATCH else r.usual for axis, r in ranges.items()}
         uneven = {axis: _UNEVEN[axis] for axis in ranges}
         return [dict(self.static) | sizes for sizes in (smallest, usual, uneven)]
 
@@ -79,6 +80,10 @@ class Part:
         """Return the names of a tensor's dynamic axes by position."""
         ranges = self.ranges
         return {i: a for i, a in enumerate(self.axes(spec)) if isinstance(a, str) and a in ranges}
+
+    def without_weights(self) -> Part:
+        """Return the part without its module: names and lengths."""
+        return replace(self, module=nn.Identity())
 
     @torch.inference_mode()
     def reference(self, inputs: Arrays) -> Arrays:

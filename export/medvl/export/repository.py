@@ -9,8 +9,9 @@ import medvl.export
 from medvl.contracts import pbtxt
 from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER
 from medvl.contracts.errors import SetupError
-from medvl.contracts.manifest import MANIFEST_FILE, MODELS_FOLDER
+from medvl.contracts.manifest import MANIFEST_FILE, MODELS_FOLDER, files_of
 from medvl.contracts.models import MODELS
+from medvl.export.folders import link
 
 VERSION = "1"
 """Every model has one version: a new build is a new repository."""
@@ -41,6 +42,8 @@ def version_folder(repository: Path, model: str) -> Path:
 def write_skeleton(repository: Path, checkpoint: Path) -> None:
     """Write everything but the networks: configurations, entry points, ``checkpoint.json``, the language model.
 
+    The language model's weights are the checkpoint's own files under a second name, where the file system can do that.
+
     Parameters
     ----------
     repository
@@ -58,7 +61,17 @@ def write_skeleton(repository: Path, checkpoint: Path) -> None:
         entry_point = template / model / VERSION / "model.py"
         if entry_point.is_file():
             shutil.copyfile(entry_point, folder / entry_point.name)
-    shutil.copytree(checkpoint / LANGUAGE_FOLDER, version_folder(repository, "llm") / LANGUAGE_FOLDER)
+    _write_language(checkpoint / LANGUAGE_FOLDER, version_folder(repository, "llm") / LANGUAGE_FOLDER)
+
+
+def _write_language(source: Path, folder: Path) -> None:
+    """Link weights, which are gigabytes; copy the rest, which an editor may change in place."""
+    for name, path in files_of(source).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            link(path, folder / name)
+        else:
+            shutil.copyfile(path, folder / name)
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -24,11 +24,11 @@ from medvl.contracts.pbtxt import MODEL_FILES
 from medvl.export.bounded import Limits
 from medvl.export.engine_job import EngineFacts, build_engine, graph_files
 from medvl.export.engine_options import EngineOptions
-from medvl.export.networks import SAMPLE_SEED
 from medvl.export.parts import Part, load_parts
 from medvl.export.presets import SPECS, resolve_checkpoint, resolve_spec
 from medvl.export.repository import version_folder
 from medvl.export.samples import Samples
+from medvl.export.steps import SAMPLE_SEED
 from medvl.export.tensorrt_builder import check_facts, engine_job, write_source
 from medvl.network.modules import Modules
 

@@ -20,8 +20,16 @@ Arrays = dict[str, np.ndarray]
 
 _Draw = Callable[[np.random.Generator, tuple[int, ...], Sizes], np.ndarray]
 
+
+def _hu(rng: np.random.Generator, shape: tuple[int, ...], _: Sizes) -> np.ndarray:
+    """Return HU; in FP32 and in place, because a volume at full size is eight million of them."""
+    values = rng.standard_normal(shape, np.float32)
+    values *= 400.0
+    return values.clip(-1024, 3071, out=values)
+
+
 _DOMAINS: Mapping[str, _Draw] = {
-    "volume_hu": lambda rng, shape, _: rng.normal(0.0, 400.0, shape).clip(-1024, 3071),
+    "volume_hu": _hu,
     "window_hu": lambda rng, shape, _: np.add(rng.uniform(-400.0, 0.0, shape), [0.0, 800.0]),
     "slices": lambda rng, shape, _: rng.integers(0, 256, shape),
     "points": lambda rng, shape, sizes: rng.uniform(0.0, 4 * sizes["f_4"], shape),
@@ -44,7 +52,8 @@ class Samples:
     """
 
     seed: int
-    _made: Arrays = field(default_factory=dict)
+    made: Arrays = field(default_factory=dict)
+    """What :meth:`keep` was given."""
 
     def draw(self, model: ModelSpec, sizes: Sizes) -> Arrays:
         """Return the inputs of a model at given sizes; the same seed, model and sizes give the same values."""
@@ -53,7 +62,7 @@ class Samples:
 
     def keep(self, outputs: Arrays) -> None:
         """Remember a part's outputs, rows first, for the parts that take them."""
-        self._made |= outputs
+        self.made |= outputs
 
     @staticmethod
     def _shape(model: ModelSpec, spec: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
@@ -61,7 +70,7 @@ class Samples:
         return tuple(sizes[a] if isinstance(a, str) else a for a in axes)
 
     def _one(self, rng: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], sizes: Sizes) -> np.ndarray:
-        made = self._made.get(_SOURCES.get(spec.name, spec.name))
+        made = self.made.get(_SOURCES.get(spec.name, spec.name))
         if made is not None:
             rows = rng.integers(0, len(made), shape[: len(shape) - made.ndim + 1])
             return made[rows].astype(spec.dtype.numpy)

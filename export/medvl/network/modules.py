@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
 from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from medvl.contracts.checkpoint import PARTS, Checkpoint
 from medvl.contracts.errors import CheckpointError
@@ -54,16 +55,21 @@ class Modules:
     def load(cls, folder: Path, checkpoint: Checkpoint) -> Self:
         """Build the parts and load the weights of a checkpoint folder as FP32.
 
+        Weights that are FP32 in their file are mapped, not copied: what nobody uses is not read.
+
         Raises
         ------
         CheckpointError
             When a file does not hold exactly the tensors of its part.
         """
-        modules = cls.build(checkpoint)
+        with _Unfilled():
+            modules = cls.build(checkpoint)
         for name, module in modules.parts.items():
-            tensors = {key: tensor.float() for key, tensor in load_file(folder / f"{name}.safetensors").items()}
+            types = {key: tensor.dtype for key, tensor in module.state_dict().items()}
+            found = load_file(folder / f"{name}.safetensors")
+            tensors = {key: tensor.to(types.get(key, tensor.dtype)) for key, tensor in found.items()}
             try:
-                module.load_state_dict(tensors, strict=True)
+                module.load_state_dict(tensors, strict=True, assign=True)
             except RuntimeError:
                 raise CheckpointError(
                     f"{name}.safetensors: does not hold the tensors of its part: see medvl-export check."
@@ -127,6 +133,27 @@ class Modules:
             "C_8": channels // 8,
             "Cm": self.sam2.mem_dim,
         }
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves parameters as they are allocated, which costs neither time nor memory: a file will give their values."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401 - torch's own signature
+        kwargs = kwargs or {}
+        # torch.nn.init hands its tensor over by name, tensors' own methods theirs by position.
+        target = args[0] if args else kwargs.get("tensor")
+        if isinstance(target, nn.Parameter) and func.__name__ in _FILLS:
+            return target
+        return func(*args, **kwargs)
+
+
+_FILLS = frozenset(
+    {"constant_", "kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_"}
+    | {"xavier_normal_", "xavier_uniform_", "zeros_", "ones_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_"}
+)
+"""What :mod:`torch.nn.init` and its functions call on a tensor."""
 
 
 def feature_shapes(checkpoint: Checkpoint) -> tuple[TokenShape, TokenShape]:

@@ -54,13 +54,19 @@ class LanguageCase:
     reference: Spoken
 
 
-def compare_language(folder: Path, checkpoint: Checkpoint) -> list[LanguageCase]:
+QUANTISED_DTYPE = "bfloat16"
+"""Type of what a quantised folder leaves in floating point: vLLM's INT8 kernels take no FP32."""
+
+
+def compare_language(folder: Path, checkpoint: Checkpoint, quantised: Path | None = None) -> list[LanguageCase]:
     """Put every kind of prompt of a checkpoint to transformers, and to vLLM as Triton's model ``llm`` sets it up.
 
     Parameters
     ----------
     folder
         A checkpoint folder that holds the contract. ``MEDVL_LLM_`` variables set the engine up as they do in Triton.
+    quantised
+        Language model folder for vLLM to read in the place of the checkpoint's, whose answers it is to give.
 
     Raises
     ------
@@ -73,7 +79,7 @@ def compare_language(folder: Path, checkpoint: Checkpoint) -> list[LanguageCase]
     known = [_known(reference, checkpoint.language, *case) for case in zip(asked, vision, strict=True)]
     del reference  # seven billion weights need not be there twice
     builder = PromptBuilder(folder / LANGUAGE_FOLDER, checkpoint)
-    with _engine(folder, checkpoint) as engine:
+    with _engine(folder, checkpoint.language, quantised) as engine:
         work = [_ask(engine, builder, checkpoint.language, *case) for case in zip(asked, vision, strict=True)]
         served = [future.result() for future in [engine.submit(w) for w in work]]
     return [
@@ -122,12 +128,15 @@ async def _ask(
 
 
 @contextmanager
-def _engine(folder: Path, checkpoint: Checkpoint) -> Iterator[Engine]:
+def _engine(folder: Path, language: LanguageSpec, quantised: Path | None) -> Iterator[Engine]:
     from medvl.serving.engine import Engine
 
+    if quantised is not None:
+        language = language.model_copy(update={"dtype": QUANTISED_DTYPE})
     settings = Settings(VARIABLE_PREFIX, {})
     on_cpu = not torch.cuda.is_available()
-    engine = Engine(EngineSettings.read(folder / LANGUAGE_FOLDER, checkpoint.language, settings, on_cpu=on_cpu))
+    served = quantised or folder / LANGUAGE_FOLDER
+    engine = Engine(EngineSettings.read(served, language, settings, on_cpu=on_cpu))
     try:
         engine.start()
         yield engine

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from math import prod
@@ -13,6 +11,7 @@ from pathlib import Path
 import torch
 
 from medvl.export.check_tensors import INDEX, WHOLE
+from medvl.export.folders import link
 from medvl.export.importing.sources import StoredTensor
 from medvl.export.tensor_files import DTYPES, TensorHeader, read_headers
 
@@ -58,7 +57,7 @@ def write_language_weights(folder: Path, tensors: Mapping[str, StoredTensor], pr
         if (file := _unchanged(shard)) is None:
             write_tensors(folder / name, shard)
         else:
-            _link(file, folder / name)
+            link(file, folder / name)
         progress(f"{folder.name}/{name}: {'written' if file is None else 'as it was'}, {len(shard)} tensors")
     if len(shards) > 1:
         index = {
@@ -95,10 +94,3 @@ def _unchanged(shard: Mapping[str, StoredTensor]) -> Path | None:
     file = next(iter(shard.values())).file
     same = file.suffix == ".safetensors" and all(t.verbatim and t.name == name for name, t in shard.items())
     return file if same and read_headers(file).keys() == shard.keys() else None
-
-
-def _link(file: Path, path: Path) -> None:
-    try:
-        os.link(file.resolve(), path)
-    except OSError:
-        shutil.copyfile(file, path)
