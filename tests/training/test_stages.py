@@ -29,7 +29,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """One phantom is enough."""
-    monkeypatch.setattr(train, "CASES", 1)
+    monkeypatch.setattr(train, "CASES", range(1))
 
 
 def taught(learner: train.Learner, step: int = 1) -> set[str]:
@@ -119,7 +119,7 @@ def test_what_was_learnt_becomes_a_checkpoint(out: Path, tmp_path: Path):
 
 def test_a_case_is_made_once_and_is_the_same_again(out: Path):
     """Voxels, labels, geometry and truth survive the way to disk."""
-    store = CaseStore(out / "cases", 1, 0)
+    store = CaseStore(out / "cases", range(FIRST_SEED, FIRST_SEED + 1), 0)
     first, again = store.get(FIRST_SEED), store.get(FIRST_SEED)
     assert np.array_equal(first.hu, again.hu)
     assert np.array_equal(first.labels, again.labels)
