@@ -15,7 +15,7 @@ from medvl.training import train
 from medvl.training.cases import FIRST_SEED, CaseStore
 from medvl.training.descriptors import LENGTH, Place, descriptor, places, targets
 from medvl.training.loop import Loop
-from medvl.training.segmentation import _tracked
+from medvl.training.segmentation import clip_slices
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_wider_field_of_view_moves_nothing_in_the_patient(out: Path, seed: int
 def test_clips_go_away_from_a_prompt_or_towards_it():
     """Four slices in a row are tracked; one that is corrected far away comes first and is none of them."""
     rng = np.random.default_rng(0)
-    clips = [_tracked(rng) for _ in range(400)]
+    clips = [clip_slices(rng) for _ in range(400)]
     for numbers, corrected in clips:
         *before, _, _, _, last = numbers
         assert numbers[-4:] == tuple(range(last - 3, last + 1))

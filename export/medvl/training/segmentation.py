@@ -137,7 +137,7 @@ class SegmentationLearner:
     def draw(self, step: int, rng: np.random.Generator) -> Prompted:
         """Return prompted slices; clips on three of four steps where they are trained."""
         clips = self._clips and step % 4 > 0
-        numbers, corrected = _tracked(rng) if clips else ((0,), 0)
+        numbers, corrected = clip_slices(rng) if clips else ((0,), 0)
         drawn: list[Prompted] = []
         while len(drawn) < self._batch * (1 if clips else _SLICES) or not sum(len(d.clip) for d in drawn):
             case = self._store.draw(rng, step)
@@ -323,7 +323,7 @@ def _brightened(slices: Tensor) -> Tensor:
     return torch.where(slices > 0, changed.clamp(0, 255), 0).to(torch.uint8)
 
 
-def _tracked(rng: np.random.Generator) -> tuple[tuple[int, ...], int]:
+def clip_slices(rng: np.random.Generator) -> tuple[tuple[int, ...], int]:
     """Draw the slices of a clip, counted from the prompted one, and which of them is corrected, 0 for none.
 
     Tracking goes away from the prompted slice, or towards it as it does behind a correction below it, through slices
