@@ -61,6 +61,17 @@ def test_where_nothing_is_wrong_a_correction_confirms():
     assert labels.tolist() == [POSITIVE, NOT_A_POINT]
 
 
+def test_a_slice_that_is_rightly_empty_is_told_what_the_object_is_not():
+    """Where it is on another slice, as where a mask had leaked; other objects are corrected as they are elsewhere."""
+    disc_here, nothing = disc(20, 20, 10), np.zeros((SIDE, SIDE), np.bool_)
+    wanted, found = (torch.from_numpy(np.stack(m)) for m in ([nothing, disc_here], [nothing, nothing]))
+    points, labels = corrections(wanted, found, torch.from_numpy(np.stack([disc(50, 50, 8)] * 2)))
+    assert labels.tolist() == [NEGATIVE, POSITIVE]
+    (x, y), (u, v) = points.long().tolist()
+    assert disc(50, 50, 8)[y, x]
+    assert disc_here[v, u]
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_a_box_is_about_its_object(seed: int):
     """Its corners are in order, and it overlaps most of the object."""

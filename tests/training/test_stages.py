@@ -15,6 +15,7 @@ from medvl.training import train
 from medvl.training.cases import FIRST_SEED, CaseStore
 from medvl.training.descriptors import LENGTH, Place, descriptor, places, targets
 from medvl.training.loop import Loop
+from medvl.training.segmentation import clip_slices
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """One phantom is enough."""
-    monkeypatch.setattr(train, "CASES", 1)
+    monkeypatch.setattr(train, "CASES", range(1))
 
 
 def taught(learner: train.Learner, step: int = 1) -> set[str]:
@@ -119,13 +120,50 @@ def test_what_was_learnt_becomes_a_checkpoint(out: Path, tmp_path: Path):
 
 def test_a_case_is_made_once_and_is_the_same_again(out: Path):
     """Voxels, labels, geometry and truth survive the way to disk."""
-    store = CaseStore(out / "cases", 1, 0)
+    store = CaseStore(out / "cases", range(FIRST_SEED, FIRST_SEED + 1), 0)
     first, again = store.get(FIRST_SEED), store.get(FIRST_SEED)
     assert np.array_equal(first.hu, again.hu)
     assert np.array_equal(first.labels, again.labels)
     assert (first.geometry, first.truth, first.places) == (again.geometry, again.truth, again.places)
     assert first.places == places(first.labels)
     assert first.geometry.shape == first.hu.shape
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wider_field_of_view_moves_nothing_in_the_patient(out: Path, seed: int):
+    """Every voxel stays where it was in millimetres, what is told of places is true, and the rest is air."""
+    case = CaseStore(out / "cases", range(FIRST_SEED, FIRST_SEED + 1), 0).get(FIRST_SEED)
+    wide = case.widened(np.random.default_rng(seed))
+    assert wide.geometry.shape == wide.hu.shape == wide.labels.shape
+    assert wide.geometry.extent_mm[1] == wide.geometry.extent_mm[2] > case.geometry.extent_mm[1]
+    assert wide.geometry.extent_mm[0] == case.geometry.extent_mm[0]
+    index = np.array([10, 0, 0])
+    at = np.rint(wide.geometry.lps_to_index(case.geometry.index_to_lps(index))).astype(int)
+    rows, columns = (slice(first, first + n) for first, n in zip(at[1:], case.hu.shape[1:], strict=True))
+    assert np.array_equal(wide.hu[:, rows, columns], case.hu)
+    assert np.array_equal(wide.labels[:, rows, columns], case.labels)
+    assert (wide.hu == -1024).sum() >= wide.hu.size - case.hu.size
+    told = places(wide.labels)
+    assert told.keys() == wide.places.keys()
+    for value, place in told.items():
+        assert wide.places[value].centre == pytest.approx(place.centre)
+        assert wide.places[value].half_extent == pytest.approx(place.half_extent)
+
+
+def test_clips_go_away_from_a_prompt_or_towards_it():
+    """Four slices in a row are tracked; one that is corrected far away comes first and is none of them."""
+    rng = np.random.default_rng(0)
+    clips = [clip_slices(rng) for _ in range(400)]
+    for numbers, corrected in clips:
+        *before, _, _, _, last = numbers
+        assert numbers[-4:] == tuple(range(last - 3, last + 1))
+        assert before[0] == 0
+        assert 0 not in numbers[1:]
+        assert len(set(numbers)) == len(numbers)
+        assert corrected == 1 if len(numbers) == 6 else corrected < 5
+    towards = [numbers for numbers, _ in clips if numbers[-1] < 0]
+    assert all(far < first for _, far, first, *_ in towards)
+    assert 0.1 < len(towards) / len(clips) < 0.3
 
 
 def test_places_are_shares_of_the_volume():

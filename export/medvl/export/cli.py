@@ -336,8 +336,19 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that draw what steps need (0)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument(
+        "--cases", type=_numbers, metavar="FIRST:END", help="numbers of the phantoms to draw from (0:3600)"
+    )
+    parser.add_argument(
         "--checkpoint", type=Path, metavar="FOLDER", help="write what was learnt so far as a checkpoint"
     )
+
+
+def _numbers(text: str) -> range:
+    first, _, end = text.partition(":")
+    numbers = range(int(first), int(end))
+    if not numbers or numbers.start < 0:
+        raise ValueError(text)
+    return numbers
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -354,7 +365,7 @@ def _train(options: argparse.Namespace) -> None:
     if checkpoint and checkpoint.exists() and not (checkpoint / CHECKPOINT_FILE).is_file():
         raise SetupError(f"{checkpoint} is not a checkpoint that could be replaced: name another with --checkpoint.")
     torch.set_num_threads(options.threads)
-    done = train(options.out, names, options.minutes, _progress, options.device, options.workers)
+    done = train(options.out, names, options.minutes, _progress, options.device, options.workers, options.cases)
     draw_curves(options.out, options.out / "curves.png")
     if checkpoint:
         with locked(checkpoint), replacement(checkpoint) as staging:

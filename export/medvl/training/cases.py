@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.embedded.phantom import make_phantom
+from medvl.embedded.scanner import LEAST_HU
 from medvl.embedded.truth import Truth
 from medvl.imaging.geometry import Geometry
 from medvl.imaging.resample import FitTransform, fit_slices, to_grid
@@ -29,6 +30,8 @@ FIRST_SEED = 1_000_000
 """Of training."""
 _FIRST_CASES = 60
 """Known before the first step."""
+_WIDENED, _WIDEST = 0.5, 0.35
+"""Share of draws with air around the image, and how much wider it may make the field of view."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,29 @@ class Case:
             )
         return planes
 
+    def widened(self, rng: np.random.Generator) -> Case:
+        """Return the case in a wider field of view, and not in its middle: with air about each slice."""
+        side = self.labels.shape[1:]
+        added = [int(rng.uniform(0.0, _WIDEST) * max(side))] * 2
+        before = [int(rng.integers(n + 1)) for n in added]
+        around = [(0, 0), *((b, n - b) for b, n in zip(before, added, strict=True))]
+        shape = (len(self.labels), *(n + more for n, more in zip(side, added, strict=True)))
+
+        def shifted(place: Place) -> Place:
+            centre, half = np.array(place.centre), np.array(place.half_extent)
+            centre[1:] = (centre[1:] * side + before) / shape[1:]
+            half[1:] *= np.divide(side, shape[1:])
+            return Place(tuple(centre.tolist()), tuple(half.tolist()))
+
+        origin = tuple(self.geometry.index_to_lps(np.array([0, -before[0], -before[1]])).tolist())
+        return replace(
+            self,
+            hu=np.pad(self.hu, around, constant_values=LEAST_HU),
+            labels=np.pad(self.labels, around),
+            geometry=replace(self.geometry, shape=shape, origin_mm=origin),
+            places={value: shifted(place) for value, place in self.places.items()},
+        )
+
 
 def volume_grid(hu: NDArray[np.int16], checkpoint: Checkpoint) -> NDArray[np.float16]:
     """Return a volume [D, R, C] as the vision encoder takes it, FP16 [d, h, w], HU."""
@@ -89,26 +115,23 @@ class CaseStore:
     ----------
     folder
         Holds three files for each case; the JSON comes last and says that it is whole.
-    count
-        Cases that are drawn.
+    seeds
+        Of all cases that are drawn.
     more
         New cases that become known with each step, so that the first ones need not wait for all of them.
     """
 
-    def __init__(self, folder: Path, count: int, more: int) -> None:
+    def __init__(self, folder: Path, seeds: range, more: int) -> None:
+        self.seeds = seeds
         self._folder = folder
-        self._count = count
         self._more = more
         folder.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def seeds(self) -> range:
-        """Of all cases."""
-        return range(FIRST_SEED, FIRST_SEED + self._count)
-
     def draw(self, rng: np.random.Generator, step: int) -> Case:
-        """Return one of the cases that a step knows."""
-        return self.get(FIRST_SEED + int(rng.integers(min(self._count, _FIRST_CASES + self._more * step))))
+        """Return one of the cases that a step knows, every second one in a wider field of view."""
+        known = min(len(self.seeds), _FIRST_CASES + self._more * step)
+        case = self.get(self.seeds[int(rng.integers(known))])
+        return case.widened(rng) if rng.random() < _WIDENED else case
 
     def get(self, seed: int) -> Case:
         """Return a case, made the first time."""

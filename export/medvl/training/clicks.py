@@ -41,13 +41,15 @@ def box(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[PromptPoint,
 
 
 @torch.no_grad()
-def corrections(wanted: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+def corrections(wanted: Tensor, found: Tensor, elsewhere: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Click into the larger of what was missed and what was found wrongly; on the mask where all is right.
 
     Parameters
     ----------
     wanted, found
         BOOL [N, S, S], true and predicted masks.
+    elsewhere
+        BOOL [N, S, S], where objects are on another slice: a mask that is rightly empty is told there what it is not.
 
     Returns
     -------
@@ -59,6 +61,9 @@ def corrections(wanted: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     negative = wrong.sum((1, 2)) > missed.sum((1, 2))
     region = torch.where(negative[:, None, None], wrong, missed)
     region = torch.where(region.any(2).any(1)[:, None, None], region, wanted)
+    if elsewhere is not None:
+        nothing = ~region.any(2).any(1)
+        region, negative = torch.where(nothing[:, None, None], elsewhere, region), negative | nothing
     central = torch.rand(len(region), 1, 1) < _CENTRAL
     where = torch.where(central, _inmost(region), region).flatten(1)
     at = (torch.rand(where.shape) * where).argmax(1)

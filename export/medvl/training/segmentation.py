@@ -34,8 +34,12 @@ _PLACED = 0.8
 """Share of language prompts that tell the place."""
 _SLICES, _OBJECTS, _ABSENT = 3, 6, 2
 _CLIP, _CLIP_OBJECTS = 5, 5
-_CORRECTED = 0.5
-"""Share of clips in which one of the tracked slices is corrected."""
+_CORRECTED, _FAR = 0.75, 0.5
+"""Share of clips in which a slice that was tracked is corrected; share in which that lies far away."""
+_FURTHEST = 30
+"""Slices between the prompted one and one that is corrected, at most."""
+_LEFT = 8
+"""Slices before the prompted one where tracking towards it ends, at most."""
 _FINDING_WEIGHT = 3.0
 """Of a cell of a finding for the head."""
 _LEAST_PIXELS = 6
@@ -74,7 +78,7 @@ class Segmenter(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Prompted:
-    """B clips of T slices in a row, and N objects, each prompted on the first slice of its clip."""
+    """B clips of T slices, and N objects, each prompted on the first slice of its clip."""
 
     slices: Tensor
     """UINT8 [B, T, S, S]."""
@@ -96,8 +100,10 @@ class Prompted:
     """BOOL [N], whether its mask does."""
     clicks: Tensor
     """INT64 [N], corrective clicks on the prompted slice."""
+    numbers: Tensor
+    """INT64 [T], of the slices, in the order of tracking, counted from the prompted one in its direction."""
     corrected: Tensor
-    """INT64 [1], the tracked slice that is corrected, too; 0 for none."""
+    """INT64 [1], which of them is corrected, too; 0 for none."""
 
 
 class SegmentationLearner:
@@ -131,14 +137,14 @@ class SegmentationLearner:
     def draw(self, step: int, rng: np.random.Generator) -> Prompted:
         """Return prompted slices; clips on three of four steps where they are trained."""
         clips = self._clips and step % 4 > 0
+        numbers, corrected = clip_slices(rng) if clips else ((0,), 0)
         drawn: list[Prompted] = []
         while len(drawn) < self._batch * (1 if clips else _SLICES) or not sum(len(d.clip) for d in drawn):
             case = self._store.draw(rng, step)
             found = targets(case.truth, case.places)
             starts = _slices_with_findings(case, found, 1 if clips else _SLICES, rng)
-            drawn.extend(self._draw_clip(case, found, int(n), _CLIP if clips else 1, rng) for n in starts)
-        corrected = rng.integers(1, _CLIP) if clips and rng.random() < _CORRECTED else 0
-        return replace(_joined(drawn), corrected=torch.tensor([corrected]))
+            drawn.extend(self._draw_clip(case, found, int(n), numbers, rng) for n in starts)
+        return replace(_joined(drawn), numbers=torch.tensor(numbers), corrected=torch.tensor([corrected]))
 
     def loss(self, step: int, drawn: Prompted) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the loss of a step."""
@@ -155,21 +161,26 @@ class SegmentationLearner:
         return found.total + places, {**_shown(found, "slice"), "places": places}
 
     def _clip_loss(self, drawn: Prompted, maps: Sequence[Maps]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of prompted slices and of those that are tracked from them, one of which may be corrected."""
+        """Return the loss of prompted slices and of those that are tracked from them, one of which may be corrected.
+
+        One that is corrected conditions what is tracked after it, as the prompted one does.
+        """
         masks, multimask = self._decode(maps[0], drawn)
         first = mask_loss(masks, drawn.masks[:, 0].float(), multimask)
         remembered = self._with_given(self._remember(maps[0][2], masks, multimask), maps[0], drawn)
         bank = MemoryBank({0: remembered}, POINTERS, 1, self._checkpoint.segmentation.max_conditioning_slices)
         total, shown, tracked = first.total, _shown(first, "slice"), []
         every = torch.ones(len(drawn.clip), dtype=torch.bool)
-        for number, own in enumerate(maps[1:], 1):
-            wanted = drawn.masks[:, number]
+        for at, own in enumerate(maps[1:], 1):
+            number, wanted = int(drawn.numbers[at]), drawn.masks[:, at]
+            # What lies below all that conditions it has been tracked downward.
+            bank.step = 1 if number > min(bank.conditioning) else -1
             image = self._conditioned(own[2], bank.view(number))
             tokens, dense = no_prompt(self.module.sam, len(every))
             masks = decode_all(self.module.sam, image, own[:2], tokens, dense)
             tracked.append(mask_loss(masks, wanted.float(), every))
-            if number == int(drawn.corrected):
-                masks = self._correct(image, own, masks, wanted)
+            if at == int(drawn.corrected):
+                masks = self._correct(image, own, masks, wanted, drawn.masks[:, 0])
                 after = mask_loss(masks, wanted.float(), every)
                 total, shown = total + after.total, shown | _shown(after, "corrected")
                 bank.conditioning = {**bank.conditioning, number: self._remember(own[2], masks, every)}
@@ -181,20 +192,18 @@ class SegmentationLearner:
         return total, {**shown, "track_dice": dice, "track_score": score}
 
     def _draw_clip(
-        self, case: Case, found: Sequence[Target], start: int, length: int, rng: np.random.Generator
+        self, case: Case, found: Sequence[Target], start: int, relative: Sequence[int], rng: np.random.Generator
     ) -> Prompted:
-        """Return one clip that begins at a slice, up or down, where there is room for it."""
-        step = int(rng.choice([-1, 1]))
+        """Return one clip that is prompted on a slice, upward or downward, whichever has more room for it."""
         last = case.labels.shape[0] - 1
-        if not 0 <= start + step * (length - 1) <= last:
-            step = -step
-        # A series that is shorter than two clips repeats its last slice.
-        numbers = np.array([min(last, max(0, start + step * i)) for i in range(length)])
+        steps = sorted((1, -1), key=lambda s: (sum(not 0 <= start + s * n <= last for n in relative), rng.random()))
+        # Where a series ends before, its last slice stands for those beyond.
+        numbers = np.clip(start + steps[0] * np.array(relative), 0, last)
         planes = case.planes(numbers, self._checkpoint)
         kinds = np.zeros(256, np.uint8)
         for target in found:
             kinds[target.values[0]] = 1 + KIND_NAMES.index(target.kind)
-        alone = length == 1
+        alone = len(relative) == 1
         chosen, told = _choose(found, planes[0], rng, _OBJECTS if alone else _CLIP_OBJECTS, _ABSENT if alone else 0)
         masks = np.array([[_mask(t, plane) for plane in planes] for t in chosen], np.bool_).reshape(-1, *planes.shape)
         prompts = [
@@ -217,6 +226,7 @@ class SegmentationLearner:
             spoken=torch.tensor([kind == "language" for kind in told], dtype=torch.bool),
             drawn=torch.tensor([kind == "mask" for kind in told], dtype=torch.bool),
             clicks=torch.tensor([(kind == "clicks") * rng.integers(1, _POINTS) for kind in told], dtype=torch.long),
+            numbers=torch.tensor(relative),
             corrected=torch.tensor([0]),
         )
 
@@ -245,11 +255,11 @@ class SegmentationLearner:
         found = decode_all(self.module.sam, self._decoder.image(f2), (f0, f1), tokens, dense)
         return found, (drawn.labels >= 0).sum(1) <= 1
 
-    def _correct(self, image: Tensor, maps: Maps, masks: AllMasks, wanted: Tensor) -> AllMasks:
+    def _correct(self, image: Tensor, maps: Maps, masks: AllMasks, wanted: Tensor, prompted: Tensor) -> AllMasks:
         """Correct a tracked slice with a click, as SAM2 does: its memories and its last mask stay beside the click."""
         sam = self.module.sam
         last = _chosen(sam, masks, torch.ones(len(wanted), dtype=torch.bool))
-        points, labels = corrections(wanted, self._full(last))
+        points, labels = corrections(wanted, self._full(last), prompted)
         none = torch.zeros(len(wanted), 1)
         tokens = self._decoder.tokens(points[:, None], labels[:, None], none.expand(-1, sam.hidden_dim), none)
         logits = last.mask_logits.detach().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
@@ -311,6 +321,25 @@ def _brightened(slices: Tensor) -> Tensor:
     changed = slices.float() * (1.0 + _SCALED * torch.randn(each)) + _SHIFTED * torch.randn(each)
     # What is black is air, or beside the slice.
     return torch.where(slices > 0, changed.clamp(0, 255), 0).to(torch.uint8)
+
+
+def clip_slices(rng: np.random.Generator) -> tuple[tuple[int, ...], int]:
+    """Draw the slices of a clip, counted from the prompted one, and which of them is corrected, 0 for none.
+
+    Tracking goes away from the prompted slice, or towards it as it does behind a correction below it, through slices
+    without the object to those that it is on. A far correction comes first: all that is tracked then attends to it.
+    """
+    run = _CLIP - 1
+    if rng.random() >= _CORRECTED:
+        return tuple(range(_CLIP)), 0
+    if rng.random() >= _FAR:
+        return tuple(range(_CLIP)), int(rng.integers(1, _CLIP))
+    if rng.random() < 0.5:
+        far = int(rng.integers(_CLIP, _FURTHEST)) * int(rng.choice([-1, 1]))
+        return (0, far, *range(1, _CLIP)), 1
+    first = -run - int(rng.integers(_LEFT))
+    far = first - 1 - int(rng.integers(_FURTHEST + first) * (rng.random() < 0.5))
+    return (0, far, *range(first, first + run)), 1
 
 
 def _choose(
@@ -395,7 +424,7 @@ def _joined(parts: Sequence[Prompted]) -> Prompted:
     return Prompted(**{**own, "clip": torch.cat([p.clip + i for i, p in enumerate(parts)])})
 
 
-_OF_OBJECTS = tuple(f.name for f in fields(Prompted) if f.name not in {"slices", "kinds", "corrected"})
+_OF_OBJECTS = tuple(f.name for f in fields(Prompted) if f.name not in {"slices", "kinds", "numbers", "corrected"})
 
 
 def _shown(found: MaskLoss, name: str) -> dict[str, Tensor]:

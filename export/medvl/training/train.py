@@ -32,15 +32,15 @@ from medvl.embedded.preset import enliven, phantom_checkpoint, phantom_language_
 from medvl.embedded.vocabulary import train_tokenizer
 from medvl.network.modules import Modules
 from medvl.network.vision import cells_of
-from medvl.training.cases import CaseStore
+from medvl.training.cases import FIRST_SEED, CaseStore
 from medvl.training.descriptors import Teacher
 from medvl.training.language import LanguageLearner, begin_locally
 from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
 from medvl.training.perception import PerceptionLearner
 from medvl.training.segmentation import SegmentationLearner
 
-CASES = 3600
-"""Phantoms that training draws from."""
+CASES = range(3600)
+"""Phantoms that training draws from, unless it is told others."""
 MAKE_CASES = "cases"
 """The stage that makes them; without it each is made when it is first drawn."""
 RECIPES = {
@@ -73,7 +73,13 @@ def stages_on(device: str) -> dict[str, Stage]:
 
 
 def train(  # noqa: PLR0917 - the options of the command
-    out: Path, names: list[str], minutes: float, tell: Callable[[str], None], device: str = "cpu", workers: int = 0
+    out: Path,
+    names: list[str],
+    minutes: float,
+    tell: Callable[[str], None],
+    device: str = "cpu",
+    workers: int = 0,
+    cases: range | None = None,
 ) -> bool:
     """Go on with stages for so long; return whether all of them are done.
 
@@ -91,6 +97,8 @@ def train(  # noqa: PLR0917 - the options of the command
         Where the networks learn, ``cpu`` or ``cuda``.
     workers
         Processes that draw what steps need; with none, this one does.
+    cases
+        Numbers of the phantoms to draw from; :data:`CASES` by default.
 
     Raises
     ------
@@ -100,7 +108,7 @@ def train(  # noqa: PLR0917 - the options of the command
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidRequest("There is no GPU that torch can use: leave --device out to train on the CPU.")
     if MAKE_CASES in names:
-        minutes -= _make_cases(out, workers, minutes, tell)
+        minutes -= _make_cases(_store(out, cases), workers, minutes, tell)
         if minutes <= 0:
             return False
     with torch.device(device):
@@ -113,7 +121,7 @@ def train(  # noqa: PLR0917 - the options of the command
                     f"The stage slices is not done in {out}: joint learns from its teacher, run it first."
                 )
             torch.manual_seed(SEED)
-            loop = Loop(stages_on(device)[name], learner(name, out, device), out, SEED, workers)
+            loop = Loop(stages_on(device)[name], learner(name, out, device, cases), out, SEED, workers)
             if not loop.finished:
                 tell(f"{name}:")
                 minutes -= loop.run(minutes, tell)
@@ -122,14 +130,14 @@ def train(  # noqa: PLR0917 - the options of the command
     return True
 
 
-def _make_cases(out: Path, workers: int, minutes: float, tell: Callable[[str], None]) -> float:
+def _make_cases(store: CaseStore, workers: int, minutes: float, tell: Callable[[str], None]) -> float:
     """Make cases for so long, or all; return the minutes that it took."""
-    store, begun_s = _store(out), time.monotonic()
+    begun_s = time.monotonic()
     # What others wait for comes before what they will draw later.
     with multiprocessing.get_context("spawn").Pool(max(1, workers), os.nice, (10,)) as pool:
         for done, _ in enumerate(pool.imap(store.make, store.seeds, chunksize=4), 1):
             if done % 100 == 0:
-                tell(f"{done} of {CASES} cases")
+                tell(f"{done} of {len(store.seeds)} cases")
             if time.monotonic() - begun_s > 60 * minutes:
                 break
     return (time.monotonic() - begun_s) / 60
@@ -162,8 +170,9 @@ def finish(out: Path, folder: Path) -> None:
     write_checkpoint(folder, modules, language, _provenance(out))
 
 
-def _store(out: Path, more: int = 0) -> CaseStore:
-    return CaseStore(out / "cases", CASES, more)
+def _store(out: Path, cases: range | None, more: int = 0) -> CaseStore:
+    cases = CASES if cases is None else cases
+    return CaseStore(out / "cases", range(FIRST_SEED + cases.start, FIRST_SEED + cases.stop), more)
 
 
 def _provenance(out: Path) -> str:
@@ -175,7 +184,7 @@ def _provenance(out: Path) -> str:
     )
 
 
-def learner(name: str, out: Path, device: str) -> Learner:
+def learner(name: str, out: Path, device: str, cases: range | None = None) -> Learner:
     """Return what learns in a stage, with the weights that the stage before has come to.
 
     Raises
@@ -184,7 +193,7 @@ def learner(name: str, out: Path, device: str) -> Learner:
         When that one has not begun.
     """
     stage = stages_on(device)[name]
-    checkpoint, store = phantom_checkpoint({}), _store(out, stage.more_cases)
+    checkpoint, store = phantom_checkpoint({}), _store(out, cases, stage.more_cases)
     if name in _SEGMENTATION:
         return _segmentation_learner(stage, out, checkpoint, store, device)
     modules = Modules.build(checkpoint)
@@ -192,7 +201,7 @@ def learner(name: str, out: Path, device: str) -> Learner:
     if name == "perception":
         return PerceptionLearner(checkpoint, modules, store, stage.batch)
     before = next(n for n in ("language", "perception") if n != name and n in stages_on(device))
-    return _language_learner(stage, out, checkpoint, modules, store, before)
+    return _language_learner(stage, out, checkpoint, modules, store, None if _begun(out, name) else before)
 
 
 def _segmentation_learner(
@@ -214,9 +223,8 @@ def _segmentation_learner(
 
 
 def _language_learner(  # noqa: PLR0917 - what it is made of
-    stage: Stage, out: Path, checkpoint: Checkpoint, modules: Modules, store: CaseStore, before: str
+    stage: Stage, out: Path, checkpoint: Checkpoint, modules: Modules, store: CaseStore, before: str | None
 ) -> LanguageLearner:
-    weights = _averaged(out, before)
     tokenizer: Any = train_tokenizer()
     own = LanguageLearner(
         checkpoint,
@@ -230,9 +238,9 @@ def _language_learner(  # noqa: PLR0917 - what it is made of
         joint=stage.name == "joint",
     )
     if before == "language":
-        own.module.load_state_dict(weights)
-    else:
-        _take(modules.vision_encoder, weights, "encoder.")
+        own.module.load_state_dict(_averaged(out, before))
+    elif before:
+        _take(modules.vision_encoder, _averaged(out, before), "encoder.")
         low, high = (cells_of(checkpoint.vision, number) for number in checkpoint.vision.feature_stages)
         begin_locally(modules.projector.low_mixer, low, _LOW_POOLED)
         begin_locally(modules.projector.high_mixer, high, _HIGH_POOLED)
