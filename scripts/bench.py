@@ -63,6 +63,8 @@ def benchmark(
     bench: Callable[[argparse.Namespace], Awaitable[dict[str, Any]]],
     lines: Callable[..., list[str]],
     file: str,
+    *,
+    real_size: bool = False,
 ) -> int:
     """Read the command line, measure, write JSON and print; every failure is one sentence."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,6 +77,8 @@ def benchmark(
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help=f"folder for {file} and the series")
     parser.add_argument("--data", type=Path, default=Path("build/medvl"), help="data of the system (build/medvl)")
     parser.add_argument("--markdown", action="store_true", help="print the table that docs/performance.md holds")
+    if real_size:
+        parser.add_argument("--real-size", action="store_true", help="SAM2.1 tiny at 512, random weights")
     arguments = parser.parse_args()
     if arguments.rounds < 5:
         parser.error("a median of fewer than 5 rounds says nothing")

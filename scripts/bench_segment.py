@@ -5,12 +5,16 @@ the same graphs with as many workers, in this process without Triton; "sam2" is 
 ``sam2`` package with the same weights, slices and threads, its image encoder included. All of them take turns in every
 round, each on a series that nothing has seen, so that the machine's noise meets them alike; ratios are of one round.
 Medians with the least and the most; nothing is asserted. Prints a table and writes JSON.
+
+``--real-size`` puts SAM2.1 tiny at 512 in the place of the phantom's SAM2, with random weights, which never leave an
+object: it tells costs, and nothing of an organ. It needs few slices (``--slices 8 --series 0``).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -28,13 +32,15 @@ import numpy as np
 import psutil
 import torch
 from bench import another, benchmark, cpu_name, markdown_table, note, plain_table, spread, watch
+from safetensors.torch import save_file
 from sam2.build_sam import build_sam2_video_predictor
 
 from medvl.client import AsyncClient, Mask, ObjectPrompt, Point, SlicePreview
-from medvl.contracts.checkpoint import Checkpoint, load_checkpoint
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint, load_checkpoint
 from medvl.contracts.errors import SetupError
-from medvl.contracts.manifest import MODELS_FOLDER
+from medvl.contracts.manifest import MODELS_FOLDER, files_of, sha256_of
 from medvl.embedded.phantom import make_phantom, sized
+from medvl.embedded.preset import enliven
 from medvl.evaluation.cases import Case
 from medvl.evaluation.clicks import first_click
 from medvl.export.presets import PHANTOM, resolve_checkpoint
@@ -46,7 +52,7 @@ from medvl.network.prompts import POSITIVE, PromptPoint
 from medvl.network.prompts import ObjectPrompt as Prompted
 from medvl.network.propagation import Propagation
 from medvl.network.sam2_build import sam_config
-from medvl.runtime.system import EmbeddedSystem
+from medvl.runtime.system import EmbeddedSystem, SystemOptions
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
 from medvl.serving.own_graphs import OWN_ENCODE_BATCH, OWN_OBJECT_BATCH, OwnGraphs, graphs_beside
@@ -68,7 +74,7 @@ Samples = dict[str, list[float]]
 
 def main() -> int:
     """Run the benchmark; every failure is one sentence."""
-    return benchmark(__doc__ or "", bench, lines, "bench-segment.json")
+    return benchmark(__doc__ or "", bench, lines, "bench-segment.json", real_size=True)
 
 
 async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -80,13 +86,16 @@ async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     case = Case(SEED, Volume(made.hu, made.geometry), made.labels, made.truth)
     for store, share in STORES.items():
         os.environ[f"MEDVL_SEGMENTER_{store}_BYTES"] = str(int(share * RESIDENT_BYTES))
+    phantom = resolve_checkpoint(PHANTOM)
+    folder = real_size(phantom, arguments.out / "real-size") if arguments.real_size else phantom
     async with AsyncExitStack() as stack:
-        system = await stack.enter_async_context(EmbeddedSystem(arguments.data, progress=note))
+        options = SystemOptions(checkpoint=str(folder.absolute()))
+        system = await stack.enter_async_context(EmbeddedSystem(arguments.data, options, note))
         client = await stack.enter_async_context(AsyncClient(system.endpoint))
         service = await client.describe()
-        checkpoint = load_checkpoint(resolve_checkpoint(PHANTOM))
+        checkpoint = load_checkpoint(folder)
         engine = Engine(Path(system.state.repository), checkpoint, arguments.threads)
-        predictor = Predictor(checkpoint)
+        predictor = Predictor(folder, checkpoint)
         segmenter = segmenter_process(system.triton.process.pid)
         share = await resident_share(client, segmenter, case.volume, arguments.series)
         note(f"resident set over its bound: {share:.2f}")
@@ -260,14 +269,13 @@ class Engine:
 
 
 class Predictor:
-    """``sam2``'s own video predictor with the weights of a checkpoint."""
+    """``sam2``'s own video predictor with the weights of a checkpoint folder."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, folder: Path, checkpoint: Checkpoint) -> None:
         config, overrides = sam_config(checkpoint.segmentation)
         self._sam = build_sam2_video_predictor(
             config, device="cpu", hydra_overrides_extra=overrides, apply_postprocessing=False
         )
-        folder = resolve_checkpoint(PHANTOM)
         self._sam.load_state_dict(Modules.load(folder, checkpoint).sam2.state_dict())
         self._checkpoint = checkpoint
 
@@ -303,6 +311,25 @@ def point(transform: FitTransform, place: Index) -> PromptPoint:
     """Return a click in the pixels of SAM2's slices."""
     x, y = transform.to_model_xy(np.array([place[2], place[1]])).tolist()
     return PromptPoint(x, y, POSITIVE)
+
+
+def real_size(phantom: Path, folder: Path) -> Path:
+    """Write the phantom checkpoint with SAM2.1 tiny at 512 in the place of its own SAM2; weights from a seed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(phantom / LANGUAGE_FOLDER, folder / LANGUAGE_FOLDER)
+    fields = load_checkpoint(phantom).model_dump() | {"name": "real-size", "trained": False}
+    fields["segmentation"] |= {"architecture": "sam2.1_hiera_t", "overrides": {}, "side": 512}
+    torch.manual_seed(SEED)
+    modules = Modules.build(Checkpoint.model_validate(fields))
+    enliven(modules)
+    for name, module in modules.parts.items():
+        save_file(
+            {key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors"
+        )
+    fields["files"] = {name: sha256_of(path) for name, path in files_of(folder).items()}
+    text = Checkpoint.model_validate(fields).model_dump_json(indent=2)
+    (folder / CHECKPOINT_FILE).write_text(text + "\n", "utf-8")
+    return folder
 
 
 def segmenter_process(triton: int) -> psutil.Process:
