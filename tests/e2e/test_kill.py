@@ -23,7 +23,9 @@ async def mortal(embedded_system: EmbeddedSystem) -> AsyncIterator[EmbeddedSyste
     """The system that all tests share, handed on when every model answers again: the language model is the last."""
     yield embedded_system
     async with AsyncClient(embedded_system.endpoint) as client, asyncio.timeout(240):
-        while not await client.health():
+        while True:
+            if await client.health():
+                break
             await asyncio.sleep(0.2)
 
 
