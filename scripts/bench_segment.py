@@ -135,12 +135,12 @@ async def one_round(
         if "click" not in taken:
             taken["click"], _ = await served(client, volume, [[whole]])
             # Corrections of the first click; the other one for the local mode, whose exact answer would be known.
-            taken["second click"], taken["first mask, resident"] = await served(client, volume, [[whole, beside]])
+            taken["second click"], _ = await served(client, volume, [[whole, beside]])
             above = [whole, moved(beside)]
             taken["second click, local"], _ = await served(client, volume, [above], local=True)
             # The same clicks would be answered from what is known already.
             near = [moved(place) for place in clicks.values()]
-            taken["click, resident"], _ = await served(client, volume, [near[:1]])
+            taken["click, resident"], taken["first mask, resident"] = await served(client, volume, [near[:1]])
             taken["eight, resident"], _ = await served(client, volume, [[moved(place)] for place in near])
             begun_s = time.process_time()
             taken["engine, click"] = await engine.click(volume, whole)
