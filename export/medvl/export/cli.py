@@ -345,10 +345,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _numbers(text: str) -> range:
     first, _, end = text.partition(":")
-    numbers = range(int(first), int(end))
-    if not numbers or numbers.start < 0:
-        raise ValueError(text)
-    return numbers
+    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:END, the first number below the end")
+    return range(int(first), int(end))
 
 
 def _train(options: argparse.Namespace) -> None:
