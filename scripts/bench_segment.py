@@ -355,10 +355,14 @@ def own_bytes(process: psutil.Process) -> int:
 async def resident_share(client: AsyncClient, segmenter: psutil.Process, volume: Volume, count: int) -> float:
     """Return how far the segmenter's memory grows over series sent in turn, as a share of its bound.
 
-    It begins as the service starts, with empty stores, and counts no pages that are shared with the server. Every slice
-    of every series is encoded, because a class is looked for on all of them.
+    It begins with empty stores, after a request for few slices, which gives the graphs what they work in, and counts no
+    pages that are shared with the server. Every slice of every series is encoded, because a class is looked for on all
+    of them.
     """
     note(f"{count} series of {RESIDENT_SLICES} slices")
+    few = Volume(volume.hu[:8], replace(volume.geometry, shape=(8, *volume.geometry.shape[1:])))
+    await client.put_series(few)
+    await client.segment(few, [ObjectPrompt(label=ORGAN)]).collect()
     before, most = own_bytes(segmenter), 0
     repeats = -(-RESIDENT_SLICES // volume.geometry.shape[0])
     hu = np.concatenate([volume.hu] * repeats)[:RESIDENT_SLICES, ::2, ::2]

@@ -44,10 +44,9 @@ class Work:
         self.listener.progress(self.done, self.total)
 
 
-def tell_prompted(listener: Listener[A], group: Group[A], number: int) -> None:
+def tell_prompted(listener: Listener[A], group: Group[A], number: int, decoded: Decoded[A]) -> None:
     """Tell the masks of a prompted slice at once, where nothing is left to correct."""
     if group.final:
-        decoded = group.conditioning[number].decoded
         for row, (member, score) in enumerate(zip(group.members, scores_of(decoded), strict=True)):
             listener.prompted(member.prompt.object_id, number, decoded.mask_logits[row][0], score)
 

@@ -146,9 +146,7 @@ class Propagation(Generic[F, A]):
             if number in prompts[0].given_slices:
                 group.conditioning[number] = await self._steps.given(features, [p.masks[number] for p in prompts])
             else:
-                decoded = await self._decoded(features, [p.on(number) for p in prompts])
-                group.conditioning[number] = decoded
-                tell_prompted(self._listener, group, number)
+                await self._decode(group, number, features, [p.on(number) for p in prompts])
         tell_conditioning(self._listener, group)
 
     async def _corrected(self, prompt: ObjectPrompt, known: Known[A]) -> Group[A]:
@@ -161,20 +159,22 @@ class Propagation(Generic[F, A]):
             (features,) = await self._source.get([number])
             points, last = prompt.corrected(count, number), known.on(number)
             if last is None:
-                remembered = await self._decoded(features, [SlicePrompt(points, prompt.seg_hidden)])
+                await self._decode(group, number, features, [SlicePrompt(points, prompt.seg_hidden)])
             else:
                 bank = known.view(number, self._depth, self._spec.max_conditioning_slices)
                 remembered = await self._steps.correct(features, bank, [points], last.decoded.mask_logits)
-            group.conditioning[number] = remembered
-            tell_prompted(self._listener, group, number)
+                group.conditioning[number] = remembered
+                tell_prompted(self._listener, group, number, remembered.decoded)
         tell_conditioning(self._listener, group)
         return group
 
-    async def _decoded(self, features: F, prompts: Sequence[SlicePrompt]) -> Remembered[A]:
-        """Decode the prompts of one slice without memory, and remember what they show."""
+    async def _decode(self, group: Group[A], number: int, features: F, prompts: Sequence[SlicePrompt]) -> None:
+        """Decode the prompts of one slice without memory, tell what they show, and remember it."""
         decoded = await self._steps.decode([features] * len(prompts), prompts)
+        # Somebody waits for this mask; its memory is for the tracking.
+        tell_prompted(self._listener, group, number, decoded)
         memory = await self._steps.remember(features, decoded.mask_logits, decoded.object_score)
-        return Remembered(decoded, memory)
+        group.conditioning[number] = Remembered(decoded, memory)
 
     async def _propagate(self, group: Group[A], work: Work, keep: Callable[[int, Known[A]], None]) -> None:
         """Track a group, correct and track again as often as it is prompted to."""

@@ -8,11 +8,16 @@ from __future__ import annotations
 import torch
 from sam2.modeling.sam.transformer import Attention, RoPEAttention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 
 class RotaryAttention(nn.Module):
-    """Single-sequence attention of ``RoPEAttention`` in real arithmetic; matches the complex form exactly."""
+    """Attention of ``RoPEAttention`` in real arithmetic and with fewer products: the same result, to rounding.
+
+    It has one head, so that values need not be projected before they are summed, where they are narrowest and R times
+    as many: both projections behind the sum are one matrix, and weights that sum to one pass a bias on. What rotation
+    turns channels into is a product of its own, with rows of the weights swapped.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -20,38 +25,48 @@ class RotaryAttention(nn.Module):
     def __init__(self, attention: RoPEAttention) -> None:
         super().__init__()
         self.attention = attention
-        self.register_buffer("cos", attention.freqs_cis.real.float().clone(), persistent=False)
-        self.register_buffer("sin", attention.freqs_cis.imag.float().clone(), persistent=False)
+        for name, part in (("cos", attention.freqs_cis.real), ("sin", attention.freqs_cis.imag)):
+            self.register_buffer(name, part.float().repeat_interleave(2, dim=1), persistent=False)
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, k_unrotated: Tensor | None = None, v_unrotated: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, k_unplaced: Tensor | None = None) -> Tensor:
         """Attend.
 
         Parameters
         ----------
         q
             FP32 [N, HW, C].
-        k, v
+        k
             FP32 [N, R * HW, Ck]: R maps, each of which is rotated as ``q`` is.
-        k_unrotated, v_unrotated
+        v
+            FP32 [N, R * HW + K, Ck].
+        k_unplaced
             FP32 [N, K, Ck]: keys without a place on the map.
         """
         a = self.attention
-        queries = self._rotate(_heads(a.q_proj(q), a.num_heads))
-        keys, values = self._rotate(_heads(a.k_proj(k), a.num_heads)), _heads(a.v_proj(v), a.num_heads)
-        if k_unrotated is not None:
-            keys = torch.cat([keys, _heads(a.k_proj(k_unrotated), a.num_heads)], dim=2)
-            values = torch.cat([values, _heads(a.v_proj(v_unrotated), a.num_heads)], dim=2)
-        return _joined(a, scaled_dot_product_attention(queries, keys, values))
+        keys = self._rotated(a.k_proj, k)
+        if k_unplaced is not None:
+            keys = torch.cat([keys, project(k_unplaced, a.k_proj.weight, a.k_proj.bias)], dim=1)
+        attended = scaled_dot_product_attention(self._rotated(a.q_proj, q)[:, None], keys[:, None], v[:, None])
+        weight = a.out_proj.weight @ a.v_proj.weight
+        return project(attended[:, 0], weight, a.out_proj.weight @ a.v_proj.bias + a.out_proj.bias)
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        """Rotate pairs of channels of [N, heads, R * HW, D] by the angles of their position."""
-        objects, heads, length, width = x.shape
-        pairs = x.reshape(objects, heads, -1, self.cos.shape[0], width // 2, 2)
-        a, b = pairs[..., 0], pairs[..., 1]
-        rotated = torch.stack([a * self.cos - b * self.sin, a * self.sin + b * self.cos], dim=-1)
-        return rotated.reshape(objects, heads, length, width)
+    def _rotated(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        """Project R maps [N, R * HW, Ck] and rotate pairs of channels by the angles of their place: [N, R * HW, C]."""
+        places, width = self.cos.shape
+        both = project(x, *(torch.cat([own, _turned(own)]) for own in (projection.weight, projection.bias)))
+        own, turned = both.reshape(-1, places, 2 * width).split(width, dim=2)
+        return (own * self.cos + turned * self.sin).reshape(x.shape[0], -1, width)
+
+
+def _turned(rows: Tensor) -> Tensor:
+    """Return rows [C, ...] with each pair (a, b) as (-b, a)."""
+    first, second = rows[0::2], rows[1::2]
+    return torch.stack([-second, first], dim=1).flatten(0, 1)
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Apply a linear layer to [N, K, C]: as one matrix, whose product takes the bias along."""
+    return linear(x.flatten(0, 1), weight, bias).reshape(x.shape[0], -1, weight.shape[0])
 
 
 def two_way(

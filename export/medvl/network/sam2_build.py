@@ -109,3 +109,10 @@ def _check_semantics(sam: SAM2Base) -> None:
     for name, expected in _SEMANTICS.items():
         if (found := getattr(sam, name)) != expected:
             raise CheckpointError(f"segmentation.overrides: {name}: expected {expected}, found {found}.")
+    # What the memory attention saves rests on it (:class:`medvl.network.sam2_attention.RotaryAttention`).
+    layer = sam.memory_attention.layers[0]
+    for name, attention in (("self_attention", layer.self_attn), ("cross_attention", layer.cross_attn_image)):
+        if (heads := attention.num_heads) != 1:
+            raise CheckpointError(
+                f"segmentation.overrides: memory_attention.layer.{name}.num_heads: expected 1, found {heads}."
+            )

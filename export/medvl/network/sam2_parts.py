@@ -204,13 +204,15 @@ class TrackStep(nn.Module):
 
     def conditioned(self, f2: Tensor, memory: Tensor, row: Tensor, pointer: Tensor, distance: Tensor) -> Tensor:
         """Return ``f2`` [1, C, f, f] with the memories of N objects in it, [N, C, f, f]; arguments as for the step."""
-        return self._attended(f2, self._memories(memory, row), self._pointers(pointer, distance))
+        keys, values = self._memories(memory, row)
+        unplaced, more = self._pointers(pointer, distance)
+        return self._attended(f2, keys, unplaced, torch.cat([values, more], dim=1))
 
     def _memories(self, memory: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [N, R * HW, Cm] of the spatial memories."""
         values = memory.transpose(0, 1)
         temporal = self.sam.maskmem_tpos_enc[:, 0, 0][row]
-        keys = values + self.memory_position + temporal[:, None, :]
+        keys = values + (self.memory_position + temporal[:, None, :])
         return keys.flatten(1, 2), values.flatten(1, 2)
 
     def _pointers(self, pointer: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +224,7 @@ class TrackStep(nn.Module):
         keys = values + position[:, None].expand(-1, split, -1).flatten(0, 1)
         return keys, values
 
-    def _attended(self, f2: Tensor, memories: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]) -> Tensor:
+    def _attended(self, f2: Tensor, keys: Tensor, unplaced: Tensor, values: Tensor) -> Tensor:
         """Run the memory attention: [1, C, f, f] to [N, C, f, f]."""
         x = f2.flatten(2).transpose(1, 2) + 0.1 * self.image_position
         attention = self.sam.memory_attention
@@ -230,9 +232,8 @@ class TrackStep(nn.Module):
             normed = layer.norm1(x)
             # One row for all objects in the first layer: nothing has told them apart yet.
             x = x + own(normed, normed, normed)
-            keys, values = memories
             x = x.expand(keys.shape[0], -1, -1)
-            x = x + cross(layer.norm2(x), keys, values, *pointers)
+            x = x + cross(layer.norm2(x), keys, values, unplaced)
             x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
         conditioned: Tensor = attention.norm(x).transpose(1, 2).reshape(-1, *f2.shape[1:])
         return conditioned

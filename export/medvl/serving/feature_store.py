@@ -9,7 +9,6 @@ it again has to send it.
 from __future__ import annotations
 
 import asyncio
-import mmap
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Self
 import numpy as np
 
 from medvl.contracts.errors import Overloaded
+from medvl.serving.pages import apart
 
 RETRY_S = 1.0
 
@@ -44,17 +44,8 @@ class SliceFeatures:
 
     @classmethod
     def apart(cls, f0: np.ndarray, f1: np.ndarray, f2: np.ndarray) -> Self:
-        """Return copies in pages of their own, which the system gets back as soon as they are forgotten.
-
-        On the heap, features that come and go between short-lived arrays leave holes that nothing fits.
-        """
-        maps = (f0, f1, f2)
-        pages = mmap.mmap(-1, sum(m.nbytes for m in maps), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        places = np.cumsum([0, f0.nbytes, f1.nbytes])
-        own = [np.frombuffer(pages, m.dtype, m.size, p).reshape(m.shape) for m, p in zip(maps, places, strict=True)]
-        for copy, given in zip(own, maps, strict=True):
-            copy[...] = given
-        return cls(*own)
+        """Return copies, see :func:`medvl.serving.pages.apart`."""
+        return cls(*apart(f0, f1, f2))
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +112,7 @@ class FeatureStore:
                 raise Overloaded(
                     "The segmenter has no room for another series: try again later.", retry_after_s=RETRY_S
                 )
-            self._series[key] = slices.copy()
+            (self._series[key],) = apart(slices)
             self._bytes += slices.nbytes
 
     @contextmanager

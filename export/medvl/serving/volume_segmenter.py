@@ -24,6 +24,7 @@ from medvl.serving.findings import Findings
 from medvl.serving.metrics import Counter
 from medvl.serving.model_prompts import given_slices, to_model_prompt
 from medvl.serving.own_graphs import OWN_ENCODE_BATCH, OWN_OBJECT_BATCH, OwnGraphs, graphs_beside
+from medvl.serving.pages import give_large_back
 from medvl.serving.past import Past, Stores
 from medvl.serving.replies import Reply, answering
 from medvl.serving.result_store import BoundedStore
@@ -49,10 +50,11 @@ class TritonPythonModel:
         """Read the settings.
 
         ``store_bytes``, ``result_bytes`` and ``known_bytes`` bound what is kept of slices, of answers, and for
-        corrections, the last twice: of objects that have ended, and of all that are being tracked. ``encode_batch``,
-        ``object_batch``, ``workers`` and ``threads`` say how the graphs are called. On a CPU a larger batch takes
-        memory, which onnxruntime never gives back, and no less time.
+        corrections, one half of the last for objects that are being tracked. ``encode_batch``, ``object_batch``,
+        ``workers`` and ``threads`` say how the graphs are called. On a CPU a larger batch takes memory, which
+        onnxruntime never gives back, and no less time.
         """
+        give_large_back()
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
         paths = graphs_beside(Path(args["model_repository"]), args["model_version"])
@@ -68,7 +70,7 @@ class TritonPythonModel:
             batch=settings.integer("encode_batch", OWN_ENCODE_BATCH if self._graphs else 4),
         )
         self._object_batch = settings.integer("object_batch", OWN_OBJECT_BATCH if self._graphs else MAX_OBJECTS)
-        known_bytes = settings.integer("known_bytes", 256 * 2**20)
+        known_bytes = settings.integer("known_bytes", 512 * 2**20) // 2
         self._past = Stores(BoundedStore(settings.integer("result_bytes", 64 * 2**20)), BoundedStore(known_bytes))
         self._room = Room(known_bytes)
         self._answers: set[asyncio.Task[None]] = set()
