@@ -35,6 +35,10 @@ def test_the_digest_depends_on_the_content_alone(checkpoint_fields):
             lambda c: c["segmentation"].update(side=250),
             "segmentation.side: Input should be a multiple of 32",
         ),
+        (
+            lambda c: c["segmentation"].update(max_conditioning_slices=11),
+            "segmentation.max_conditioning_slices: Input should be less than or equal to 10",
+        ),
         (lambda c: c["vision"].update(window="bone"), "windows ['bone'] are named but not defined"),
         (
             lambda c: c["windows"].update(bad=[3.0, 3.0]),

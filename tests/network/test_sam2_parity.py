@@ -19,12 +19,13 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.errors import CheckpointError
 from medvl.network.memory_bank import Known
 from medvl.network.modules import Modules
 from medvl.network.prompts import NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import Propagation
 from medvl.network.room import Room
-from medvl.network.sam2_build import sam_config
+from medvl.network.sam2_build import build_sam_shapes, sam_config
 from medvl.network.sam2_heads import given
 from medvl.network.sam2_parts import no_prompt, normalised
 from medvl.network.torch_steps import SliceSource, TorchSteps
@@ -339,3 +340,13 @@ def test_a_given_mask_is_what_sam2_takes_it_for(modules: Modules, slices: np.nda
     pairs.append((expected.flatten(2).transpose(1, 2), memory))
     for wanted, found in pairs:
         assert torch.allclose(wanted, found, atol=1e-4), (wanted - found).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_maskmem", 5), ("memory_attention.layer.cross_attention.num_heads", 2)],
+)
+def test_an_override_that_the_graphs_do_not_implement_is_refused(small: Checkpoint, key: str, value: int):
+    spec = small.segmentation.model_copy(update={"overrides": small.segmentation.overrides | {key: value}})
+    with pytest.raises(CheckpointError, match=f"{key}: expected .*, found {value}"):
+        build_sam_shapes(spec)

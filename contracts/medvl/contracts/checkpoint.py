@@ -173,7 +173,8 @@ class SegmentationSpec(_Value):
     fit: Literal["pad", "stretch"]
     window: str
     """Name of the window of slices unless a label names another."""
-    max_conditioning_slices: int = Field(gt=0)
+    max_conditioning_slices: int = Field(gt=0, le=10)
+    """Prompted slices that a tracked slice attends to; with the six tracked last they are what the graphs take."""
     stop_after_absent: int = Field(gt=0)
     """A direction ends after this many slices in a row without the object."""
     key_slices: KeySliceRule
