@@ -137,6 +137,36 @@ async def test_features_go_before_slices():
     assert b in s
 
 
+async def test_series_of_the_past_leave_no_one_without_features():
+    """The series used last keeps its features, whatever has been sent before it."""
+    encoder, last = Encoder(), key("9")
+    s = store(encoder, budget_bytes=4 * (4 * SLICE_BYTES) + 4 * FEATURE_BYTES)
+    for number in range(10):
+        s.put(key(str(number)), series(4, seed=number))
+        with s.using(key(str(number))):
+            await s.get(key(str(number)), range(4))
+    with s.using(last):
+        assert (await s.get(last, range(4))).computed == 0
+    assert key("0") not in s
+    assert key("8") in s
+
+
+async def test_what_was_begun_ahead_of_a_forgotten_series_is_not_kept():
+    encoder, a = Encoder(), key("a")
+    s = store(encoder, budget_bytes=4 * SLICE_BYTES + FEATURE_BYTES)
+    s.put(a, series(4))
+    with s.using(a):
+        await s.get(a, [0])
+        encoder.gate.clear()
+        s.expect(a, [1])
+        await asyncio.sleep(0)
+    s.put(key("b"), series(10))
+    assert a not in s
+    encoder.gate.set()
+    await asyncio.sleep(0.01)
+    assert s.nbytes == 10 * SLICE_BYTES
+
+
 async def test_a_series_in_use_is_not_forgotten():
     """A series that is being worked on stays; when only such series are left, a new one is refused with a delay."""
     encoder = Encoder()

@@ -1,9 +1,8 @@
 """SAM2 features of slices, kept between requests and bounded in bytes.
 
 A series' slices are stored when they arrive; a slice's features are computed when propagation first reaches it.
-Features are about fifty times as large as their slice, so they go first, least recently used, and can always be
-computed again; when the slices themselves do not fit, the series used least recently is forgotten, and whoever wants
-it again has to send it.
+Where room is needed, the series that was used least recently is forgotten, its features first: they can be computed
+again, while its slices have to be sent again by whoever wants them. Only then do features of series in use go.
 """
 
 from __future__ import annotations
@@ -56,8 +55,6 @@ class SliceFeatures:
 Encode = Callable[[np.ndarray], Awaitable[Sequence[SliceFeatures]]]
 """Computes the features of slices UINT8 [B, S, S], one entry per slice."""
 
-_Slot = tuple[SeriesKey, int]
-
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
@@ -84,8 +81,8 @@ class FeatureStore:
         self._budget_bytes = budget_bytes
         self._batch = batch
         self._series: OrderedDict[SeriesKey, np.ndarray] = OrderedDict()
-        self._features: OrderedDict[_Slot, SliceFeatures] = OrderedDict()
-        self._in_flight: dict[_Slot, asyncio.Future[dict[_Slot, SliceFeatures]]] = {}
+        self._features: dict[SeriesKey, OrderedDict[int, SliceFeatures]] = {}
+        self._in_flight: dict[tuple[SeriesKey, int], asyncio.Future[dict[int, SliceFeatures]]] = {}
         self._users: Counter[SeriesKey] = Counter()
         self._bytes = 0
 
@@ -113,6 +110,7 @@ class FeatureStore:
                     "The segmenter has no room for another series: try again later.", retry_after_s=RETRY_S
                 )
             (self._series[key],) = apart(slices)
+            self._features[key] = OrderedDict()
             self._bytes += slices.nbytes
 
     @contextmanager
@@ -130,58 +128,71 @@ class FeatureStore:
 
         Slices that another request is computing are waited for, not computed twice.
         """
-        begun = self._begin_missing(key, indices)
-        wanted = [(key, i) for i in dict.fromkeys(indices)]
-        found = {slot: self._features[slot] for slot in wanted if slot in self._features}
-        for slot in found:
-            self._features.move_to_end(slot)
-        flights = [self._in_flight[slot] for slot in wanted if slot not in found]
+        begun, kept = self._begin_missing(key, indices), self._features[key]
+        wanted = dict.fromkeys(indices)
+        found = {i: kept[i] for i in wanted if i in kept}
+        for i in found:
+            kept.move_to_end(i)
+        flights = [self._in_flight[key, i] for i in wanted if i not in found]
         for flight in dict.fromkeys(flights):
             found |= await asyncio.shield(flight)
-        return Fetched([found[key, i] for i in indices], begun)
+        return Fetched([found[i] for i in indices], begun)
 
     def expect(self, key: SeriesKey, indices: Sequence[int]) -> int:
         """Begin to compute slices of a series in use that are not here; return how many they are.
 
-        Where no features are kept at all, for want of room, nothing is begun: it would have to be done again.
+        Where none of its features are kept, for want of room, nothing is begun: it would have to be done again.
         """
-        return self._begin_missing(key, indices) if self._features else 0
+        return self._begin_missing(key, indices) if self._features[key] else 0
 
     def _begin_missing(self, key: SeriesKey, indices: Sequence[int]) -> int:
-        slots = [(key, i) for i in dict.fromkeys(indices)]
-        missing = [slot for slot in slots if slot not in self._features and slot not in self._in_flight]
+        kept = self._features[key]
+        missing = [i for i in dict.fromkeys(indices) if i not in kept and (key, i) not in self._in_flight]
         for start in range(0, len(missing), self._batch):
-            self._begin(missing[start : start + self._batch])
+            self._begin(key, missing[start : start + self._batch])
         return len(missing)
 
-    def _begin(self, slots: Sequence[_Slot]) -> None:
-        slices = np.stack([self._series[key][i] for key, i in slots])
-        flight = asyncio.ensure_future(self._compute(slots, slices))
+    def _begin(self, key: SeriesKey, indices: Sequence[int]) -> None:
+        flight = asyncio.ensure_future(self._compute(key, indices, self._series[key][list(indices)]))
         # Nobody may ever wait for a slice that was begun ahead: whoever asks for one that failed begins it anew.
         flight.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._in_flight |= dict.fromkeys(slots, flight)
+        self._in_flight |= {(key, i): flight for i in indices}
 
-    async def _compute(self, slots: Sequence[_Slot], slices: np.ndarray) -> dict[_Slot, SliceFeatures]:
+    async def _compute(self, key: SeriesKey, indices: Sequence[int], slices: np.ndarray) -> dict[int, SliceFeatures]:
         try:
-            computed = dict(zip(slots, await self._encode(slices), strict=True))
+            computed = dict(zip(indices, await self._encode(slices), strict=True))
         finally:
-            for slot in slots:
-                del self._in_flight[slot]
-        for slot, features in computed.items():
-            self._make_room(features.nbytes)
-            if self._bytes + features.nbytes <= self._budget_bytes:
-                self._features[slot] = features
-                self._bytes += features.nbytes
+            for i in indices:
+                del self._in_flight[key, i]
+        for i, features in computed.items():
+            # What was begun ahead may end when its series has been forgotten.
+            if key in self._series:
+                self._keep(key, i, features)
         return computed
 
+    def _keep(self, key: SeriesKey, index: int, features: SliceFeatures) -> None:
+        self._make_room(features.nbytes)
+        if key in self._series and self._bytes + features.nbytes <= self._budget_bytes:
+            self._features[key][index] = features
+            self._bytes += features.nbytes
+
     def _make_room(self, nbytes: int) -> None:
-        """Forget features, then series that nobody uses, until so many bytes are free or nothing is left to forget."""
+        """Forget until so many bytes are free, or nothing is left to forget."""
         limit = self._budget_bytes - nbytes
-        while self._bytes > limit and self._features:
-            _, features = self._features.popitem(last=False)
-            self._bytes -= features.nbytes
-        idle = [key for key in self._series if not self._users[key]]
-        for key in idle:
+        for key in [key for key in self._series if not self._users[key]]:
+            self._forget_features(key, limit)
             if self._bytes <= limit:
-                break
+                return
             self._bytes -= self._series.pop(key).nbytes
+            del self._features[key]
+        # Series in use share what is left: the one that has most gives way.
+        while self._bytes > limit and any(self._features.values()):
+            self._forget_features(max(self._features, key=lambda key: len(self._features[key])), limit, most=1)
+
+    def _forget_features(self, key: SeriesKey, limit: int, most: int | None = None) -> None:
+        """Forget features of a series, used least recently first, down to a limit of all bytes."""
+        kept = self._features[key]
+        for i in list(kept)[:most]:
+            if self._bytes <= limit:
+                return
+            self._bytes -= kept.pop(i).nbytes
