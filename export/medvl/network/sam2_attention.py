@@ -54,8 +54,9 @@ class RotaryAttention(nn.Module):
         """Project R maps [N, R * HW, Ck] and rotate pairs of channels by the angles of their place: [N, R * HW, C]."""
         places, width = self.cos.shape
         both = project(x, *(torch.cat([own, _turned(own)]) for own in (projection.weight, projection.bias)))
-        own, turned = both.reshape(-1, places, 2 * width).split(width, dim=2)
-        return (own * self.cos + turned * self.sin).reshape(x.shape[0], -1, width)
+        own, turned = both.reshape(-1, places, 2 * width).chunk(2, dim=2)
+        rotated: Tensor = own * self.cos + turned * self.sin
+        return rotated.reshape(x.shape[0], -1, width)
 
 
 def _turned(rows: Tensor) -> Tensor:
