@@ -344,9 +344,13 @@ def test_a_given_mask_is_what_sam2_takes_it_for(modules: Modules, slices: np.nda
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_maskmem", 5), ("memory_attention.layer.cross_attention.num_heads", 2)],
+    [
+        ("num_maskmem", 5),
+        ("memory_attention.layer.cross_attention.num_heads", 2),
+        ("image_encoder.neck.fuse_type", "avg"),
+    ],
 )
-def test_an_override_that_the_graphs_do_not_implement_is_refused(small: Checkpoint, key: str, value: int):
+def test_an_override_that_the_graphs_do_not_implement_is_refused(small: Checkpoint, key: str, value: object):
     spec = small.segmentation.model_copy(update={"overrides": small.segmentation.overrides | {key: value}})
     with pytest.raises(CheckpointError, match=f"{key}: expected .*, found {value}"):
         build_sam_shapes(spec)

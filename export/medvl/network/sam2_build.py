@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -39,8 +40,19 @@ _SEMANTICS: Mapping[str, object] = {
     "fixed_no_obj_ptr": True,
     "soft_no_obj_ptr": False,
     "sam_mask_decoder_extra_args": None,
+    "image_encoder.neck.fuse_type": "sum",
+    "image_encoder.neck.fpn_interp_model": "nearest",
+    "memory_attention.layer.self_attention.num_heads": 1,
+    "memory_attention.layer.cross_attention.num_heads": 1,
 }
 """What SAM2.1's configurations say and the graphs implement; an override that says otherwise is refused."""
+
+
+_ATTRIBUTES: Mapping[str, str] = {
+    "memory_attention.layer.self_attention.num_heads": "memory_attention.layers.0.self_attn.num_heads",
+    "memory_attention.layer.cross_attention.num_heads": "memory_attention.layers.0.cross_attn_image.num_heads",
+}
+"""Where SAM2 has them, unless they are called there as in the configuration."""
 
 
 def build_sam(spec: SegmentationSpec) -> SAM2Base:
@@ -107,12 +119,5 @@ def _hydra(value: object) -> str:
 
 def _check_semantics(sam: SAM2Base) -> None:
     for name, expected in _SEMANTICS.items():
-        if (found := getattr(sam, name)) != expected:
+        if (found := attrgetter(_ATTRIBUTES.get(name, name))(sam)) != expected:
             raise CheckpointError(f"segmentation.overrides: {name}: expected {expected}, found {found}.")
-    # What the memory attention saves rests on it (:class:`medvl.network.sam2_attention.RotaryAttention`).
-    layer = sam.memory_attention.layers[0]
-    for name, attention in (("self_attention", layer.self_attn), ("cross_attention", layer.cross_attn_image)):
-        if (heads := attention.num_heads) != 1:
-            raise CheckpointError(
-                f"segmentation.overrides: memory_attention.layer.{name}.num_heads: expected 1, found {heads}."
-            )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medvl.network.sam2_attention import RotaryAttention
 from medvl.network.sam2_heads import Tokens, decode, given, remember
-from medvl.network.sam2_trunk import trunk
+from medvl.network.sam2_trunk import neck, trunk
 from medvl.network.seg_projector import SegProjector
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,12 +36,11 @@ class ImageEncoder(nn.Module):
     def __init__(self, sam: SAM2Base) -> None:
         super().__init__()
         self.sam = sam
-        _warm_positions(sam)
 
     def forward(self, slices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode slices UINT8 [B, S, S] to f0 [B, C_8, f_4, f_4], f1 [B, C_4, f_2, f_2] and f2 [B, C, f, f]."""
         encoder, decoder = self.sam.image_encoder, self.sam.sam_mask_decoder
-        maps, _ = encoder.neck(trunk(encoder.trunk, normalised(slices)))
+        maps = neck(encoder.neck, trunk(encoder.trunk, normalised(slices)))
         f0, f1, f2 = maps[: len(maps) - encoder.scalp]
         return decoder.conv_s0(f0), decoder.conv_s1(f1), f2
 
@@ -273,10 +272,3 @@ def _positions(sam: SAM2Base, encoding: nn.Module) -> Tensor:
     side = sam.sam_image_embedding_size
     positions: Tensor = encoding(torch.zeros(1, 1, side, side))
     return positions.flatten(2).transpose(1, 2)
-
-
-def _warm_positions(sam: SAM2Base) -> None:
-    """Fill the cache of position encodings, which would otherwise keep what an exporter traced."""
-    for level in range(4):
-        side = 4 * sam.sam_image_embedding_size >> level
-        sam.image_encoder.neck.position_encoding(torch.zeros(1, 1, side, side))

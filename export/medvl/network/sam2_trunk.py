@@ -1,4 +1,4 @@
-"""SAM2's image trunk (Hiera) with less arithmetic; its modules hold the weights.
+"""SAM2's image trunk (Hiera) and neck with less arithmetic; their modules hold the weights.
 
 The ``sam2`` package fills the windows of a map up before it projects them, projects queries, keys and values of the
 filling too, and projects what attention makes of it. All that it fills with is the bias. Here tokens are projected
@@ -8,11 +8,13 @@ Where a map of 16 x 16 has windows of 14, two thirds of the projected tokens are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention, MultiScaleBlock
+from sam2.modeling.backbones.image_encoder import FpnNeck
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, scaled_dot_product_attention
+from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
 
 
 def trunk(hiera: Hiera, images: Tensor) -> list[Tensor]:
@@ -25,6 +27,20 @@ def trunk(hiera: Hiera, images: Tensor) -> list[Tensor]:
         if number in hiera.stage_ends:
             maps.append(x.permute(0, 3, 1, 2))
     return maps
+
+
+def neck(fpn: FpnNeck, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Return the feature pyramid of the trunk's maps, finest first.
+
+    The package computes positions beside it, which nobody reads here; at 1024 pixels they take 155 MB.
+    """
+    pyramid: list[Tensor] = []
+    for level, lateral in zip(range(len(maps) - 1, -1, -1), fpn.convs, strict=True):
+        own: Tensor = lateral(maps[level])
+        if pyramid and level in fpn.fpn_top_down_levels:
+            own = own + interpolate(pyramid[0], scale_factor=2.0, mode="nearest")
+        pyramid.insert(0, own)
+    return pyramid
 
 
 @dataclass(frozen=True, slots=True)
