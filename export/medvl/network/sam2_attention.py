@@ -45,15 +45,15 @@ class RotaryAttention(nn.Module):
         a = self.attention
         keys = self._rotated(a.k_proj, k)
         if k_unplaced is not None:
-            keys = torch.cat([keys, project(k_unplaced, a.k_proj.weight, a.k_proj.bias)], dim=1)
+            keys = torch.cat([keys, _project(k_unplaced, a.k_proj.weight, a.k_proj.bias)], dim=1)
         attended = scaled_dot_product_attention(self._rotated(a.q_proj, q)[:, None], keys[:, None], v[:, None])
         weight = a.out_proj.weight @ a.v_proj.weight
-        return project(attended[:, 0], weight, a.out_proj.weight @ a.v_proj.bias + a.out_proj.bias)
+        return _project(attended[:, 0], weight, a.out_proj.weight @ a.v_proj.bias + a.out_proj.bias)
 
     def _rotated(self, projection: nn.Linear, x: Tensor) -> Tensor:
         """Project R maps [N, R * HW, Ck] and rotate pairs of channels by the angles of their place: [N, R * HW, C]."""
         places, width = self.cos.shape
-        both = project(x, *(torch.cat([own, _turned(own)]) for own in (projection.weight, projection.bias)))
+        both = _project(x, *(torch.cat([own, _turned(own)]) for own in (projection.weight, projection.bias)))
         own, turned = both.reshape(-1, places, 2 * width).chunk(2, dim=2)
         rotated: Tensor = own * self.cos + turned * self.sin
         return rotated.reshape(x.shape[0], -1, width)
@@ -65,7 +65,7 @@ def _turned(rows: Tensor) -> Tensor:
     return torch.stack([-second, first], dim=1).flatten(0, 1)
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply a linear layer to [N, K, C]: as one matrix, whose product takes the bias along."""
     return linear(x.flatten(0, 1), weight, bias).reshape(x.shape[0], -1, weight.shape[0])
 
