@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from medvl.embedded.truth import FindingKind
 from medvl.embedded.vocabulary import train_tokenizer
 from medvl.imaging.geometry import Geometry
 from medvl.network.projector import Projector, TokenShape
-from medvl.training.cases import Case
+from medvl.training.cases import Case, Voxels
 from medvl.training.descriptors import Place
 from medvl.training.language import Pack, Utterance, begin_locally, seen_by, utterances
 
@@ -97,7 +98,7 @@ def test_every_seg_has_its_target(tokenizer: Any, seed: int):
     values = [*truth.names, *(f.value for f in truth.findings if f.value is not None)]
     places = {v: Place((0.5, 0.5, 0.5), (0.1, 0.1, 0.1)) for v in values}
     geometry = Geometry((60, 70, 70), (5.0, 5.0, 5.0), (0.0, 0.0, 0.0), ((0, 0, 1), (0, 1, 0), (1, 0, 0)))
-    case = Case(np.zeros(0, np.int16), np.zeros(0, np.uint8), geometry, truth, places)
+    case = Case(0, Voxels(Path("nowhere"), geometry.shape), geometry, truth, places)
     said = utterances(case, phantom_checkpoint({}).language.prompts, rng)
     pack = Pack.of(said, tokenizer)
     assert len(pack.seg) == len(pack.targets)

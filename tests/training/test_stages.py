@@ -10,12 +10,19 @@ import torch
 from torch import nn
 
 from medvl.contracts.errors import InvalidRequest
+from medvl.embedded.phantom import make_phantom
+from medvl.embedded.preset import WINDOW, phantom_checkpoint
 from medvl.embedded.truth import Truth
+from medvl.imaging.resample import to_grid
+from medvl.imaging.windows import Window, to_uint8
 from medvl.training import train
-from medvl.training.cases import FIRST_SEED, CaseStore
+from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.descriptors import LENGTH, Place, descriptor, places, targets
 from medvl.training.loop import Loop
+from medvl.training.perception import Grids, Parts, by_kind
 from medvl.training.segmentation import clip_slices
+
+WIDE = Window(*phantom_checkpoint({}).windows[WINDOW])
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +89,7 @@ def test_language_is_taught_on_what_the_encoder_sees(out: Path):
         {name.split(".")[0] for name in taught(train.learner(name, out, "cpu"))} for name in ("language", "joint")
     )
     assert alone == {"projector", "seg_projector", "language", "state_head", "token_head"}
-    assert joint == alone | {"encoder"}
+    assert joint == alone | {"encoder", "heads"}
 
 
 def test_a_stage_without_the_one_before_is_refused(tmp_path: Path):
@@ -118,36 +125,67 @@ def test_what_was_learnt_becomes_a_checkpoint(out: Path, tmp_path: Path):
     assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) <= 48_000_000
 
 
-def test_a_case_is_made_once_and_is_the_same_again(out: Path):
-    """Voxels, labels, geometry and truth survive the way to disk."""
-    store = CaseStore(out / "cases", range(FIRST_SEED, FIRST_SEED + 1), 0)
-    first, again = store.get(FIRST_SEED), store.get(FIRST_SEED)
-    assert np.array_equal(first.hu, again.hu)
-    assert np.array_equal(first.labels, again.labels)
-    assert (first.geometry, first.truth, first.places) == (again.geometry, again.truth, again.places)
-    assert first.places == places(first.labels)
-    assert first.geometry.shape == first.hu.shape
+@pytest.fixture
+def case(out: Path) -> Case:
+    """A case as it comes back from disk."""
+    return CaseStore(out / "cases", range(FIRST_SEED, FIRST_SEED + 1), WIDE).get(FIRST_SEED)
+
+
+def test_a_case_is_the_phantom_of_its_seed(case: Case):
+    """Windowed voxels, labels, geometry and truth survive the way to disk."""
+    phantom = make_phantom(FIRST_SEED, ill=True)
+    assert np.array_equal(case.voxels.grey, to_uint8(phantom.hu, WIDE))
+    assert np.array_equal(case.voxels.labels, phantom.labels)
+    assert (case.geometry, case.truth) == (phantom.geometry, phantom.truth)
+    assert case.places == places(phantom.labels)
+    assert len(case.truth.findings) >= 4
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_wider_field_of_view_moves_nothing_in_the_patient(out: Path, seed: int):
+def test_a_wider_field_of_view_moves_nothing_in_the_patient(case: Case, seed: int):
     """Every voxel stays where it was in millimetres, what is told of places is true, and the rest is air."""
-    case = CaseStore(out / "cases", range(FIRST_SEED, FIRST_SEED + 1), 0).get(FIRST_SEED)
     wide = case.widened(np.random.default_rng(seed))
-    assert wide.geometry.shape == wide.hu.shape == wide.labels.shape
     assert wide.geometry.extent_mm[1] == wide.geometry.extent_mm[2] > case.geometry.extent_mm[1]
     assert wide.geometry.extent_mm[0] == case.geometry.extent_mm[0]
-    index = np.array([10, 0, 0])
-    at = np.rint(wide.geometry.lps_to_index(case.geometry.index_to_lps(index))).astype(int)
-    rows, columns = (slice(first, first + n) for first, n in zip(at[1:], case.hu.shape[1:], strict=True))
-    assert np.array_equal(wide.hu[:, rows, columns], case.hu)
-    assert np.array_equal(wide.labels[:, rows, columns], case.labels)
-    assert (wide.hu == -1024).sum() >= wide.hu.size - case.hu.size
-    told = places(wide.labels)
+    first, _, _ = at = np.rint(wide.geometry.lps_to_index(case.geometry.index_to_lps(np.array([10, 0, 0])))).astype(int)
+    every = np.arange(wide.geometry.shape[0])
+    spec = phantom_checkpoint({}).segmentation.model_copy(update={"side": wide.geometry.shape[1]})
+    slices, planes = wide.slices(every, spec), wide.planes(every, spec)
+    rows, columns = (slice(begin, begin + n) for begin, n in zip(at[1:], case.voxels.shape[1:], strict=True))
+    assert first == 10
+    assert np.array_equal(slices[:, rows, columns], case.voxels.grey)
+    assert np.array_equal(planes[:, rows, columns], case.voxels.labels)
+    assert (slices == 0).sum() >= slices.size - case.voxels.grey.size
+    told = places(planes)
     assert told.keys() == wide.places.keys()
     for value, place in told.items():
         assert wide.places[value].centre == pytest.approx(place.centre)
         assert wide.places[value].half_extent == pytest.approx(place.half_extent)
+
+
+def test_the_vision_grid_is_that_of_the_runtime(case: Case):
+    """Whole, wider and cut: what the service's resampling makes of the same voxels, to the rounding of grey values."""
+    checkpoint = phantom_checkpoint({})
+    grids = Grids(checkpoint, CaseStore(case.voxels.path.parent, range(FIRST_SEED, FIRST_SEED + 1), WIDE))
+    wide = case.widened(np.random.default_rng(1))
+    cut = np.array([[3, 30], [10, 200], [40, 250]])
+    parts = Parts.of([case, wide, case], [np.array([(0, n) for n in c.geometry.shape]) for c in (case, wide)] + [cut])
+    views = grids.views(parts.seeds, parts.edges)
+    phantom = make_phantom(FIRST_SEED, ill=True)
+    shown = [
+        (phantom.hu, phantom.labels),
+        tuple(
+            np.pad(array, ((0, 0), *wide.air), constant_values=air)
+            for array, air in ((phantom.hu, -1024), (phantom.labels, 0))
+        ),
+        tuple(array[3:30, 10:200, 40:250] for array in (phantom.hu, phantom.labels)),
+    ]
+    for (hu, labels), seen, kinds in zip(shown, views.hu, views.kinds, strict=True):
+        expected = to_grid(np.ascontiguousarray(hu).clip(-1000, 400), checkpoint.vision.grid)
+        assert np.abs(seen.numpy() - expected).max() < 5.0
+        at = [(np.arange(n) + 0.5) * (m / n) for n, m in zip(checkpoint.vision.grid, labels.shape, strict=True)]
+        d, r, c = (a.astype(int) for a in at)
+        assert np.array_equal(kinds.numpy(), by_kind(case.truth)[labels[d][:, r][:, :, c]])
 
 
 def test_clips_go_away_from_a_prompt_or_towards_it():

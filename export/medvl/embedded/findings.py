@@ -153,11 +153,23 @@ class Case:
 Maker = Callable[[Case], bool]
 
 
-def draw_findings(case: Case, makers: Sequence[tuple[FindingKind, Maker]], normal_share: float = 0.25) -> None:
-    """Draw nothing, or findings of one to four kinds out of those that the field of view allows."""
-    if case.rng.random() < normal_share:
+@dataclass(frozen=True, slots=True)
+class Illness:
+    """How ill patients are: the share of those without findings, and of numbers of kinds of findings from 1."""
+
+    normal: float
+    kinds: tuple[float, ...]
+
+
+USUAL = Illness(0.25, (0.3, 0.35, 0.2, 0.15))
+ILL = Illness(0.0, (0.0, 0.0, 0.0, 0.25, 0.25, 0.2, 0.2, 0.1))
+
+
+def draw_findings(case: Case, makers: Sequence[tuple[FindingKind, Maker]], illness: Illness = USUAL) -> None:
+    """Draw findings of so many kinds, out of those that the field of view allows."""
+    if case.rng.random() < illness.normal:
         return
-    wanted = int(case.rng.choice([1, 2, 3, 4], p=[0.3, 0.35, 0.2, 0.15]))
+    wanted = int(case.rng.choice(np.arange(1, 1 + len(illness.kinds)), p=illness.kinds))
     found = 0
     for i in case.rng.permutation(len(makers)):
         if found == wanted:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medvl.embedded.anatomy import ORGANS, Anatomy, draw_anatomy
 from medvl.embedded.conditions import MAKERS
-from medvl.embedded.findings import Case, Draft, draw_findings
+from medvl.embedded.findings import ILL, USUAL, Case, Draft, draw_findings
 from medvl.embedded.frame import PIVOT, BodyFrame, draw_frame
 from medvl.embedded.parts import AIR_HU, BODY
 from medvl.embedded.render import Codes, paint, visible_share
@@ -83,8 +83,8 @@ class Phantom:
         return np.asarray(self.labels == finding.value)
 
 
-def make_phantom(seed: int, protocol: Protocol | None = None) -> Phantom:
-    """Return a phantom; the same bytes for the same seed and protocol.
+def make_phantom(seed: int, protocol: Protocol | None = None, *, ill: bool = False) -> Phantom:
+    """Return a phantom; the same bytes for the same arguments.
 
     Parameters
     ----------
@@ -92,6 +92,8 @@ def make_phantom(seed: int, protocol: Protocol | None = None) -> Phantom:
         Of patient, findings, acquisition and noise, each with a stream of its own.
     protocol
         Ranges of the acquisition; the default is :class:`Protocol`'s.
+    ill
+        Whether to draw findings of many kinds.
     """
     body, scan, disease, noise = (np.random.default_rng([seed, stream]) for stream in range(4))
     torso = draw_torso(body)
@@ -99,7 +101,7 @@ def make_phantom(seed: int, protocol: Protocol | None = None) -> Phantom:
     frame = draw_frame(scan, acquisition.tilt_deg, acquisition.place_mm)
     healthy = draw_anatomy(body, torso, acquisition.phase, frame)
     case = Case(disease, healthy, frame, acquisition.geometry)
-    draw_findings(case, MAKERS)
+    draw_findings(case, MAKERS, ILL if ill else USUAL)
     painting = _painted(healthy, case.drafts, frame, acquisition.geometry)
     densities = np.array([AIR_HU, *(p.hu for p in painting.anatomy.parts)], np.float32)
     hu, labels = densities[painting.codes], painting.values()[painting.codes]

@@ -10,19 +10,19 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
-from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.checkpoint import SegmentationSpec
 from medvl.embedded.phantom import make_phantom
-from medvl.embedded.scanner import LEAST_HU
 from medvl.embedded.truth import Truth
 from medvl.imaging.geometry import Geometry
-from medvl.imaging.resample import FitTransform, fit_slices, to_grid
+from medvl.imaging.resample import FitTransform, fit_slices
 from medvl.imaging.windows import Window, to_uint8
 from medvl.training.descriptors import Place, places
 
@@ -32,51 +32,74 @@ _FIRST_CASES = 60
 """Known before the first step."""
 _WIDENED, _WIDEST = 0.5, 0.35
 """Share of draws with air around the image, and how much wider it may make the field of view."""
+_ILL = 2
+"""Every so many cases have findings of many kinds: there are more small ones to learn from."""
+_COMPRESSION = 3
+_GEOMETRY = ("spacing_mm", "origin_mm", "direction")
+
+
+@dataclass(frozen=True, eq=False)
+class Voxels:
+    """A case's image and label map in files, read where they are looked at."""
+
+    path: Path
+    """Of its files, without their suffixes."""
+    shape: tuple[int, int, int]
+
+    @cached_property
+    def grey(self) -> NDArray[np.uint8]:
+        """The image, uint8 [D, R, C], windowed as the networks see it."""
+        stored: NDArray[np.uint8] = np.load(self.path.with_suffix(".npy"), mmap_mode="r")
+        return stored
+
+    @cached_property
+    def labels(self) -> NDArray[np.uint8]:
+        """The label map, uint8 [D, R, C]."""
+        packed = self.path.with_suffix(".zst").read_bytes()
+        return np.frombuffer(zstandard.decompress(packed), np.uint8).reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One phantom.
+    """One phantom, maybe with air around it.
 
     Attributes
     ----------
-    hu, labels
-        int16 and uint8 [D, R, C], canonical; read from disk where they are looked at.
-    places
-        Where every value of the label map lies.
+    voxels
+        As they are stored.
+    air
+        Rows and columns, before and after those that are stored: black, and nothing in the label map.
+    geometry, places
+        Of the image with its air; where every value of the label map lies.
     """
 
-    hu: NDArray[np.int16]
-    labels: NDArray[np.uint8]
+    seed: int
+    voxels: Voxels
     geometry: Geometry
     truth: Truth
     places: Mapping[int, Place]
+    air: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
 
-    def slices(self, numbers: NDArray[np.intp], checkpoint: Checkpoint) -> NDArray[np.uint8]:
+    def slices(self, numbers: NDArray[np.intp], spec: SegmentationSpec) -> NDArray[np.uint8]:
         """Return windowed slices uint8 [n, S, S] as SAM2 takes them."""
-        spec = checkpoint.segmentation
-        window = Window(*checkpoint.windows[spec.window])
-        return fit_slices(to_uint8(np.ascontiguousarray(self.hu[numbers]), window), spec.side, spec.fit)
+        return fit_slices(self._padded(self.voxels.grey[numbers]), spec.side, spec.fit)
 
-    def planes(self, numbers: NDArray[np.intp], checkpoint: Checkpoint) -> NDArray[np.uint8]:
+    def planes(self, numbers: NDArray[np.intp], spec: SegmentationSpec) -> NDArray[np.uint8]:
         """Return the label map of slices, uint8 [n, S, S], nearest neighbour, 0 where a slice is padded."""
-        spec = checkpoint.segmentation
-        fit = FitTransform(self.labels.shape[1], self.labels.shape[2], spec.side, spec.fit)
-        height, width = fit.fitted_shape
+        labels = self._padded(self.voxels.labels[numbers])
+        _, rows, columns = labels.shape
+        height, width = FitTransform(rows, columns, spec.side, spec.fit).fitted_shape
         planes = np.zeros((len(numbers), spec.side, spec.side), np.uint8)
-        for row, number in enumerate(numbers):
-            planes[row, :height, :width] = cv2.resize(
-                np.asarray(self.labels[number]), (width, height), interpolation=cv2.INTER_NEAREST
-            )
+        for plane, own in zip(planes, labels, strict=True):
+            plane[:height, :width] = cv2.resize(own, (width, height), interpolation=cv2.INTER_NEAREST)
         return planes
 
     def widened(self, rng: np.random.Generator) -> Case:
         """Return the case in a wider field of view, and not in its middle: with air about each slice."""
-        side = self.labels.shape[1:]
-        added = [int(rng.uniform(0.0, _WIDEST) * max(side))] * 2
-        before = [int(rng.integers(n + 1)) for n in added]
-        around = [(0, 0), *((b, n - b) for b, n in zip(before, added, strict=True))]
-        shape = (len(self.labels), *(n + more for n, more in zip(side, added, strict=True)))
+        slices, *side = self.geometry.shape
+        added = int(rng.uniform(0.0, _WIDEST) * max(side))
+        before = [int(rng.integers(added + 1)) for _ in side]
+        shape = (slices, side[0] + added, side[1] + added)
 
         def shifted(place: Place) -> Place:
             centre, half = np.array(place.centre), np.array(place.half_extent)
@@ -85,27 +108,16 @@ class Case:
             return Place(tuple(centre.tolist()), tuple(half.tolist()))
 
         origin = tuple(self.geometry.index_to_lps(np.array([0, -before[0], -before[1]])).tolist())
+        rows, columns = ((b, added - b) for b in before)
         return replace(
             self,
-            hu=np.pad(self.hu, around, constant_values=LEAST_HU),
-            labels=np.pad(self.labels, around),
             geometry=replace(self.geometry, shape=shape, origin_mm=origin),
             places={value: shifted(place) for value, place in self.places.items()},
+            air=(rows, columns),
         )
 
-
-def volume_grid(hu: NDArray[np.int16], checkpoint: Checkpoint) -> NDArray[np.float16]:
-    """Return a volume [D, R, C] as the vision encoder takes it, FP16 [d, h, w], HU."""
-    return to_grid(np.asarray(hu), checkpoint.vision.grid)
-
-
-def label_grid(labels: NDArray[np.uint8], checkpoint: Checkpoint) -> NDArray[np.uint8]:
-    """Return a label map [D, R, C] on the vision grid [d, h, w], nearest neighbour."""
-    at = [
-        np.minimum(((np.arange(n) + 0.5) * (m / n)).astype(int), m - 1)
-        for n, m in zip(checkpoint.vision.grid, labels.shape, strict=True)
-    ]
-    return np.asarray(labels[at[0]])[:, at[1]][:, :, at[2]]
+    def _padded(self, planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.pad(planes, ((0, 0), *self.air)) if any(map(any, self.air)) else np.asarray(planes)
 
 
 class CaseStore:
@@ -117,13 +129,16 @@ class CaseStore:
         Holds three files for each case; the JSON comes last and says that it is whole.
     seeds
         Of all cases that are drawn.
+    window
+        Of all networks.
     more
         New cases that become known with each step, so that the first ones need not wait for all of them.
     """
 
-    def __init__(self, folder: Path, seeds: range, more: int) -> None:
+    def __init__(self, folder: Path, seeds: range, window: Window, more: int = 0) -> None:
         self.seeds = seeds
         self._folder = folder
+        self._window = window
         self._more = more
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -137,11 +152,11 @@ class CaseStore:
         """Return a case, made the first time."""
         self.make(seed)
         known = json.loads(self._path(seed, "json").read_text("utf-8"))
-        hu, labels = (np.load(self._path(seed, f"{name}.npy"), mmap_mode="r") for name in ("hu", "labels"))
+        shape = tuple(known["shape"])
         return Case(
-            hu,
-            labels,
-            Geometry(labels.shape, *(known["geometry"][name] for name in _GEOMETRY)),
+            seed,
+            Voxels(self._path(seed, "npy"), shape),
+            Geometry(shape, *(known["geometry"][name] for name in _GEOMETRY)),
             Truth.model_validate(known["truth"]),
             {int(value): Place(tuple(p["centre"]), tuple(p["half_extent"])) for value, p in known["places"].items()},
         )
@@ -150,27 +165,21 @@ class CaseStore:
         """Make a case, unless it is there."""
         if self._path(seed, "json").is_file():
             return
-        phantom = make_phantom(seed)
-        geometry = {name: np.asarray(getattr(phantom.geometry, name)).tolist() for name in _GEOMETRY}
+        phantom = make_phantom(seed, ill=seed % _ILL == 0)
         known = {
+            "shape": phantom.labels.shape,
             "truth": phantom.truth.model_dump(mode="json"),
-            "geometry": geometry,
+            "geometry": {name: np.asarray(getattr(phantom.geometry, name)).tolist() for name in _GEOMETRY},
             "places": {value: asdict(place) for value, place in places(phantom.labels).items()},
         }
-        self._keep(self._path(seed, "hu.npy"), phantom.hu)
-        self._keep(self._path(seed, "labels.npy"), phantom.labels)
-        part = self._path(seed, f"json.{os.getpid()}")
-        part.write_text(json.dumps(known), "utf-8")
-        part.replace(self._path(seed, "json"))
-
-    def _keep(self, path: Path, array: NDArray[Any]) -> None:
-        part = path.with_suffix(f".{os.getpid()}")
-        with part.open("wb") as file:
-            np.save(file, array)
-        part.replace(path)
+        packed = zstandard.compress(np.ascontiguousarray(phantom.labels).data, _COMPRESSION)
+        # Written under the name of this process first: several may make the same case.
+        own = str(os.getpid())
+        np.save(self._path(seed, f"{own}.npy"), to_uint8(phantom.hu, self._window))
+        self._path(seed, f"{own}.zst").write_bytes(packed)
+        self._path(seed, f"{own}.json").write_text(json.dumps(known), "utf-8")
+        for suffix in ("npy", "zst", "json"):
+            self._path(seed, f"{own}.{suffix}").replace(self._path(seed, suffix))
 
     def _path(self, seed: int, suffix: str) -> Path:
         return self._folder / f"{seed}.{suffix}"
-
-
-_GEOMETRY = ("spacing_mm", "origin_mm", "direction")

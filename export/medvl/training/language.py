@@ -25,20 +25,20 @@ from medvl.embedded.truth import FindingKind
 from medvl.embedded.vocabulary import EOS, SEG
 from medvl.network.modules import Modules
 from medvl.network.projector import MixerLayer
-from medvl.network.vision import STEM_STRIDE
 from medvl.training.cases import Case, CaseStore
 from medvl.training.descriptors import LENGTH, Target, Teacher, absent, descriptor, finding_target, targets
 from medvl.training.perception import (
     READ,
-    Cells,
-    Views,
+    Grids,
+    Parts,
     cells_of_counts,
-    counted,
+    counts_of,
     freeze_statistics,
+    heads,
     jittered,
     pooled,
     read_cells,
-    view,
+    read_levels,
     window_of,
 )
 
@@ -98,9 +98,10 @@ class Utterance:
 
 
 class Speaking(nn.Module):
-    """Projector, language model and seg projector, with heads that no checkpoint keeps.
+    """Encoder, projector, language model and seg projector, with heads that no checkpoint keeps.
 
-    One reads descriptors from [SEG] states; one reads from each vision token what lies in the cells that it began with.
+    One reads descriptors from [SEG] states; one reads from each vision token what lies in the cells that it began with;
+    those of :class:`medvl.training.perception.Seeing` go on teaching the encoder.
     """
 
     language: Any
@@ -113,16 +114,17 @@ class Speaking(nn.Module):
         self.language = language
         self.state_head = nn.Linear(modules.checkpoint.language.hidden_size, LENGTH)
         self.token_head = nn.Linear(modules.checkpoint.language.hidden_size, READ)
+        vision = modules.checkpoint.vision
+        self.heads = heads(vision.dims[: max(vision.feature_stages) + 1])
 
 
 @dataclass(frozen=True, eq=False)
 class Spoken:
     """B cases, and all that is said about each of them in one sequence of at most L words behind T vision tokens."""
 
-    hu: Tensor
-    """FP16 [B, d, h, w]."""
-    kinds: Tensor
-    """UINT8 [B, d, h, w], as of :class:`medvl.training.perception.Views`."""
+    seeds: tuple[int, ...]
+    edges: Tensor
+    """INT64 [B, 3, 2], as of :class:`medvl.training.perception.Parts`."""
     ids: Tensor
     """INT64 [B, L]."""
     owner: Tensor
@@ -181,7 +183,10 @@ class LanguageLearner:
         self._batch = batch
         self._pooling = pooling
         self.module = Speaking(modules, language)
+        self._joint = joint
+        self._grids = Grids(checkpoint, store)
         self.module.encoder.requires_grad_(requires_grad=joint)
+        self.module.heads.requires_grad_(requires_grad=joint)
         self.module.train()
         freeze_statistics(self.module)
 
@@ -190,14 +195,14 @@ class LanguageLearner:
         cases = [self._store.draw(rng, step) for _ in range(self._batch)]
         prompts = self._checkpoint.language.prompts
         packs = [Pack.of(utterances(case, prompts, rng), self._tokenizer) for case in cases]
-        views = Views.of(view(case, self._checkpoint) for case in cases)
-        return _spoken(views, packs)
+        return _spoken(Parts.of(cases), packs)
 
     def loss(self, step: int, drawn: Spoken) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the loss of everything that is said about the cases of a batch."""
-        with torch.autocast(drawn.hu.device.type, torch.bfloat16):
-            levels = self.module.encoder(jittered(drawn.hu), window_of(self._checkpoint, len(drawn.hu)))
-            tokens = self.module.projector(*levels)
+        views = self._grids.views(drawn.seeds, drawn.edges)
+        with torch.autocast(views.hu.device.type, torch.bfloat16):
+            levels = self.module.encoder.levels(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
+            tokens = self.module.projector(*(levels[stage] for stage in self._checkpoint.vision.feature_stages))
             hidden = self._hidden(tokens, drawn)
             logits = self.module.language.lm_head(hidden[drawn.asked])
         plain = cross_entropy(logits.float(), drawn.wanted, reduction="none")
@@ -205,20 +210,23 @@ class LanguageLearner:
         right = (logits.argmax(-1) == drawn.wanted).float()
         decisive = (drawn.weight > 1).float()
         shown = {"words": right.mean(), "decisive": (right * decisive).sum() / decisive.sum()}
-        seeing, seen = read_cells(self.module.token_head(tokens.float()), self._cells(drawn.kinds))
+        counts = counts_of(views.kinds, len(levels))
+        seeing, seen = read_cells(self.module.token_head(tokens.float()), cells_of_counts(self._of_tokens(counts)))
         loss, shown = loss + seeing, shown | seen
+        if self._joint:
+            read = [head(level.float()) for head, level in zip(self.module.heads, levels, strict=True)]
+            seeing, seen = read_levels(read, counts)
+            loss, shown = loss + seeing, shown | seen
         if len(drawn.seg):
             extra, more = self._states(hidden[drawn.seg].float(), drawn.truth)
             loss, shown = loss + extra, shown | more
         return loss, shown
 
-    def _cells(self, kinds: Tensor) -> Cells:
-        """Return what lies in the cells of each vision token."""
-        first, second = self._checkpoint.vision.feature_stages
-        low = counted(kinds, STEM_STRIDE * 2**first)
-        levels = (low, pooled(low, (2 ** (second - first),) * 3))
-        tokens = [pooled(counts, by) for counts, by in zip(levels, self._pooling, strict=True)]
-        return cells_of_counts(torch.cat([counts.flatten(1, 3) for counts in tokens], 1))
+    def _of_tokens(self, counts: Sequence[Tensor]) -> Tensor:
+        """Return what lies in the cells of each vision token, [B, tokens, kinds]."""
+        levels = (counts[stage] for stage in self._checkpoint.vision.feature_stages)
+        tokens = [pooled(level, by) for level, by in zip(levels, self._pooling, strict=True)]
+        return torch.cat([held.flatten(1, 3) for held in tokens], 1)
 
     def _hidden(self, tokens: Tensor, drawn: Spoken) -> Tensor:
         """Return the states [B * L, H] after the final norm, vision tokens left out."""
@@ -304,7 +312,7 @@ def seen_by(owner: Tensor, vision: int) -> Tensor:
     return mask[:, None]
 
 
-def _spoken(views: Views, packs: Sequence[Pack]) -> Spoken:
+def _spoken(parts: Parts, packs: Sequence[Pack]) -> Spoken:
     """Return what is said about several cases as one batch; shorter sequences are filled up with words of nobody."""
     longest = max(len(p.ids) for p in packs)
     length = -(-longest // _MULTIPLE) * _MULTIPLE
@@ -318,8 +326,8 @@ def _spoken(views: Views, packs: Sequence[Pack]) -> Spoken:
 
     truth = [descriptor(t, None, placed=True) for p in packs for t in p.targets]
     return Spoken(
-        hu=views.hu,
-        kinds=views.kinds,
+        seeds=parts.seeds,
+        edges=parts.edges,
         ids=rows("ids"),
         owner=rows("owner"),
         positions=rows("positions"),

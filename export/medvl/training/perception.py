@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, pad
+from torch.nn.utils.rnn import pad_sequence
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.truth import FindingKind, Truth
 from medvl.network.modules import Modules
 from medvl.network.vision import STEM_STRIDE, VisionEncoder
-from medvl.training.cases import Case, CaseStore, label_grid, volume_grid
+from medvl.training.cases import Case, CaseStore
 
 _KINDS = 1 + len(ORGANS) + len(FindingKind)
 """What a voxel can be: nothing, an organ, a finding."""
@@ -31,9 +32,28 @@ _AMOUNT_SCALE = 8.0
 _STATISTICS_STEPS = 300
 """After these the statistics of the batch norms stand still: volumes of one batch are too few to go on with."""
 _MOST_CROPPED = 0.35
+_SPARE = 0.25
+"""Share of a GPU's memory that cases leave to the networks."""
 _FINDING_WEIGHT, _AMOUNT_WEIGHT = 2.0, 1.0
 _SCALED, _SHIFTED_HU, _NOISE_HU = 0.03, 15.0, 15.0
 """Spread of a scanner's calibration, and the most noise that is added to every second volume."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Parts of B cases."""
+
+    seeds: tuple[int, ...]
+    edges: Tensor
+    """INT64 [B, 3, 2], first voxel along slices, rows and columns and the one behind the last; there is air outside."""
+
+    @classmethod
+    def of(cls, cases: Iterable[Case], within: Iterable[NDArray[np.intp]] | None = None) -> Parts:
+        """Return whole cases, or what lies ``within`` edges [3, 2] of each of them."""
+        cases = tuple(cases)
+        whole = [_edges(case) for case in cases]
+        edges = whole if within is None else [w[:, :1] + part for w, part in zip(whole, within, strict=True)]
+        return cls(tuple(case.seed for case in cases), torch.from_numpy(np.stack(edges)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +61,73 @@ class Views:
     """B volumes on the vision grid."""
 
     hu: Tensor
-    """FP16 [B, d, h, w]."""
+    """FP32 [B, d, h, w]."""
     kinds: Tensor
     """UINT8 [B, d, h, w], what each voxel is: 0, organs from 1, then kinds of findings."""
 
-    @classmethod
-    def of(cls, views: Iterable[tuple[NDArray[np.float16], NDArray[np.uint8]]]) -> Views:
-        """Stack volumes and what their voxels are."""
-        hu, kinds = zip(*views, strict=True)
-        return cls(torch.from_numpy(np.stack(hu)), torch.from_numpy(np.stack(kinds)))
+
+class Grids:
+    """Puts parts of cases on the vision grid, on torch's device.
+
+    On a GPU each case that was looked at stays there while a quarter of its memory is free: reading them again and
+    again costs more than learning from them.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, store: CaseStore) -> None:
+        self._grid = checkpoint.vision.grid
+        self._window = checkpoint.windows[checkpoint.vision.window]
+        self._store = store
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def views(self, seeds: Sequence[int], edges: Tensor) -> Views:
+        """Return :class:`Parts` as the vision encoder takes them: what ``to_grid`` makes of a padded or cut volume."""
+        voxels = [self.voxels(seed) for seed in seeds]
+        lower, upper = self._window
+        shown = pad_sequence([grey for grey, _ in voxels], batch_first=True).float()
+        depth, rows, columns = (_linear(edges[:, axis], n, shown.shape[1 + axis]) for axis, n in enumerate(self._grid))
+        planes = rows[:, None] @ (shown @ columns[:, None].mT)
+        volumes = (depth @ planes.flatten(2)).reshape(len(seeds), *self._grid)
+        labels = [_nearest(own, edge, self._grid) for (_, own), edge in zip(voxels, edges, strict=True)]
+        return Views(lower + volumes * ((upper - lower) / 255.0), torch.stack(labels))
+
+    def voxels(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Return what is stored of a case, UINT8 [D, R, C]: grey values and what each voxel is."""
+        if seed in self._kept:
+            return self._kept[seed]
+        case, device = self._store.get(seed), torch.get_default_device()
+        stored = (case.voxels.grey, case.voxels.labels, by_kind(case.truth))
+        grey, labels, table = (torch.from_numpy(np.array(array)).to(device) for array in stored)
+        own = grey, table[labels.int()]
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            if free > _SPARE * total:
+                self._kept[seed] = own
+        return own
+
+
+def _edges(case: Case) -> NDArray[np.intp]:
+    """Return where a case with its air begins and ends, in stored voxels, [3, 2]."""
+    (above, below), (left, right) = case.air
+    d, r, c = case.voxels.shape
+    return np.array([[0, d], [-above, r + below], [-left, c + right]])
+
+
+def _linear(edges: Tensor, count: int, stored: int) -> Tensor:
+    """Return how much of each stored voxel is in ``count`` ones between edges [B, 2], FP32 [B, count, stored]."""
+    first, last = edges[:, :1], edges[:, 1:]
+    at = first + (torch.arange(count) + 0.5) * ((last - first) / count) - 0.5
+    at = at.clamp(first, last - 1)
+    return (1.0 - (at[..., None] - torch.arange(stored)).abs()).clamp(min=0.0)
+
+
+def _nearest(stored: Tensor, edges: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Return a label map [D, R, C] on the grid between edges [3, 2], 0 outside."""
+    for axis, (count, (first, last)) in enumerate(zip(grid, edges, strict=True)):
+        at = (first + (torch.arange(count) + 0.5) * ((last - first) / count)).floor().long()
+        known = (at >= 0) & (at < stored.shape[axis])
+        shape = [count if i == axis else 1 for i in range(3)]
+        stored = stored.index_select(axis, at.clamp(0, stored.shape[axis] - 1)) * known.reshape(shape)
+    return stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +146,18 @@ READ = len(ORGANS) + 2 * len(FindingKind)
 """Numbers that a head reads from a cell."""
 
 
+def heads(channels: Sequence[int]) -> nn.ModuleList:
+    """Return what reads from the cells of the stem and of every stage, of so many channels."""
+    return nn.ModuleList(nn.Linear(c, READ) for c in channels)
+
+
 class Seeing(nn.Module):
     """The vision encoder with a head for its stem and for every stage up to the last one that goes on."""
 
     def __init__(self, encoder: VisionEncoder, channels: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.heads = nn.ModuleList(nn.Linear(c, READ) for c in channels)
+        self.heads = heads(channels)
 
     def forward(self, volume_hu: Tensor, window_hu: Tensor) -> list[Tensor]:
         """Return what each head reads, FP32 [B, cells, organs + 2 kinds]."""
@@ -102,6 +185,7 @@ class PerceptionLearner:
         self._checkpoint = checkpoint
         self._store = store
         self._batch = batch
+        self._grids = Grids(checkpoint, store)
         vision = checkpoint.vision
         self.module = Seeing(modules.vision_encoder, vision.dims[: max(vision.feature_stages) + 1])
         if torch.get_default_device().type == "cpu":
@@ -109,25 +193,18 @@ class PerceptionLearner:
             self.module.encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.module.train()
 
-    def draw(self, step: int, rng: np.random.Generator) -> Views:
+    def draw(self, step: int, rng: np.random.Generator) -> Parts:
         """Return random parts of cases."""
         cases = [self._store.draw(rng, step) for _ in range(self._batch)]
-        return Views.of(view(case, self._checkpoint, _part(case.hu.shape, rng)) for case in cases)
+        return Parts.of(cases, [_part(case.geometry.shape, rng) for case in cases])
 
-    def loss(self, step: int, drawn: Views) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, step: int, drawn: Parts) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the loss of a batch of volumes."""
         if step >= _STATISTICS_STEPS:
             freeze_statistics(self.module)
-        losses: list[Tensor] = []
-        shown: dict[str, Tensor] = {}
-        counts = counted(drawn.kinds, STEM_STRIDE)
-        window = window_of(self._checkpoint, len(drawn.hu))
-        for level, read in enumerate(self.module(jittered(drawn.hu), window)):
-            loss, seen = read_cells(read, cells_of_counts(counts))
-            counts = pooled(counts, (2, 2, 2))
-            losses.append(loss)
-            shown |= {f"{name}_{level}": value for name, value in seen.items()}
-        return torch.stack(losses).sum(), shown
+        views = self._grids.views(drawn.seeds, drawn.edges)
+        read = self.module(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
+        return read_levels(read, counts_of(views.kinds, len(read)))
 
 
 def freeze_statistics(module: nn.Module) -> None:
@@ -142,28 +219,21 @@ def window_of(checkpoint: Checkpoint, batch: int) -> Tensor:
     return torch.tensor([checkpoint.windows[checkpoint.vision.window]] * batch)
 
 
-def view(
-    case: Case, checkpoint: Checkpoint, part: tuple[slice, ...] = (slice(None),)
-) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Return a part of a case on the vision grid: HU, and what each voxel is."""
-    return volume_grid(case.hu[part], checkpoint), by_kind(case.truth)[label_grid(case.labels[part], checkpoint)]
-
-
 def jittered(hu: Tensor) -> Tensor:
     """Return volumes FP32 [B, d, h, w] as other scanners might have stored them, every second one with more noise."""
     each = (len(hu), 1, 1, 1)
     noise = _NOISE_HU * torch.rand(each) * (torch.rand(each) < 0.5)
-    scaled = hu.float() * (1.0 + _SCALED * torch.randn(each)) + _SHIFTED_HU * torch.randn(each)
+    scaled = hu * (1.0 + _SCALED * torch.randn(each)) + _SHIFTED_HU * torch.randn(each)
     return scaled + noise * torch.randn(hu.shape)
 
 
-def _part(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, ...]:
-    slices = []
+def _part(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.intp]:
+    edges = []
     for length in shape:
         size = int(length * (1.0 - rng.uniform(0.0, _MOST_CROPPED) * (rng.random() < 0.6)))
         start = int(rng.integers(length - size + 1))
-        slices.append(slice(start, start + size))
-    return tuple(slices)
+        edges.append((start, start + size))
+    return np.array(edges)
 
 
 def by_kind(truth: Truth) -> NDArray[np.uint8]:
@@ -196,6 +266,14 @@ def pooled(counts: Tensor, by: tuple[int, int, int]) -> Tensor:
     return padded.reshape(len(counts), d, by[0], h, by[1], w, by[2], -1).sum((2, 4, 6))
 
 
+def counts_of(kinds: Tensor, levels: int) -> list[Tensor]:
+    """Return what :func:`counted` says of the cells of the stem and of every stage, of maps UINT8 [B, d, h, w]."""
+    counts = [counted(kinds, STEM_STRIDE)]
+    while len(counts) < levels:
+        counts.append(pooled(counts[-1], (2, 2, 2)))
+    return counts
+
+
 def cells_of_counts(counts: Tensor) -> Cells:
     """Return what cells hold, from their counts [B, ..., kinds]."""
     flat = counts.flatten(1, -2)
@@ -206,6 +284,17 @@ def cells_of_counts(counts: Tensor) -> Cells:
         findings=((kinds > 0) & (kinds >= enough)).float(),
         amounts=kinds.log1p() / _AMOUNT_SCALE,
     )
+
+
+def read_levels(read: Sequence[Tensor], counts: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of what the heads of all levels read, and how well they do."""
+    losses: list[Tensor] = []
+    shown: dict[str, Tensor] = {}
+    for level, (own, held) in enumerate(zip(read, counts, strict=True)):
+        loss, seen = read_cells(own, cells_of_counts(held))
+        losses.append(loss)
+        shown |= {f"{name}_{level}": value for name, value in seen.items()}
+    return torch.stack(losses).sum(), shown
 
 
 def read_cells(read: Tensor, cells: Cells) -> tuple[Tensor, dict[str, Tensor]]:

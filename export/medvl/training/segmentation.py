@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -86,8 +86,10 @@ class Prompted:
     """UINT8 [B, T, f_4, f_4], what the middle of each place is: 0, or one of ``KIND_NAMES`` from 1."""
     clip: Tensor
     """INT64 [N]."""
-    masks: Tensor
-    """BOOL [N, T, S, S], empty where the object is not on the slice."""
+    planes: Tensor
+    """UINT8 [B, T, S, S], label maps."""
+    values: Tensor
+    """BOOL [N, 256], which of their values are the object."""
     points: Tensor
     """FP32 [N, P, 2]."""
     labels: Tensor
@@ -104,6 +106,11 @@ class Prompted:
     """INT64 [T], of the slices, in the order of tracking, counted from the prompted one in its direction."""
     corrected: Tensor
     """INT64 [1], which of them is corrected, too; 0 for none."""
+
+    def masks(self, at: int) -> Tensor:
+        """Return the objects on one of the slices, BOOL [N, S, S], empty where an object is not on it."""
+        planes = self.planes[self.clip, at]
+        return self.values.gather(1, planes.flatten(1).long()).reshape(planes.shape)
 
 
 class SegmentationLearner:
@@ -154,7 +161,7 @@ class SegmentationLearner:
         if length > 1:
             return self._clip_loss(drawn, maps)
         masks, multimask = self._decode(maps[0], drawn)
-        found = mask_loss(masks, drawn.masks[:, 0].float(), multimask)
+        found = mask_loss(masks, drawn.masks(0).float(), multimask)
         rare = torch.ones(1 + len(KIND_NAMES))
         rare[1 + len(ORGANS) :] = _FINDING_WEIGHT
         places = cross_entropy(seen, drawn.kinds.flatten(0, 1).long(), rare)
@@ -166,13 +173,13 @@ class SegmentationLearner:
         One that is corrected conditions what is tracked after it, as the prompted one does.
         """
         masks, multimask = self._decode(maps[0], drawn)
-        first = mask_loss(masks, drawn.masks[:, 0].float(), multimask)
+        first = mask_loss(masks, drawn.masks(0).float(), multimask)
         remembered = self._with_given(self._remember(maps[0][2], masks, multimask), maps[0], drawn)
         bank = MemoryBank({0: remembered}, POINTERS, 1, self._checkpoint.segmentation.max_conditioning_slices)
         total, shown, tracked = first.total, _shown(first, "slice"), []
         every = torch.ones(len(drawn.clip), dtype=torch.bool)
         for at, own in enumerate(maps[1:], 1):
-            number, wanted = int(drawn.numbers[at]), drawn.masks[:, at]
+            number, wanted = int(drawn.numbers[at]), drawn.masks(at)
             # What lies below all that conditions it has been tracked downward.
             bank.step = 1 if number > min(bank.conditioning) else -1
             image = self._conditioned(own[2], bank.view(number))
@@ -180,7 +187,7 @@ class SegmentationLearner:
             masks = decode_all(self.module.sam, image, own[:2], tokens, dense)
             tracked.append(mask_loss(masks, wanted.float(), every))
             if at == int(drawn.corrected):
-                masks = self._correct(image, own, masks, wanted, drawn.masks[:, 0])
+                masks = self._correct(image, own, masks, wanted, drawn.masks(0))
                 after = mask_loss(masks, wanted.float(), every)
                 total, shown = total + after.total, shown | _shown(after, "corrected")
                 bank.conditioning = {**bank.conditioning, number: self._remember(own[2], masks, every)}
@@ -195,31 +202,28 @@ class SegmentationLearner:
         self, case: Case, found: Sequence[Target], start: int, relative: Sequence[int], rng: np.random.Generator
     ) -> Prompted:
         """Return one clip that is prompted on a slice, upward or downward, whichever has more room for it."""
-        last = case.labels.shape[0] - 1
+        last, spec = case.geometry.shape[0] - 1, self._checkpoint.segmentation
         steps = sorted((1, -1), key=lambda s: (sum(not 0 <= start + s * n <= last for n in relative), rng.random()))
         # Where a series ends before, its last slice stands for those beyond.
         numbers = np.clip(start + steps[0] * np.array(relative), 0, last)
-        planes = case.planes(numbers, self._checkpoint)
+        planes = case.planes(numbers, spec)
         kinds = np.zeros(256, np.uint8)
         for target in found:
             kinds[target.values[0]] = 1 + KIND_NAMES.index(target.kind)
         alone = len(relative) == 1
         chosen, told = _choose(found, planes[0], rng, _OBJECTS if alone else _CLIP_OBJECTS, _ABSENT if alone else 0)
-        masks = np.array([[_mask(t, plane) for plane in planes] for t in chosen], np.bool_).reshape(-1, *planes.shape)
-        prompts = [
-            _prompt(kind, mask[0], planes[0] == t.values[0] if t.values else mask[0], rng)
-            for kind, mask, t in zip(told, masks, chosen, strict=True)
-        ]
-        points, labels = _points(prompts, self._checkpoint.segmentation.side)
+        prompts = [_prompt(kind, t, planes[0], rng) for t, kind in zip(chosen, told, strict=True)]
+        points, labels = _points(prompts, spec.side)
         words = [
             descriptor(t, rng, placed=rng.random() < _PLACED) if kind == "language" else np.zeros(LENGTH, np.float32)
             for t, kind in zip(chosen, told, strict=True)
         ]
         return Prompted(
-            slices=torch.from_numpy(case.slices(numbers, self._checkpoint))[None],
+            slices=torch.from_numpy(case.slices(numbers, spec))[None],
             kinds=torch.from_numpy(kinds[planes[:, _STRIDE // 2 :: _STRIDE, _STRIDE // 2 :: _STRIDE]])[None],
             clip=torch.zeros(len(chosen), dtype=torch.long),
-            masks=torch.from_numpy(masks),
+            planes=torch.from_numpy(planes)[None],
+            values=torch.from_numpy(np.array([_members(t) for t in chosen], np.bool_).reshape(-1, 256)),
             points=torch.from_numpy(points),
             labels=torch.from_numpy(labels),
             descriptors=torch.from_numpy(np.array(words, np.float32).reshape(-1, LENGTH)),
@@ -232,7 +236,7 @@ class SegmentationLearner:
 
     def _decode(self, maps: Maps, drawn: Prompted) -> tuple[AllMasks, Tensor]:
         """Decode the prompted slices, after as many corrections as each object gets; which give three masks, too."""
-        wanted = drawn.masks[:, 0]
+        wanted = drawn.masks(0)
         for done in range(_POINTS - 1):
             going = torch.nonzero(drawn.clicks > done)[:, 0]
             if not len(going):
@@ -251,7 +255,7 @@ class SegmentationLearner:
         f0, f1, f2 = maps
         words, given_masks = drawn.spoken[:, None].float(), drawn.drawn[:, None].float()
         tokens = self._decoder.tokens(drawn.points, drawn.labels, self.module.teacher(drawn.descriptors), words)
-        dense = self._decoder.dense(20.0 * avg_pool2d(drawn.masks[:, :1].float(), _STRIDE) - 10.0, given_masks)
+        dense = self._decoder.dense(20.0 * avg_pool2d(drawn.masks(0)[:, None].float(), _STRIDE) - 10.0, given_masks)
         found = decode_all(self.module.sam, self._decoder.image(f2), (f0, f1), tokens, dense)
         return found, (drawn.labels >= 0).sum(1) <= 1
 
@@ -281,7 +285,7 @@ class SegmentationLearner:
             return decoded
         f0, f1, f2 = _rows(maps, at)
         tokens, _ = no_prompt(self.module.sam, len(at))
-        own, memory = given(self.module.sam, f2, (f0, f1), drawn.masks[at, :1].float(), tokens)
+        own, memory = given(self.module.sam, f2, (f0, f1), drawn.masks(0)[at, None].float(), tokens)
         return Remembered(
             Decoded(
                 decoded.decoded.mask_logits.index_copy(0, at, own.mask_logits),
@@ -348,10 +352,10 @@ def _choose(
     """Choose objects of a slice and how to prompt them, findings first; with words for some that are not on it."""
     areas = np.bincount(plane.ravel(), minlength=256)
     here = [t for t in found if areas[list(t.values)].sum() >= _LEAST_PIXELS]
-    findings = [t for t in here if t.is_finding][:3]
-    organs = [t for t in here if not t.is_finding]
+    findings, organs = ([t for t in here if t.is_finding is wanted] for wanted in (True, False))
+    rng.shuffle(findings)
     rng.shuffle(organs)
-    chosen = (findings + organs)[:most]
+    chosen = (findings[:3] + organs)[:most]
     kinds: list[PromptKind] = list(rng.choice(np.array(_KINDS), size=len(chosen), p=_CHANCES))
     elsewhere = [t for t in found if not areas[list(t.values)].any()]
     missing = [absent(k) for k in KIND_NAMES if k != BODY and all(t.kind != k for t in found)]
@@ -362,22 +366,24 @@ def _choose(
     return chosen, kinds
 
 
-def _mask(target: Target, plane: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _members(target: Target) -> NDArray[np.bool_]:
+    """Return which values of a label map are a target, bool [256]."""
     members = np.zeros(256, np.bool_)
     members[list(target.values)] = True
-    mask: NDArray[np.bool_] = members[plane]
-    return mask
+    return members
 
 
-def _prompt(kind: PromptKind, mask: NDArray[np.bool_], own: NDArray[np.bool_], rng: np.random.Generator) -> SlicePrompt:
-    """Prompt a mask; who clicks on a lesion means the lesion, so organs are clicked on what is only theirs."""
-    clicked = own if own.any() else mask
-    makers: dict[PromptKind, Callable[[], SlicePrompt]] = {
-        "point": lambda: SlicePrompt((click(clicked, rng),)),
-        "clicks": lambda: SlicePrompt((click(clicked, rng),)),
-        "box": lambda: SlicePrompt(box(mask, rng)),
-    }
-    return makers[kind]() if kind in makers else SlicePrompt()
+def _prompt(kind: PromptKind, target: Target, plane: NDArray[np.uint8], rng: np.random.Generator) -> SlicePrompt:
+    """Prompt a target on a slice, uint8 [S, S].
+
+    Who clicks on a lesion means the lesion, so organs are clicked on what is only theirs.
+    """
+    if kind == "box":
+        return SlicePrompt(box(_members(target)[plane], rng))
+    if kind not in {"point", "clicks"}:
+        return SlicePrompt()
+    own = plane == target.values[0]
+    return SlicePrompt((click(own if own.any() else _members(target)[plane], rng),))
 
 
 def _points(prompts: Sequence[SlicePrompt], side: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -395,7 +401,7 @@ def _slices_with_findings(
     case: Case, found: Sequence[Target], count: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
     """Return slices, every second one where a finding is."""
-    depth = case.labels.shape[0]
+    depth = case.geometry.shape[0]
     spans = [t.place for t in found if t.is_finding and t.place is not None]
     numbers = []
     for _ in range(count):
@@ -424,7 +430,8 @@ def _joined(parts: Sequence[Prompted]) -> Prompted:
     return Prompted(**{**own, "clip": torch.cat([p.clip + i for i, p in enumerate(parts)])})
 
 
-_OF_OBJECTS = tuple(f.name for f in fields(Prompted) if f.name not in {"slices", "kinds", "numbers", "corrected"})
+_OF_CLIPS = {"slices", "planes", "kinds", "numbers", "corrected"}
+_OF_OBJECTS = tuple(f.name for f in fields(Prompted) if f.name not in _OF_CLIPS)
 
 
 def _shown(found: MaskLoss, name: str) -> dict[str, Tensor]:

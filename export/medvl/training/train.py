@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.errors import InvalidRequest
-from medvl.embedded.preset import enliven, phantom_checkpoint, phantom_language_model, write_checkpoint
+from medvl.embedded.preset import WINDOW, enliven, phantom_checkpoint, phantom_language_model, write_checkpoint
 from medvl.embedded.vocabulary import train_tokenizer
+from medvl.imaging.windows import Window
 from medvl.network.modules import Modules
 from medvl.network.vision import cells_of
 from medvl.training.cases import FIRST_SEED, CaseStore
@@ -172,7 +173,8 @@ def finish(out: Path, folder: Path) -> None:
 
 def _store(out: Path, cases: range | None, more: int = 0) -> CaseStore:
     cases = CASES if cases is None else cases
-    return CaseStore(out / "cases", range(FIRST_SEED + cases.start, FIRST_SEED + cases.stop), more)
+    seeds = range(FIRST_SEED + cases.start, FIRST_SEED + cases.stop)
+    return CaseStore(out / "cases", seeds, Window(*phantom_checkpoint({}).windows[WINDOW]), more)
 
 
 def _provenance(out: Path) -> str:
@@ -241,6 +243,7 @@ def _language_learner(  # noqa: PLR0917 - what it is made of
         own.module.load_state_dict(_averaged(out, before))
     elif before:
         _take(modules.vision_encoder, _averaged(out, before), "encoder.")
+        _take(own.module.heads, _averaged(out, before), "heads.")
         low, high = (cells_of(checkpoint.vision, number) for number in checkpoint.vision.feature_stages)
         begin_locally(modules.projector.low_mixer, low, _LOW_POOLED)
         begin_locally(modules.projector.high_mixer, high, _HIGH_POOLED)
