@@ -52,7 +52,7 @@ _LINEAR_BIAS = 2.0
 """Where a GELU is nearly a straight line for what a layer norm gives."""
 _NEAR = 0.1
 """Share of a random initialisation that stays."""
-_STATE_WEIGHT, _PLACE_WEIGHT, _TOKEN_WEIGHT = 0.5, 4.0, 1.0
+_STATE_WEIGHT, _PLACE_WEIGHT, _TOKEN_WEIGHT, _LEVELS_WEIGHT = 0.5, 4.0, 1.0, 0.3
 
 
 @torch.no_grad()
@@ -216,7 +216,7 @@ class LanguageLearner:
         if self._joint:
             read = [head(level.float()) for head, level in zip(self.module.heads, levels, strict=True)]
             seeing, seen = read_levels(read, counts)
-            loss, shown = loss + seeing, shown | seen
+            loss, shown = loss + _LEVELS_WEIGHT * seeing, shown | seen
         if len(drawn.seg):
             extra, more = self._states(hidden[drawn.seg].float(), drawn.truth)
             loss, shown = loss + extra, shown | more
