@@ -33,7 +33,7 @@ class Shape:
     low, high
         Corners of a box that holds it, millimetres.
     inside
-        From coordinates x, y, z (float32 of one shape, or of shapes that broadcast) to bool of that shape.
+        From coordinates x, y, z (float32 of one shape) to bool of that shape, an array of its own.
     """
 
     low: Vector
@@ -53,7 +53,13 @@ class Shape:
 
     def clipped(self, keep: Inside) -> Shape:
         """Return the part of it where ``keep`` holds too; the box stays."""
-        return Shape(self.low, self.high, lambda x, y, z: self.inside(x, y, z) & keep(x, y, z))
+        return Shape(self.low, self.high, lambda x, y, z: narrowed(self.inside(x, y, z), keep, x, y, z))
+
+
+def narrowed(within: Bools, keep: Inside, x: Floats, y: Floats, z: Floats) -> Bools:
+    """Leave in ``within`` where ``keep`` holds too, which is asked at the positions that are still in; return it."""
+    within[within] = keep(x[within], y[within], z[within])
+    return within
 
 
 def blob(
@@ -139,7 +145,7 @@ def union(*shapes: Shape) -> Shape:
     def inside(x: Floats, y: Floats, z: Floats) -> Bools:
         within = shapes[0].inside(x, y, z)
         for shape in shapes[1:]:
-            within = within | shape.inside(x, y, z)
+            within |= shape.inside(x, y, z)
         return within
 
     return boxed(np.min([s.low for s in shapes], axis=0), np.max([s.high for s in shapes], axis=0), inside)
