@@ -20,6 +20,8 @@ Vector = tuple[float, float, float]
 Inside = Callable[[Floats, Floats, Floats], Bools]
 
 IDENTITY = np.eye(3)
+_SLACK = 1e-3
+"""More than the sum of a few float32 can be wrong by."""
 _SURFACE_POINTS, _BISECTIONS = 160, 16
 _GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
 
@@ -87,24 +89,37 @@ def blob(
     lumps
         Waves on the surface: wave vector per millimetre (of the body frame, from the centre) and depth.
     """
-    axes = [tuple(float(v) for v in row) for row in np.asarray(rotation)]
+    axes = [(float(a), float(b), float(c)) for a, b, c in np.asarray(rotation)]
     cx, cy, cz = centre
     depth = sum(abs(d) for _, d in lumps)
 
     def inside(x: Floats, y: Floats, z: Floats) -> Bools:
         x, y, z = x - cx, y - cy, z - cz
-        u, v, w = ((x * a[0] + y * a[1] + z * a[2]) * (1.0 / r) for a, r in zip(axes, radii, strict=True))
+        u, v, w = (_dot(x, y, z, axis) for axis in axes)
+        for along, r in zip((u, v, w), radii, strict=True):
+            along *= 1.0 / r
         if bend:
             u -= bend * w * w
         if taper:
             width = 1.0 / (1.0 + taper * np.clip(w, -1.0, 1.0))
-            u, v = u * width, v * width
-        u, v, w = u * u, v * v, w * w
-        if boxy:
-            u, v, w = u * u, v * v, w * w
-        total = u + v + w
-        for (kx, ky, kz), d in lumps:
-            total += d * np.sin(kx * x + ky * y + kz * z)
+            u *= width
+            v *= width
+        for along in (u, v, w):
+            np.square(along, out=along)
+            if boxy:
+                np.square(along, out=along)
+        u += v
+        u += w
+        within: Bools = u < 1.0
+        if lumps:
+            # Elsewhere all waves together are too shallow to reach the surface.
+            near = np.abs(u - 1.0) < depth + _SLACK
+            within[near] = wavy(u[near], x[near], y[near], z[near])
+        return within
+
+    def wavy(total: Floats, x: Floats, y: Floats, z: Floats) -> Bools:
+        for wave, d in lumps:
+            total += d * np.sin(_dot(x, y, z, wave))
         within: Bools = total < 1.0
         return within
 
@@ -123,14 +138,27 @@ def capsule(begin: Vector, end: Vector, begin_radius: float, end_radius: float) 
 
     def inside(x: Floats, y: Floats, z: Floats) -> Bools:
         x, y, z = x - ax, y - ay, z - az
-        along = np.clip((x * dx + y * dy + z * dz) * scale, 0.0, 1.0)
-        x, y, z = x - along * dx, y - along * dy, z - along * dz
-        radius = begin_radius + growth * along
-        within: Bools = x * x + y * y + z * z < radius * radius
+        along = _dot(x, y, z, (dx, dy, dz))
+        along *= scale
+        np.clip(along, 0.0, 1.0, out=along)
+        x -= along * dx
+        y -= along * dy
+        z -= along * dz
+        radius = along
+        radius *= growth
+        radius += begin_radius
+        within: Bools = _dot(x, y, z, (x, y, z)) < np.square(radius, out=radius)
         return within
 
     ends, radii = np.array([begin, end]), np.array([[begin_radius], [end_radius]])
     return boxed((ends - radii).min(axis=0), (ends + radii).max(axis=0), inside)
+
+
+def _dot(x: Floats, y: Floats, z: Floats, by: tuple[float | Floats, float | Floats, float | Floats]) -> Floats:
+    total: Floats = x * by[0]
+    total += y * by[1]
+    total += z * by[2]
+    return total
 
 
 def tube(points: Sequence[Vector], radii: Sequence[float]) -> tuple[Shape, ...]:
