@@ -103,10 +103,11 @@ class BodyFrame:
         x, y, z = (self.rotation[i, j] / self.scale * at[j] for j in range(3))
         plane = (x[None, :] + y[:, None] + offset).astype(np.float32)
         total: Floats = plane + z.astype(np.float32)[:, None, None]
+        product = np.empty_like(total)
         for t in range(_TERMS):
             x, y, z = (np.sin(self.wave[i, t, j] * at[j] + self.phase[i, t, j]) for j in range(3))
             wave = (self.amplitude_mm[i, t] * y[:, None] * x[None, :]).astype(np.float32)
-            total += wave * z.astype(np.float32)[:, None, None]
+            total += np.multiply(wave, z.astype(np.float32)[:, None, None], out=product)
         return total
 
 
