@@ -47,8 +47,9 @@ def paint(parts: Sequence[Part], frame: BodyFrame, geometry: Geometry) -> Codes:
                 x, y, z = (axis[box] for axis in grid)
                 within = stroke.inside(x, y, z)
                 if stroke.over is not None:
-                    within &= stroke.over[target]
-                np.copyto(target, stroke.code, where=within)
+                    within[within] = stroke.over[target[within]]
+                # Codes grow in painting order: the larger one is the later one.
+                np.maximum(target, within * stroke.code, out=target)
     return codes
 
 

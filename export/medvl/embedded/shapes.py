@@ -97,7 +97,7 @@ def blob(
         x, y, z = x - cx, y - cy, z - cz
         u, v, w = (_dot(x, y, z, axis) for axis in axes)
         for along, r in zip((u, v, w), radii, strict=True):
-            along *= 1.0 / r
+            np.multiply(along, 1.0 / r, out=along)
         if bend:
             u -= bend * w * w
         if taper:
