@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from medvl.embedded.parts import BODY, Densities, Part, lumpy, moved, near
-from medvl.embedded.shapes import Bools, Floats, Shape, Vector, blob, capsule, tube, turned, union
+from medvl.embedded.shapes import Bools, Floats, Shape, Vector, blob, capsule, narrowed, tube, turned, union
 from medvl.embedded.skeleton import Spine
 from medvl.embedded.torso import Torso
 
@@ -28,7 +28,7 @@ def liver_parts(rng: np.random.Generator, densities: Densities, torso: Torso) ->
         # The visceral surface rises to the left and to the back, and is hollow.
         hollow = 0.007 * (y + 48.0) * (y + 48.0) - 0.0005 * (x + 10.0) * (x + 10.0)
         above: Bools = z > foot + slope * (x + 140.0) + hollow
-        return above & torso.below(x, y, z)
+        return narrowed(above, torso.below, x, y, z)
 
     whole = union(right, left).clipped(wedge)
     veins, doors = _liver_vessels(rng, torso)

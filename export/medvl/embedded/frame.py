@@ -6,6 +6,7 @@ pelvic floor. Patient coordinates are DICOM's (LPS, millimetres).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,16 +52,25 @@ class BodyFrame:
         """Bound of the warp's displacement along any axis, in the body frame."""
         return float(np.abs(self.amplitude_mm).sum(axis=1).max())
 
+    @property
+    def reach_mm(self) -> float:
+        """Bound of how far the warp moves anything in the patient."""
+        return self.scale * float(np.linalg.norm(np.abs(self.amplitude_mm).sum(axis=1)))
+
     def to_body(self, lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return body positions [..., 3] of LPS positions [..., 3]."""
         return np.asarray((lps_mm - self.place_mm) @ self.rotation.T / self.scale + PIVOT + self._warp(lps_mm))
 
     def to_lps(self, body_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return LPS positions [..., 3] of body positions [..., 3]; undoes :meth:`to_body` to a thousandth of a mm."""
-        lps = self._rigid(body_mm)
+        lps = self.unwarped(body_mm)
         for _ in range(_INVERSIONS):
-            lps = self._rigid(body_mm - self._warp(lps))
+            lps = self.unwarped(body_mm - self._warp(lps))
         return lps
+
+    def unwarped(self, body_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return LPS positions [..., 3] of body positions [..., 3] but for the warp."""
+        return np.asarray((body_mm - PIVOT) @ self.rotation * self.scale + self.place_mm)
 
     def grid(self, geometry: Geometry, box: tuple[slice, slice, slice]) -> tuple[Floats, Floats, Floats]:
         """Return the body coordinates x, y, z, each float32 [d, r, c], of a box of an axis-aligned canonical grid."""
@@ -71,22 +81,18 @@ class BodyFrame:
         x, y, z = self._component(0, at), self._component(1, at), self._component(2, at)
         return x, y, z
 
-    def box(self, shape: Shape, geometry: Geometry) -> tuple[slice, slice, slice]:
-        """Return the index ranges (d, r, c) of a grid outside of which there is nothing of a shape."""
-        sides = np.array([shape.low, shape.high])
+    def boxes(self, shapes: Sequence[Shape], geometry: Geometry) -> list[tuple[slice, slice, slice]]:
+        """Return for each shape the index ranges (d, r, c) of a grid outside of which there is nothing of it."""
+        sides = np.array([(shape.low, shape.high) for shape in shapes]).reshape(-1, 2, 3)
         picks = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-        corners = self._rigid(sides[picks, [0, 1, 2]])
+        corners = self.unwarped(sides[:, picks, [0, 1, 2]])[..., ::-1]
         margin = self.warp_mm * self.scale
-        ranges = []
-        for lps, axis in ((2, 0), (1, 1), (0, 2)):
-            low, high = corners[:, lps].min() - margin, corners[:, lps].max() + margin
-            origin, spacing, count = geometry.origin_mm[lps], geometry.spacing_mm[axis], geometry.shape[axis]
-            start, stop = np.ceil((low - origin) / spacing), np.floor((high - origin) / spacing) + 1
-            ranges.append(slice(int(np.clip(start, 0, count)), int(np.clip(stop, 0, count))))
-        return ranges[0], ranges[1], ranges[2]
-
-    def _rigid(self, body_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray((body_mm - PIVOT) @ self.rotation * self.scale + self.place_mm)
+        low, high = corners.min(axis=1) - margin, corners.max(axis=1) + margin
+        origin, spacing = np.array(geometry.origin_mm[::-1]), np.array(geometry.spacing_mm)
+        starts = np.clip(np.ceil((low - origin) / spacing), 0, geometry.shape).astype(int)
+        stops = np.clip(np.floor((high - origin) / spacing) + 1, 0, geometry.shape).astype(int)
+        ends = zip(starts.tolist(), stops.tolist(), strict=True)
+        return [(slice(d, e), slice(r, s), slice(c, t)) for (d, r, c), (e, s, t) in ends]
 
     def _warp(self, lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         waves = np.sin(self.wave * lps_mm[..., None, None, :] + self.phase).prod(axis=-1)
@@ -97,10 +103,11 @@ class BodyFrame:
         x, y, z = (self.rotation[i, j] / self.scale * at[j] for j in range(3))
         plane = (x[None, :] + y[:, None] + offset).astype(np.float32)
         total: Floats = plane + z.astype(np.float32)[:, None, None]
+        product = np.empty_like(total)
         for t in range(_TERMS):
             x, y, z = (np.sin(self.wave[i, t, j] * at[j] + self.phase[i, t, j]) for j in range(3))
             wave = (self.amplitude_mm[i, t] * y[:, None] * x[None, :]).astype(np.float32)
-            total += wave * z.astype(np.float32)[:, None, None]
+            total += np.multiply(wave, z.astype(np.float32)[:, None, None], out=product)
         return total
 
 

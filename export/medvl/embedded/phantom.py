@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar, cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +21,8 @@ from medvl.embedded.scanner import Acquisition, Kernel, Protocol, Region, add_ta
 from medvl.embedded.torso import draw_torso
 from medvl.embedded.truth import Coverage, Finding, FindingKind, Truth
 from medvl.imaging.geometry import Geometry
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 FIRST_FINDING = 100
 """Least value of a finding in a label map."""
@@ -103,8 +108,7 @@ def make_phantom(seed: int, protocol: Protocol | None = None, *, ill: bool = Fal
     case = Case(disease, healthy, frame, acquisition.geometry)
     draw_findings(case, MAKERS, ILL if ill else USUAL)
     painting = _painted(healthy, case.drafts, frame, acquisition.geometry)
-    densities = np.array([AIR_HU, *(p.hu for p in painting.anatomy.parts)], np.float32)
-    hu, labels = densities[painting.codes], painting.values()[painting.codes]
+    hu, labels = painting.looked_up(painting.densities()), painting.looked_up(painting.values())
     add_table(hu, labels == 0, acquisition.geometry, _back_mm(painting.codes, acquisition.geometry))
     found = image(noise, hu, acquisition)
     return Phantom(acquisition.geometry, found, labels, _truth(seed, painting), acquisition)
@@ -130,6 +134,11 @@ class _Painting:
     frame: BodyFrame
     geometry: Geometry
 
+    @cached_property
+    def counts(self) -> NDArray[np.float32]:
+        """Voxels of each code, [256]; exact up to 16 million."""
+        return np.ravel(cv2.calcHist([self._planes()], [0], None, [256], [0, 256])).astype(np.float32)
+
     def codes_of(self, draft: Draft) -> list[int]:
         """Return the codes that a finding's own parts have."""
         names = {p.name for p in draft.parts}
@@ -137,10 +146,25 @@ class _Painting:
 
     def values(self) -> NDArray[np.uint8]:
         """Return the value in the label map of each code."""
-        values = np.array([0, *(1 + ORGANS.index(p.organ) for p in self.anatomy.parts)], np.uint8)
+        values = np.zeros(256, np.uint8)
+        values[1 : 1 + len(self.anatomy.parts)] = [1 + ORGANS.index(p.organ) for p in self.anatomy.parts]
         for number, draft in enumerate(self.drafts):
             values[self.codes_of(draft)] = FIRST_FINDING + number
         return values
+
+    def densities(self) -> NDArray[np.float32]:
+        """Return the HU of each code."""
+        densities = np.full(256, AIR_HU, np.float32)
+        densities[1 : 1 + len(self.anatomy.parts)] = [p.hu for p in self.anatomy.parts]
+        return densities
+
+    def looked_up(self, table: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Return the entry of a table [256] for the code of each voxel, [D, R, C]; the fast way to index it."""
+        return cast(NDArray[Scalar], cv2.LUT(self._planes(), table)).reshape(self.codes.shape)
+
+    def _planes(self) -> Codes:
+        """Return the codes as the two-dimensional image that OpenCV wants."""
+        return self.codes.reshape(-1, self.codes.shape[-1])
 
 
 def _painted(healthy: Anatomy, drafts: Sequence[Draft], frame: BodyFrame, geometry: Geometry) -> _Painting:
@@ -151,8 +175,7 @@ def _painted(healthy: Anatomy, drafts: Sequence[Draft], frame: BodyFrame, geomet
         for draft in kept:
             anatomy = draft.applied(anatomy)
         painting = _Painting(anatomy, kept, paint(anatomy.parts, frame, geometry), frame, geometry)
-        counts = np.bincount(painting.codes.ravel(), minlength=256)
-        shown = [d for d in kept if not d.parts or counts[painting.codes_of(d)].sum() >= _LEAST_VOXELS]
+        shown = [d for d in kept if not d.parts or painting.counts[painting.codes_of(d)].sum() >= _LEAST_VOXELS]
         if len(shown) == len(kept):
             return painting
         kept = shown
@@ -171,8 +194,9 @@ def _truth(seed: int, painting: _Painting) -> Truth:
 def _finding(painting: _Painting, number: int) -> Finding:
     draft = painting.drafts[number]
     if draft.parts:
-        voxels = np.argwhere(np.isin(painting.codes, painting.codes_of(draft)))
-        centre = painting.geometry.index_to_lps(voxels.mean(axis=0))
+        voxels = np.flatnonzero(np.isin(painting.codes, painting.codes_of(draft)))
+        indices = np.unravel_index(voxels, painting.codes.shape)
+        centre = painting.geometry.index_to_lps(np.array([i.mean() for i in indices]))
     else:
         centre = painting.frame.to_lps(np.array(draft.centre()))
     x, y, z = (round(float(v), 2) for v in centre)
@@ -188,8 +212,7 @@ def _finding(painting: _Painting, number: int) -> Finding:
 
 def _organs(painting: _Painting) -> dict[str, Coverage]:
     removed = {d.organ for d in painting.drafts if d.kind is FindingKind.MISSING_ORGAN}
-    codes = np.flatnonzero(np.bincount(painting.codes.ravel(), minlength=1))
-    shown = {painting.anatomy.parts[code - 1].organ for code in codes if code}
+    shown = {painting.anatomy.parts[code - 1].organ for code in np.flatnonzero(painting.counts) if code}
     coverage = dict.fromkeys(ORGANS, Coverage.OUTSIDE) | dict.fromkeys(removed, Coverage.REMOVED)
     return coverage | {organ: _coverage(organ, painting) for organ in shown}
 

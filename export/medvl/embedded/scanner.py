@@ -156,17 +156,18 @@ def image(rng: np.random.Generator, hu: NDArray[np.float32], acquisition: Acquis
     int16 [D, R, C].
     """
     _blur_along_z(hu, acquisition.geometry.spacing_mm[0])
-    noise = rng.standard_normal(hu.shape, np.float32)
     kernel = _kernel_of(acquisition.kernel)
     gain = np.float32(acquisition.noise_hu / float(np.sqrt((kernel**2).sum())))
     row, column = _separated(acquisition.kernel)
     found = np.empty(hu.shape, np.int16)
-    noise *= gain
-    noise += hu
-    for plane, out in zip(noise, found, strict=True):
-        wide = cv2.sepFilter2D(plane, -1, row, column, borderType=cv2.BORDER_REPLICATE)
+    noisy = np.empty(hu.shape[1:], np.float32)
+    for plane, out in zip(hu, found, strict=True):
+        rng.standard_normal(dtype=np.float32, out=noisy)
+        noisy *= gain
+        noisy += plane
+        wide = cv2.sepFilter2D(noisy, -1, row, column, borderType=cv2.BORDER_REPLICATE)
         if acquisition.kernel is Kernel.SHARP:
-            wide = np.float32(1 + _EDGE) * plane - np.float32(_EDGE) * wide
+            wide = np.float32(1 + _EDGE) * noisy - np.float32(_EDGE) * wide
         np.clip(np.rint(wide, out=wide), LEAST_HU, MOST_HU, out=wide)
         out[:] = wide
     return found

@@ -20,6 +20,8 @@ Vector = tuple[float, float, float]
 Inside = Callable[[Floats, Floats, Floats], Bools]
 
 IDENTITY = np.eye(3)
+_SLACK = 1e-3
+"""More than the sum of a few float32 can be wrong by."""
 _SURFACE_POINTS, _BISECTIONS = 160, 16
 _GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
 
@@ -33,7 +35,7 @@ class Shape:
     low, high
         Corners of a box that holds it, millimetres.
     inside
-        From coordinates x, y, z (float32 of one shape, or of shapes that broadcast) to bool of that shape.
+        From coordinates x, y, z (float32 of one shape) to bool of that shape, an array of its own.
     """
 
     low: Vector
@@ -53,7 +55,13 @@ class Shape:
 
     def clipped(self, keep: Inside) -> Shape:
         """Return the part of it where ``keep`` holds too; the box stays."""
-        return Shape(self.low, self.high, lambda x, y, z: self.inside(x, y, z) & keep(x, y, z))
+        return Shape(self.low, self.high, lambda x, y, z: narrowed(self.inside(x, y, z), keep, x, y, z))
+
+
+def narrowed(within: Bools, keep: Inside, x: Floats, y: Floats, z: Floats) -> Bools:
+    """Leave in ``within`` where ``keep`` holds too, which is asked at the positions that are still in; return it."""
+    within[within] = keep(x[within], y[within], z[within])
+    return within
 
 
 def blob(
@@ -81,24 +89,37 @@ def blob(
     lumps
         Waves on the surface: wave vector per millimetre (of the body frame, from the centre) and depth.
     """
-    axes = [tuple(float(v) for v in row) for row in np.asarray(rotation)]
+    axes = [(float(a), float(b), float(c)) for a, b, c in np.asarray(rotation)]
     cx, cy, cz = centre
     depth = sum(abs(d) for _, d in lumps)
 
     def inside(x: Floats, y: Floats, z: Floats) -> Bools:
         x, y, z = x - cx, y - cy, z - cz
-        u, v, w = ((x * a[0] + y * a[1] + z * a[2]) * (1.0 / r) for a, r in zip(axes, radii, strict=True))
+        u, v, w = (_dot(x, y, z, axis) for axis in axes)
+        for along, r in zip((u, v, w), radii, strict=True):
+            np.multiply(along, 1.0 / r, out=along)
         if bend:
             u -= bend * w * w
         if taper:
             width = 1.0 / (1.0 + taper * np.clip(w, -1.0, 1.0))
-            u, v = u * width, v * width
-        u, v, w = u * u, v * v, w * w
-        if boxy:
-            u, v, w = u * u, v * v, w * w
-        total = u + v + w
-        for (kx, ky, kz), d in lumps:
-            total += d * np.sin(kx * x + ky * y + kz * z)
+            u *= width
+            v *= width
+        for along in (u, v, w):
+            np.square(along, out=along)
+            if boxy:
+                np.square(along, out=along)
+        u += v
+        u += w
+        within: Bools = u < 1.0
+        if lumps:
+            # Elsewhere all waves together are too shallow to reach the surface.
+            near = np.abs(u - 1.0) < depth + _SLACK
+            within[near] = wavy(u[near], x[near], y[near], z[near])
+        return within
+
+    def wavy(total: Floats, x: Floats, y: Floats, z: Floats) -> Bools:
+        for wave, d in lumps:
+            total += d * np.sin(_dot(x, y, z, wave))
         within: Bools = total < 1.0
         return within
 
@@ -117,14 +138,27 @@ def capsule(begin: Vector, end: Vector, begin_radius: float, end_radius: float) 
 
     def inside(x: Floats, y: Floats, z: Floats) -> Bools:
         x, y, z = x - ax, y - ay, z - az
-        along = np.clip((x * dx + y * dy + z * dz) * scale, 0.0, 1.0)
-        x, y, z = x - along * dx, y - along * dy, z - along * dz
-        radius = begin_radius + growth * along
-        within: Bools = x * x + y * y + z * z < radius * radius
+        along = _dot(x, y, z, (dx, dy, dz))
+        along *= scale
+        np.clip(along, 0.0, 1.0, out=along)
+        x -= along * dx
+        y -= along * dy
+        z -= along * dz
+        radius = along
+        radius *= growth
+        radius += begin_radius
+        within: Bools = _dot(x, y, z, (x, y, z)) < np.square(radius, out=radius)
         return within
 
     ends, radii = np.array([begin, end]), np.array([[begin_radius], [end_radius]])
     return boxed((ends - radii).min(axis=0), (ends + radii).max(axis=0), inside)
+
+
+def _dot(x: Floats, y: Floats, z: Floats, by: tuple[float | Floats, float | Floats, float | Floats]) -> Floats:
+    total: Floats = x * by[0]
+    total += y * by[1]
+    total += z * by[2]
+    return total
 
 
 def tube(points: Sequence[Vector], radii: Sequence[float]) -> tuple[Shape, ...]:
@@ -139,7 +173,7 @@ def union(*shapes: Shape) -> Shape:
     def inside(x: Floats, y: Floats, z: Floats) -> Bools:
         within = shapes[0].inside(x, y, z)
         for shape in shapes[1:]:
-            within = within | shape.inside(x, y, z)
+            within |= shape.inside(x, y, z)
         return within
 
     return boxed(np.min([s.low for s in shapes], axis=0), np.max([s.high for s in shapes], axis=0), inside)

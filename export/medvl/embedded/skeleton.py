@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.embedded.parts import BODY, Densities, Part
-from medvl.embedded.shapes import Bools, Floats, Inside, Shape, blob, tube, turned
+from medvl.embedded.shapes import Bools, Floats, Inside, Shape, blob, narrowed, tube, turned
 from medvl.embedded.torso import Z_HIGH, Z_LOW, Torso
 
 SACRUM_TOP = 146.0
@@ -142,14 +142,19 @@ def spine_parts(rng: np.random.Generator, spine: Spine) -> list[Part]:
 def rib_parts(torso: Torso) -> list[Part]:
     """Return ribs, their cartilage and the sternum."""
 
+    def wall(x: Floats, y: Floats, z: Floats) -> Bools:
+        outside: Bools = torso.cavity.level(x, y, z) > 1.0
+        return narrowed(outside, torso.ribs.inside, x, y, z)
+
     def ribs(x: Floats, y: Floats, z: Floats) -> Bools:
         number, within = _rib(torso, x, y, z)
-        return within & (y > _rib_end(number) * torso.depth)
+        within &= y > _rib_end(number) * torso.depth
+        return narrowed(within, wall, x, y, z)
 
     def cartilage(x: Floats, y: Floats, z: Floats) -> Bools:
         number, within = _rib(torso, x, y, z)
-        reach: Bools = within & (y <= _rib_end(number) * torso.depth) & (number < 9.5) & (y < -10.0)
-        return reach
+        within &= (y <= _rib_end(number) * torso.depth) & (number < 9.5) & (y < -10.0)
+        return narrowed(within, wall, x, y, z)
 
     width = float(torso.ribs.half_width.max())
     front, back = torso.ribs.shape().low[1], torso.ribs.shape().high[1]
@@ -163,12 +168,10 @@ def rib_parts(torso: Torso) -> list[Part]:
 
 
 def _rib(torso: Torso, x: Floats, y: Floats, z: Floats) -> tuple[Floats, Bools]:
-    """Return the number of the rib (from 0, between ribs a fraction), and whether a position is in one."""
+    """Return the number of the rib (from 0, between ribs a fraction), and whether a position is at its height."""
     number = (_FIRST_RIB - z - _RIB_SLOPE * (70.0 * torso.depth - y)) * (1.0 / _RIB_PITCH)
     within = (np.abs(number - np.rint(number)) < 0.24) & (number > -0.3) & (number < _RIBS - 0.7)
     within &= np.abs(x) > 12.0
-    within &= torso.cavity.level(x, y, z) > 1.0
-    within &= torso.ribs.level(x, y, z) < 1.0
     return number, within
 
 

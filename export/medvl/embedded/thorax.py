@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from medvl.embedded.parts import AIR_HU, BODY, Densities, Part, lumpy, moved, near
-from medvl.embedded.shapes import Bools, Floats, Shape, Vector, blob, capsule, tube, turned
+from medvl.embedded.shapes import Bools, Floats, Shape, Vector, blob, capsule, narrowed, tube, turned
 from medvl.embedded.skeleton import Spine
 from medvl.embedded.torso import Torso
 
@@ -21,8 +21,12 @@ def lung_shape(torso: Torso, sign: float) -> Shape:
     def inside(x: Floats, y: Floats, z: Floats) -> Bools:
         # The mediastinum is narrow in front, widest at the hila, and fades towards the apex.
         medial = np.clip(y + 78.0, 0.0, 62.0) * (17.0 / 62.0) + 5.0
-        within: Bools = (sign * x > medial) & (torso.cavity.level(x, y, z) < 0.98)
-        return within & torso.above(x, y, z) & (z > LUNG_LOW)
+        within: Bools = (sign * x > medial) & (z > LUNG_LOW)
+        return narrowed(narrowed(within, torso.above, x, y, z), cavity, x, y, z)
+
+    def cavity(x: Floats, y: Floats, z: Floats) -> Bools:
+        within: Bools = torso.cavity.level(x, y, z) < 0.98
+        return within
 
     section = torso.cavity.shape()
     edges = (0.0, section.high[0]) if sign > 0 else (section.low[0], 0.0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medvl.embedded.shapes import Bools, Floats, Shape
+from medvl.embedded.shapes import Bools, Floats, Shape, narrowed
 
 Z_LOW, Z_HIGH = -80.0, 680.0
 """Ends of the tables; the trunk goes on unchanged beyond them."""
@@ -44,11 +44,19 @@ class Section:
 
     def level(self, x: Floats, y: Floats, z: Floats) -> Floats:
         """Return 0 on the axis of the tube, 1 on its surface, more outside."""
-        row = (z - Z_LOW).astype(np.int32)
+        row = (z - Z_LOW).astype(np.intp)
         u = x / self.half_width.take(row, mode="clip")
-        v = (y - self.middle_y.take(row, mode="clip")) / self.half_depth.take(row, mode="clip")
-        u, v = u * u, v * v
-        level: Floats = _ROUND * (u + v) + _BOXY * (u * u + v * v)
+        v = y - self.middle_y.take(row, mode="clip")
+        v /= self.half_depth.take(row, mode="clip")
+        u *= u
+        v *= v
+        level: Floats = u + v
+        level *= _ROUND
+        u *= u
+        v *= v
+        u += v
+        u *= _BOXY
+        level += u
         return level
 
     def inside(self, x: Floats, y: Floats, z: Floats) -> Bools:
@@ -126,8 +134,8 @@ class Torso:
 
     def below(self, x: Floats, y: Floats, z: Floats) -> Bools:
         """Tell which positions are in the abdominal cavity under the diaphragm."""
-        within: Bools = (z < self.diaphragm.height(x, y) - 3.0) & (self.cavity.level(x, y, z) < 0.97)
-        return within
+        within: Bools = self.cavity.level(x, y, z) < 0.97
+        return narrowed(within, lambda x, y, z: z < self.diaphragm.height(x, y) - 3.0, x, y, z)
 
     def above(self, x: Floats, y: Floats, z: Floats) -> Bools:
         """Tell which positions are above the diaphragm."""
