@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from medvl.embedded.lesions import LEAST_CONTRAST_HU
-from medvl.embedded.phantom import FIRST_FINDING
+from medvl.embedded.phantom import FIRST_FINDING, make_phantom
 from medvl.embedded.truth import Coverage, FindingKind
 
-from .phantoms import SEEDS, all_findings, extent_mm, places, small
+from .phantoms import SEEDS, SMALL, all_findings, extent_mm, places, small
 
 LESIONS = {
     FindingKind.LUNG_NODULE,
@@ -31,6 +31,14 @@ def test_every_kind_comes_often_enough():
     assert all(seen[kind] >= 0.05 * len(kinds) for kind in FindingKind), seen
     assert 0.15 < sum(not k for k in kinds) / len(kinds) < 0.4
     assert max(map(len, kinds)) <= 4
+
+
+def test_who_is_ill_has_findings_of_many_kinds():
+    """Up to eight, of which the field of view shows most; it is the same patient otherwise."""
+    for seed in SEEDS[:6]:
+        ill = make_phantom(seed, SMALL, ill=True)
+        assert 3 <= len({f.kind for f in ill.truth.findings}) <= 8
+        assert ill.geometry == small(seed).geometry
 
 
 def test_values_and_voxels():

@@ -37,7 +37,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """One phantom is enough."""
-    monkeypatch.setattr(train, "CASES", range(1))
+    monkeypatch.setitem(train.CASES, "cpu", range(1))
 
 
 def taught(learner: train.Learner, step: int = 1) -> set[str]:

@@ -336,7 +336,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that draw what steps need (0)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument(
-        "--cases", type=_numbers, metavar="FIRST:END", help="numbers of the phantoms to draw from (0:3600)"
+        "--cases",
+        type=_numbers,
+        metavar="FIRST:END",
+        help="numbers of the phantoms to draw from (0:3600; 0:15000 on a GPU)",
     )
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FOLDER", help="write what was learnt so far as a checkpoint"

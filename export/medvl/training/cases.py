@@ -28,8 +28,6 @@ from medvl.training.descriptors import Place, places
 
 FIRST_SEED = 1_000_000
 """Of training."""
-_FIRST_CASES = 60
-"""Known before the first step."""
 _WIDENED, _WIDEST = 0.5, 0.35
 """Share of draws with air around the image, and how much wider it may make the field of view."""
 _ILL = 2
@@ -120,10 +118,11 @@ class Case:
         return np.pad(planes, ((0, 0), *self.air)) if any(map(any, self.air)) else np.asarray(planes)
 
 
+@dataclass(frozen=True)
 class CaseStore:
     """Cases by seed, kept in a folder because several stages and epochs need the same ones.
 
-    Parameters
+    Attributes
     ----------
     folder
         Holds three files for each case; the JSON comes last and says that it is whole.
@@ -131,20 +130,19 @@ class CaseStore:
         Of all cases that are drawn.
     window
         Of all networks.
-    more
-        New cases that become known with each step, so that the first ones need not wait for all of them.
+    first, more
+        Cases that are known at first, and that become known with each step; all of them by default.
     """
 
-    def __init__(self, folder: Path, seeds: range, window: Window, more: int = 0) -> None:
-        self.seeds = seeds
-        self._folder = folder
-        self._window = window
-        self._more = more
-        folder.mkdir(parents=True, exist_ok=True)
+    folder: Path
+    seeds: range
+    window: Window
+    first: int = 1
+    more: int = 1_000_000
 
     def draw(self, rng: np.random.Generator, step: int) -> Case:
         """Return one of the cases that a step knows, every second one in a wider field of view."""
-        known = min(len(self.seeds), _FIRST_CASES + self._more * step)
+        known = min(len(self.seeds), self.first + self.more * step)
         case = self.get(self.seeds[int(rng.integers(known))])
         return case.widened(rng) if rng.random() < _WIDENED else case
 
@@ -174,12 +172,13 @@ class CaseStore:
         }
         packed = zstandard.compress(np.ascontiguousarray(phantom.labels).data, _COMPRESSION)
         # Written under the name of this process first: several may make the same case.
+        self.folder.mkdir(parents=True, exist_ok=True)
         own = str(os.getpid())
-        np.save(self._path(seed, f"{own}.npy"), to_uint8(phantom.hu, self._window))
+        np.save(self._path(seed, f"{own}.npy"), to_uint8(phantom.hu, self.window))
         self._path(seed, f"{own}.zst").write_bytes(packed)
         self._path(seed, f"{own}.json").write_text(json.dumps(known), "utf-8")
         for suffix in ("npy", "zst", "json"):
             self._path(seed, f"{own}.{suffix}").replace(self._path(seed, suffix))
 
     def _path(self, seed: int, suffix: str) -> Path:
-        return self._folder / f"{seed}.{suffix}"
+        return self.folder / f"{seed}.{suffix}"

@@ -53,14 +53,16 @@ class Stage:
         Its peak.
     batch
         Samples of a step: volumes, slices or clips.
-    more_cases
-        New cases that become known with each step; by default all are known from the first step on.
+    first_cases, more_cases
+        How many are known at first, and become known with each step, so that nobody waits for all of them; by default
+        all are known after the first step.
     """
 
     name: str
     steps: int
     learning_rate: float
     batch: int
+    first_cases: int = 60
     more_cases: int = 1_000_000
 
 

@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
 from medvl.training.perception import PerceptionLearner
 from medvl.training.segmentation import SegmentationLearner
 
-CASES = range(3600)
-"""Phantoms that training draws from, unless it is told others."""
+CASES = {"cpu": range(3600), "cuda": range(15_000)}
+"""Phantoms that training draws from, unless it is told others: a GPU comes to all of them again and again."""
 MAKE_CASES = "cases"
 """The stage that makes them; without it each is made when it is first drawn."""
 RECIPES = {
@@ -56,8 +57,8 @@ RECIPES = {
     "cuda": (
         Stage("perception", 2080, 2e-3, batch=16, more_cases=2),
         Stage("slices", 1880, 1e-3, batch=32, more_cases=2),
-        Stage("clips", 2280, 5e-4, batch=16),
-        Stage("joint", 5640, 8e-4, batch=16),
+        Stage("clips", 3000, 6e-4, batch=48, first_cases=4000, more_cases=4),
+        Stage("joint", 7200, 8e-4, batch=32, first_cases=4000, more_cases=4),
     ),
 }
 """Stages by the device that they run on."""
@@ -109,7 +110,7 @@ def train(  # noqa: PLR0917 - the options of the command
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidRequest("There is no GPU that torch can use: leave --device out to train on the CPU.")
     if MAKE_CASES in names:
-        minutes -= _make_cases(_store(out, cases), workers, minutes, tell)
+        minutes -= _make_cases(_store(out, device, cases), workers, minutes, tell)
         if minutes <= 0:
             return False
     with torch.device(device):
@@ -171,10 +172,10 @@ def finish(out: Path, folder: Path) -> None:
     write_checkpoint(folder, modules, language, _provenance(out))
 
 
-def _store(out: Path, cases: range | None, more: int = 0) -> CaseStore:
-    cases = CASES if cases is None else cases
-    seeds = range(FIRST_SEED + cases.start, FIRST_SEED + cases.stop)
-    return CaseStore(out / "cases", seeds, Window(*phantom_checkpoint({}).windows[WINDOW]), more)
+def _store(out: Path, device: str, cases: range | None) -> CaseStore:
+    numbers = CASES[device] if cases is None else cases
+    seeds = range(FIRST_SEED + numbers.start, FIRST_SEED + numbers.stop)
+    return CaseStore(out / "cases", seeds, Window(*phantom_checkpoint({}).windows[WINDOW]))
 
 
 def _provenance(out: Path) -> str:
@@ -195,7 +196,8 @@ def learner(name: str, out: Path, device: str, cases: range | None = None) -> Le
         When that one has not begun.
     """
     stage = stages_on(device)[name]
-    checkpoint, store = phantom_checkpoint({}), _store(out, cases, stage.more_cases)
+    checkpoint = phantom_checkpoint({})
+    store = replace(_store(out, device, cases), first=stage.first_cases, more=stage.more_cases)
     if name in _SEGMENTATION:
         return _segmentation_learner(stage, out, checkpoint, store, device)
     modules = Modules.build(checkpoint)
