@@ -70,10 +70,17 @@ class Segmenter(nn.Module):
         self.places = nn.Conv2d(self.sam.hidden_dim, 1 + len(KIND_NAMES), 1)
 
     def features(self, slices: Tensor) -> tuple[Maps, Tensor]:
-        """Return f0, f1 and f2 of slices UINT8 [B, S, S], and the head's logits [B, kinds + 1, f_4, f_4]."""
-        fine, middle, coarse = self.sam.image_encoder(normalised(slices))["backbone_fpn"]
-        decoder = self.sam.sam_mask_decoder
-        return (decoder.conv_s0(fine), decoder.conv_s1(middle), coarse), self.places(fine)
+        """Return f0, f1 and f2 of slices UINT8 [B, S, S], and the head's logits [B, kinds + 1, f_4, f_4], FP32.
+
+        A GPU computes them in bfloat16, in which its attention is fast.
+        """
+        device, decoder = slices.device.type, self.sam.sam_mask_decoder
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            fine, middle, coarse = self.sam.image_encoder(normalised(slices))["backbone_fpn"]
+            maps = decoder.conv_s0(fine), decoder.conv_s1(middle), coarse
+            places = self.places(fine)
+        f0, f1, f2 = (each.float() for each in maps)
+        return (f0, f1, f2), places.float()
 
 
 @dataclass(frozen=True, eq=False)
