@@ -70,7 +70,7 @@ def test_an_organ_lies_on_its_side_of_the_patient(client: Client, with_nodules: 
 def test_nodules_are_counted(client: Client, with_nodules: Patient):
     """As many as there are, in the lung where they are."""
     for lung in ("right lung", "left lung"):
-        assert counted(client, with_nodules, lung)
+        assert counted(client, with_nodules, lung), lung
 
 
 @pytest.mark.xfail(strict=True, reason=NOT_YET)

@@ -131,7 +131,7 @@ class CaseStore:
     window
         Of all networks.
     first, more
-        Cases that are known at first, and that become known with each step; all of them by default.
+        Cases that are known at first, and that become known with each step; all of them after the first by default.
     """
 
     folder: Path
