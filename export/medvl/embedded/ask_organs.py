@@ -181,6 +181,9 @@ def _whole(said: ReportFacts) -> Iterator[Asked]:
         "Is (this|the) (CT|scan|study) abnormal?",
         "Does (this|the) (CT|scan) show any (abnormality|pathology)?",
     )
+    if not said.assessable:
+        yield Asked((*normal, *abnormal), f"It {NOT_ASSESSABLE}.", Topic.ASSESSABILITY, NOT_ASSESSABLE)
+        return
     found = _what(said, tuple(NOUNS))
     missing = listed(f"status post {operation(organ)}" for organ in NOUNS if organ in said.absent)
     reason = f"there is {found}" if found else missing

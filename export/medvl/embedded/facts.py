@@ -53,6 +53,11 @@ class ReportFacts:
     impression: frozenset[tuple[FindingKind, str]] = frozenset()
     unread: tuple[str, ...] = ()
 
+    @property
+    def assessable(self) -> bool:
+        """Whether anything can be said of any organ."""
+        return bool(self.findings or self.normal or self.absent)
+
 
 def facts(truth: Truth) -> ReportFacts:
     """Return what a report of ``truth`` has to say."""

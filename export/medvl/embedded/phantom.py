@@ -31,6 +31,8 @@ WHOLE_SHARE, PARTIAL_SHARE = 0.95, 0.10
 _EVERYWHERE = {"body", "vertebral_column", "rib", "aorta"}
 """Never called outside when any of them is shown."""
 _LEAST_VOXELS = 5
+_ONLY_AIR, _BLANK_RADII, _BLANK_HU = 0.2, (0.2, 0.7), 40.0
+"""Share of blank scans without a body; its half extents as shares of the volume's, and the spread of its density."""
 _WIDTH_MM = 380.0
 """Of a field of view that is not drawn; within what :class:`Protocol` draws, for networks are trained on that."""
 _LATTICE = {"rib": 24, "vertebral_column": 14}
@@ -112,6 +114,32 @@ def make_phantom(seed: int, protocol: Protocol | None = None, *, ill: bool = Fal
     add_table(hu, labels == 0, acquisition.geometry, _back_mm(painting.codes, acquisition.geometry))
     found = image(noise, hu, acquisition)
     return Phantom(acquisition.geometry, found, labels, _truth(seed, painting), acquisition)
+
+
+def make_blank(seed: int, protocol: Protocol | None = None) -> Phantom:
+    """Return a scan of no patient: of air, or of a cylinder or block of one density; the same bytes for the same seed.
+
+    Nothing can be said of any organ in it.
+    """
+    body, scan, what, noise = (np.random.default_rng([seed, stream]) for stream in range(4))
+    acquisition = draw_acquisition(scan, protocol or Protocol(), draw_torso(body), float(PIVOT[2]))
+    shape = acquisition.geometry.shape
+    hu = np.full(shape, AIR_HU, np.float32)
+    if what.random() > _ONLY_AIR:
+        distance = [
+            np.abs((np.arange(n) + 0.5) / n - what.uniform(0.45, 0.55)) / what.uniform(*_BLANK_RADII) for n in shape
+        ]
+        rows, columns = distance[1][:, None], distance[2]
+        inside = np.hypot(rows, columns) < 1.0 if what.random() < 0.5 else np.maximum(rows, columns) < 1.0
+        hu[(distance[0] < 1.0)[:, None, None] & inside] = what.normal(0.0, _BLANK_HU)
+    truth = Truth(
+        seed=seed,
+        organs=dict.fromkeys(ORGANS, Coverage.OUTSIDE),
+        findings=(),
+        names=dict(enumerate(ORGANS, 1)),
+    )
+    found = image(noise, hu, acquisition)
+    return Phantom(acquisition.geometry, found, np.zeros(shape, np.uint8), truth, acquisition)
 
 
 def sized(slices: int, side: int) -> Protocol:
@@ -232,4 +260,4 @@ def _back_mm(codes: Codes, geometry: Geometry) -> float:
     return geometry.origin_mm[1] + geometry.spacing_mm[1] * last
 
 
-__all__ = ["ORGANS", "Kernel", "Phantom", "Protocol", "Region", "make_phantom", "sized"]
+__all__ = ["ORGANS", "Kernel", "Phantom", "Protocol", "Region", "make_blank", "make_phantom", "sized"]

@@ -190,7 +190,7 @@ def _fields(hashes: dict[str, str], training: str | None) -> dict[str, Any]:
             "grid": (96, 160, 160),
             "window": WINDOW,
             "stem": "full",
-            "dims": (32, 64, 160, 192, 192),
+            "dims": (64, 96, 160, 192, 192),
             "depths": (1, 2, 3, 2, 1),
             "kernel_sizes": (7, 5, 5, 3),
             "feature_stages": (2, 3),

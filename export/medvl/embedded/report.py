@@ -27,6 +27,8 @@ from medvl.embedded.words import (
 )
 
 FINDINGS, IMPRESSION = "Findings: ", "Impression: "
+NOT_ASSESSABLE = "the study cannot be assessed"
+"""The impression, in any style, where no organ is shown: a study of nothing is not a normal one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,9 @@ def _shown(site: str, found: tuple[FindingFact, ...], style: Style) -> Iterator[
 
 def _impression(said: ReportFacts, style: Style) -> Iterator[str]:
     counts = Counter((f.kind, f.organ) for f in said.findings)
-    if not counts and not said.absent:
+    if not said.assessable:
+        yield NOT_ASSESSABLE
+    elif not counts and not said.absent:
         yield style.nothing
     for kind, words in KINDS.items():
         organs = [organ for organ in words.organs if (kind, organ) in counts]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from medvl.embedded.facts import FindingFact, ReportFacts
-from medvl.embedded.report import FINDINGS, IMPRESSION, STYLES
+from medvl.embedded.report import FINDINGS, IMPRESSION, NOT_ASSESSABLE, STYLES
 from medvl.embedded.truth import FindingKind
 from medvl.embedded.words import KINDS, NOUNS, PAIRS, SEG, Grade, operation, side_of
 
@@ -155,7 +155,7 @@ def _size(words: str, graded: bool) -> int | Grade | None:
 
 
 def _read_impression(sentence: str, said: _Said) -> bool:
-    if _match("nothing", sentence):
+    if sentence == NOT_ASSESSABLE or _match("nothing", sentence):
         return True
     if sentence.startswith("status post "):
         organ = _OPERATIONS.get(sentence.removeprefix("status post "))

@@ -19,7 +19,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import SegmentationSpec
-from medvl.embedded.phantom import make_phantom
+from medvl.embedded.phantom import make_blank, make_phantom
 from medvl.embedded.truth import Truth
 from medvl.imaging.geometry import Geometry
 from medvl.imaging.resample import FitTransform, fit_slices
@@ -32,6 +32,8 @@ _WIDENED, _WIDEST = 0.5, 0.35
 """Share of draws with air around the image, and how much wider it may make the field of view."""
 _ILL = 2
 """Every so many cases have findings of many kinds: there are more small ones to learn from."""
+_BLANK = 50
+"""Every so many show no patient, so that nothing is found in nothing."""
 _COMPRESSION = 3
 _GEOMETRY = ("spacing_mm", "origin_mm", "direction")
 
@@ -163,7 +165,7 @@ class CaseStore:
         """Make a case, unless it is there."""
         if self._path(seed, "json").is_file():
             return
-        phantom = make_phantom(seed, ill=seed % _ILL == 0)
+        phantom = make_blank(seed) if (seed + 1) % _BLANK == 0 else make_phantom(seed, ill=seed % _ILL == 0)
         known = {
             "shape": phantom.labels.shape,
             "truth": phantom.truth.model_dump(mode="json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -34,12 +35,12 @@ _PLACED = 0.8
 """Share of language prompts that tell the place."""
 _SLICES, _OBJECTS, _ABSENT = 3, 6, 2
 _CLIP, _CLIP_OBJECTS = 5, 5
-_CORRECTED, _FAR = 0.75, 0.5
-"""Share of clips in which a slice that was tracked is corrected; share in which that lies far away."""
-_FURTHEST = 30
-"""Slices between the prompted one and one that is corrected, at most."""
-_LEFT = 8
-"""Slices before the prompted one where tracking towards it ends, at most."""
+_CORRECTED, _PROMPTED, _FAR = 0.75, 0.25, 0.6
+"""Share of clips that are corrected; of these, on the prompted slice itself; of the others, far away from it."""
+_NEAREST, _NEAR, _FURTHEST = 2, 5, 30
+"""Slices between the prompted one and one that is corrected: at least; near it, and at all, less than."""
+_MISTAKEN, _LEAKED = 0.5, 0.5
+"""Share of corrected objects whose mask has gone over to another one; share of these in which it holds both."""
 _FINDING_WEIGHT = 3.0
 """Of a cell of a finding for the head."""
 _LEAST_PIXELS = 6
@@ -50,8 +51,8 @@ _POINTS = 4
 """Of an object on a slice at most."""
 _LARGEST_LOGIT = 32.0
 """Of a mask that goes back into the prompt encoder, as in SAM2."""
-_SCALED, _SHIFTED = 0.06, 8.0
-"""Spread of the contrast and brightness of slices, in grey values of 256."""
+_SCALED, _SHIFTED, _CURVED = 0.06, 8.0, 0.15
+"""Spread of the contrast, brightness (in grey values of 256) and exponent of slices."""
 
 Maps = tuple[Tensor, Tensor, Tensor]
 """f0, f1 and f2 of the slice of each object, [N, ...]."""
@@ -112,12 +113,21 @@ class Prompted:
     numbers: Tensor
     """INT64 [T], of the slices, in the order of tracking, counted from the prompted one in its direction."""
     corrected: Tensor
-    """INT64 [1], which of them is corrected, too; 0 for none."""
+    """INT64 [1], which of them is corrected; -1 for none."""
+    mistaken: Tensor
+    """BOOL [N, 256], values of what an object was taken for when it is corrected; none where it was not."""
 
     def masks(self, at: int) -> Tensor:
         """Return the objects on one of the slices, BOOL [N, S, S], empty where an object is not on it."""
+        return self._on(at, self.values)
+
+    def mistakes(self, at: int) -> Tensor:
+        """Return what they were taken for on one of the slices, BOOL [N, S, S]."""
+        return self._on(at, self.mistaken)
+
+    def _on(self, at: int, values: Tensor) -> Tensor:
         planes = self.planes[self.clip, at]
-        return self.values.gather(1, planes.flatten(1).long()).reshape(planes.shape)
+        return values.gather(1, planes.flatten(1).long()).reshape(planes.shape)
 
 
 class SegmentationLearner:
@@ -151,13 +161,13 @@ class SegmentationLearner:
     def draw(self, step: int, rng: np.random.Generator) -> Prompted:
         """Return prompted slices; clips on three of four steps where they are trained."""
         clips = self._clips and step % 4 > 0
-        numbers, corrected = clip_slices(rng) if clips else ((0,), 0)
+        numbers, corrected = clip_slices(rng) if clips else ((0,), -1)
         drawn: list[Prompted] = []
         while len(drawn) < self._batch * (1 if clips else _SLICES) or not sum(len(d.clip) for d in drawn):
             case = self._store.draw(rng, step)
             found = targets(case.truth, case.places)
             starts = _slices_with_findings(case, found, 1 if clips else _SLICES, rng)
-            drawn.extend(self._draw_clip(case, found, int(n), numbers, rng) for n in starts)
+            drawn.extend(self._draw_clip(case, found, int(n), numbers, corrected, rng) for n in starts)
         return replace(_joined(drawn), numbers=torch.tensor(numbers), corrected=torch.tensor([corrected]))
 
     def loss(self, step: int, drawn: Prompted) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -167,7 +177,7 @@ class SegmentationLearner:
         maps = [_rows(features, drawn.clip * length + i) for i in range(length)]
         if length > 1:
             return self._clip_loss(drawn, maps)
-        masks, multimask = self._decode(maps[0], drawn)
+        masks, multimask, _ = self._decode(maps[0], drawn)
         found = mask_loss(masks, drawn.masks(0).float(), multimask)
         rare = torch.ones(1 + len(KIND_NAMES))
         rare[1 + len(ORGANS) :] = _FINDING_WEIGHT
@@ -177,14 +187,25 @@ class SegmentationLearner:
     def _clip_loss(self, drawn: Prompted, maps: Sequence[Maps]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of prompted slices and of those that are tracked from them, one of which may be corrected.
 
-        One that is corrected conditions what is tracked after it, as the prompted one does.
+        One that is corrected conditions what is tracked after it, as the prompted one does; what was tracked before it
+        is forgotten, because it would be tracked again.
         """
-        masks, multimask = self._decode(maps[0], drawn)
+        masks, multimask, prompted = self._decode(maps[0], drawn)
         first = mask_loss(masks, drawn.masks(0).float(), multimask)
-        remembered = self._with_given(self._remember(maps[0][2], masks, multimask), maps[0], drawn)
-        bank = MemoryBank({0: remembered}, POINTERS, 1, self._checkpoint.segmentation.max_conditioning_slices)
+        remembered = self._remember(maps[0][2], masks, multimask)
+        remembered = self._with_given(remembered, maps[0], drawn.masks(0), drawn.drawn)
         total, shown, tracked = first.total, _shown(first, "slice"), []
         every = torch.ones(len(drawn.clip), dtype=torch.bool)
+        corrected = int(drawn.corrected)
+        if corrected == 0:
+            remembered = self._mistaken(remembered, maps[0], drawn, 0)
+        bank = MemoryBank({0: remembered}, POINTERS, 1, self._checkpoint.segmentation.max_conditioning_slices)
+        if corrected == 0:
+            image = self._conditioned(maps[0][2], bank.view(0))
+            masks, multimask = self._correct(image, maps[0], remembered, prompted, drawn.masks(0))
+            after = mask_loss(masks, drawn.masks(0).float(), multimask)
+            total, shown = total + after.total, shown | _shown(after, "corrected")
+            bank.conditioning = {0: self._remember(maps[0][2], masks, multimask)}
         for at, own in enumerate(maps[1:], 1):
             number, wanted = int(drawn.numbers[at]), drawn.masks(at)
             # What lies below all that conditions it has been tracked downward.
@@ -193,20 +214,30 @@ class SegmentationLearner:
             tokens, dense = no_prompt(self.module.sam, len(every))
             masks = decode_all(self.module.sam, image, own[:2], tokens, dense)
             tracked.append(mask_loss(masks, wanted.float(), every))
-            if at == int(drawn.corrected):
-                masks = self._correct(image, own, masks, wanted, drawn.masks(0))
-                after = mask_loss(masks, wanted.float(), every)
+            remembered = self._remember(own[2], masks, every)
+            if at <= corrected:
+                remembered = self._mistaken(remembered, own, drawn, at)
+            if at == corrected:
+                masks, multimask = self._correct(image, own, remembered, None, wanted, drawn.masks(0))
+                after = mask_loss(masks, wanted.float(), multimask)
                 total, shown = total + after.total, shown | _shown(after, "corrected")
-                bank.conditioning = {**bank.conditioning, number: self._remember(own[2], masks, every)}
+                bank.conditioning = {**bank.conditioning, number: self._remember(own[2], masks, multimask)}
+                bank.tracked.clear()
             else:
-                bank.add(number, self._remember(own[2], masks, every))
+                bank.add(number, remembered)
         dice = torch.stack([one.dice for one in tracked]).nanmean()
         score = torch.stack([one.score_accuracy for one in tracked]).mean()
         total = total + torch.stack([one.total for one in tracked]).mean()
         return total, {**shown, "track_dice": dice, "track_score": score}
 
     def _draw_clip(
-        self, case: Case, found: Sequence[Target], start: int, relative: Sequence[int], rng: np.random.Generator
+        self,
+        case: Case,
+        found: Sequence[Target],
+        start: int,
+        relative: Sequence[int],
+        corrected: int,
+        rng: np.random.Generator,
     ) -> Prompted:
         """Return one clip that is prompted on a slice, upward or downward, whichever has more room for it."""
         last, spec = case.geometry.shape[0] - 1, self._checkpoint.segmentation
@@ -238,11 +269,18 @@ class SegmentationLearner:
             drawn=torch.tensor([kind == "mask" for kind in told], dtype=torch.bool),
             clicks=torch.tensor([(kind == "clicks") * rng.integers(1, _POINTS) for kind in told], dtype=torch.long),
             numbers=torch.tensor(relative),
-            corrected=torch.tensor([0]),
+            corrected=torch.tensor([corrected]),
+            mistaken=torch.from_numpy(_mistakes(chosen, found, planes[corrected], rng, none=corrected < 0)),
         )
 
-    def _decode(self, maps: Maps, drawn: Prompted) -> tuple[AllMasks, Tensor]:
-        """Decode the prompted slices, after as many corrections as each object gets; which give three masks, too."""
+    def _decode(self, maps: Maps, drawn: Prompted) -> tuple[AllMasks, Tensor, Prompted]:
+        """Decode the prompted slices after as many corrections as each object gets.
+
+        Returns
+        -------
+        tuple[AllMasks, Tensor, Prompted]
+            The masks; BOOL [N], which are given three; and what was drawn, with the corrections among its points.
+        """
         wanted = drawn.masks(0)
         for done in range(_POINTS - 1):
             going = torch.nonzero(drawn.clicks > done)[:, 0]
@@ -256,7 +294,7 @@ class SegmentationLearner:
                 points=drawn.points.index_put((going, torch.tensor(1 + done)), points),
                 labels=drawn.labels.index_put((going, torch.tensor(1 + done)), labels),
             )
-        return self._heads(maps, drawn)
+        return *self._heads(maps, drawn), drawn
 
     def _heads(self, maps: Maps, drawn: Prompted) -> tuple[AllMasks, Tensor]:
         f0, f1, f2 = maps
@@ -266,15 +304,32 @@ class SegmentationLearner:
         found = decode_all(self.module.sam, self._decoder.image(f2), (f0, f1), tokens, dense)
         return found, (drawn.labels >= 0).sum(1) <= 1
 
-    def _correct(self, image: Tensor, maps: Maps, masks: AllMasks, wanted: Tensor, prompted: Tensor) -> AllMasks:
-        """Correct a tracked slice with a click, as SAM2 does: its memories and its last mask stay beside the click."""
+    def _correct(  # noqa: PLR0917 - what SAM2 sees, and what the user does
+        self,
+        image: Tensor,
+        maps: Maps,
+        last: Remembered[Tensor],
+        prompted: Prompted | None,
+        wanted: Tensor,
+        elsewhere: Tensor | None = None,
+    ) -> tuple[AllMasks, Tensor]:
+        """Correct a slice with a click, as SAM2 does: its memories, last mask and points so far stay beside the click.
+
+        Returns
+        -------
+        tuple[AllMasks, Tensor]
+            The masks, and BOOL [N], which are given three.
+        """
         sam = self.module.sam
-        last = _chosen(sam, masks, torch.ones(len(wanted), dtype=torch.bool))
-        points, labels = corrections(wanted, self._full(last), prompted)
+        point, label = corrections(wanted, self._full(last.decoded), elsewhere)
+        points, labels = point[:, None], label[:, None]
+        if prompted is not None:
+            points, labels = torch.cat([prompted.points, points], 1), torch.cat([prompted.labels, labels], 1)
         none = torch.zeros(len(wanted), 1)
-        tokens = self._decoder.tokens(points[:, None], labels[:, None], none.expand(-1, sam.hidden_dim), none)
-        logits = last.mask_logits.detach().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
-        return decode_all(sam, image, maps[:2], tokens, self._decoder.dense(logits, none + 1))
+        tokens = self._decoder.tokens(points, labels, none.expand(-1, sam.hidden_dim), none)
+        logits = last.decoded.mask_logits.detach().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+        masks = decode_all(sam, image, maps[:2], tokens, self._decoder.dense(logits, none + 1))
+        return masks, (labels >= 0).sum(1) <= 1
 
     def _conditioned(self, f2: Tensor, bank: Bank[Tensor]) -> Tensor:
         return self._tracker.conditioned(
@@ -285,14 +340,22 @@ class SegmentationLearner:
             torch.tensor(bank.distances, dtype=torch.float32),
         )
 
-    def _with_given(self, decoded: Remembered[Tensor], maps: Maps, drawn: Prompted) -> Remembered[Tensor]:
-        """Replace what was decoded of masks that somebody gave by the masks, as SAM2 does when it tracks them."""
-        at = torch.nonzero(drawn.drawn)[:, 0]
+    def _mistaken(
+        self, found: Remembered[Tensor], maps: Maps, drawn: Prompted, at: int
+    ) -> Remembered[Tensor]:
+        """Replace what was found of objects by what they are to be mistaken for."""
+        return self._with_given(found, maps, drawn.mistakes(at), drawn.mistaken.any(1))
+
+    def _with_given(
+        self, decoded: Remembered[Tensor], maps: Maps, masks: Tensor, which: Tensor
+    ) -> Remembered[Tensor]:
+        """Replace what was decoded of some objects by masks BOOL [N, S, S], as SAM2 takes those that are given."""
+        at = torch.nonzero(which)[:, 0]
         if not len(at):
             return decoded
         f0, f1, f2 = _rows(maps, at)
         tokens, _ = no_prompt(self.module.sam, len(at))
-        own, memory = given(self.module.sam, f2, (f0, f1), drawn.masks(0)[at, None].float(), tokens)
+        own, memory = given(self.module.sam, f2, (f0, f1), masks[at, None].float(), tokens)
         return Remembered(
             Decoded(
                 decoded.decoded.mask_logits.index_copy(0, at, own.mask_logits),
@@ -329,28 +392,28 @@ def _chosen(sam: SAM2Base, found: AllMasks, multimask: Tensor) -> Decoded[Tensor
 def _brightened(slices: Tensor) -> Tensor:
     """Return slices UINT8 [B, T, S, S] with the brightness and contrast of other scanners, the same along a clip."""
     each = (len(slices), 1, 1, 1)
-    changed = slices.float() * (1.0 + _SCALED * torch.randn(each)) + _SHIFTED * torch.randn(each)
+    curved = 255.0 * (slices.float() / 255.0) ** torch.exp(_CURVED * torch.randn(each))
+    changed = curved * (1.0 + _SCALED * torch.randn(each)) + _SHIFTED * torch.randn(each)
     # What is black is air, or beside the slice.
     return torch.where(slices > 0, changed.clamp(0, 255), 0).to(torch.uint8)
 
 
 def clip_slices(rng: np.random.Generator) -> tuple[tuple[int, ...], int]:
-    """Draw the slices of a clip, counted from the prompted one, and which of them is corrected, 0 for none.
+    """Draw the slices of a clip, counted from the prompted one, and which of them is corrected, -1 for none.
 
-    Tracking goes away from the prompted slice, or towards it as it does behind a correction below it, through slices
-    without the object to those that it is on. A far correction comes first: all that is tracked then attends to it.
+    A tracked slice is corrected behind the one before it. Then tracking begins anew, somewhere in its upward course:
+    between the prompted and the corrected slice, or behind both.
     """
-    run = _CLIP - 1
     if rng.random() >= _CORRECTED:
+        return tuple(range(_CLIP)), -1
+    if rng.random() < _PROMPTED:
         return tuple(range(_CLIP)), 0
-    if rng.random() >= _FAR:
-        return tuple(range(_CLIP)), int(rng.integers(1, _CLIP))
-    if rng.random() < 0.5:
-        far = int(rng.integers(_CLIP, _FURTHEST)) * int(rng.choice([-1, 1]))
-        return (0, far, *range(1, _CLIP)), 1
-    first = -run - int(rng.integers(_LEFT))
-    far = first - 1 - int(rng.integers(_FURTHEST + first) * (rng.random() < 0.5))
-    return (0, far, *range(first, first + run)), 1
+    last = _FURTHEST if rng.random() < _FAR else _NEAR
+    far = int(rng.integers(_NEAREST, last)) * int(rng.choice([-1, 1]))
+    before = far - int(np.sign(far))
+    start = int(rng.integers(min(0, far) + 1, max(0, far) + 2))
+    behind = (n for n in range(start, start + _CLIP) if n not in {0, far})
+    return (0, before, far, *islice(behind, _CLIP - 3)), 2
 
 
 def _choose(
@@ -371,6 +434,24 @@ def _choose(
             chosen.append(pool[rng.integers(len(pool))])
             kinds.append("language")
     return chosen, kinds
+
+
+def _mistakes(
+    chosen: Sequence[Target], found: Sequence[Target], plane: NDArray[np.uint8], rng: np.random.Generator, *, none: bool
+) -> NDArray[np.bool_]:
+    """Return what each target is taken for on a slice, bool [n, 256]: another object, or both; nothing for most."""
+    mistaken = np.zeros((len(chosen), 256), np.bool_)
+    if none:
+        return mistaken
+    areas = np.bincount(plane.ravel(), minlength=256)
+    here = [t for t in found if areas[list(t.values)].sum() >= _LEAST_PIXELS]
+    for row, target in enumerate(chosen):
+        others = [t for t in here if t.kind != target.kind or t.values[0] != target.values[0]]
+        if others and rng.random() < _MISTAKEN:
+            mistaken[row] = _members(others[rng.integers(len(others))])
+            if rng.random() < _LEAKED:
+                mistaken[row] |= _members(target)
+    return mistaken
 
 
 def _members(target: Target) -> NDArray[np.bool_]:
