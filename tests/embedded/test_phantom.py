@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.parts import Phase
-from medvl.embedded.phantom import Protocol, make_phantom, sized
+from medvl.embedded.phantom import Protocol, make_blank, make_phantom, sized
 from medvl.embedded.preset import _LABELS
 from medvl.embedded.scanner import Region
 from medvl.embedded.truth import Coverage
@@ -26,6 +26,18 @@ def test_a_seed_is_a_patient():
     assert np.array_equal(first.labels, again.labels)
     assert first.truth == again.truth
     assert not np.array_equal(first.labels, other.labels)
+
+
+def test_a_blank_scan_shows_no_patient():
+    """The same bytes for the same seed: air or one body, which no organ can be seen in."""
+    blanks = [make_blank(seed, sized(12, 32)) for seed in range(12)]
+    assert np.array_equal(blanks[3].hu, make_blank(3, sized(12, 32)).hu)
+    bodies = [(blank.hu > -500).mean() for blank in blanks]
+    assert min(bodies) == 0.0
+    assert 0.1 < np.median(bodies) < 0.9
+    for blank in blanks:
+        assert not blank.labels.any()
+        assert set(blank.truth.organs.values()) == {Coverage.OUTSIDE}
 
 
 def test_the_default_protocol_keeps_its_ranges():

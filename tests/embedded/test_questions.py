@@ -85,6 +85,13 @@ def test_what_is_outside_cannot_be_assessed():
     assert "Is there a nodule in the right lung?" in asked
 
 
+def test_a_study_of_nothing_cannot_be_assessed():
+    """It is neither normal nor abnormal."""
+    truth = _truth(**dict.fromkeys(NOUNS, Coverage.OUTSIDE))
+    for question in ("Is this CT normal?", "Is the scan abnormal?", "Does this scan show any pathology?"):
+        assert _answer(truth, question).answer == "It cannot be assessed."
+
+
 def test_an_organ_with_a_finding_is_not_called_outside():
     """An effusion at the base of a lung that is hardly seen makes the lung abnormal, not invisible."""
     truth = _truth((FindingKind.PLEURAL_EFFUSION, "lung_left", 15.0), lung_left=Coverage.OUTSIDE)

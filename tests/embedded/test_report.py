@@ -80,6 +80,15 @@ def test_a_report_of_nothing():
     )
 
 
+@_STYLES
+def test_a_study_of_nothing_is_not_called_normal(style: int):
+    """In any style, and the reader understands it."""
+    truth = _truth(**dict.fromkeys(NOUNS, Coverage.OUTSIDE))
+    text = render_report(facts(truth), style)
+    assert text.endswith("\nImpression: The study cannot be assessed.")
+    assert parse_report(text) == facts(truth)
+
+
 def test_a_report_of_much():
     """Sizes are rounded to 5 mm, effusions graded, the larger of alike findings comes first, absence is said."""
     truth = _truth(

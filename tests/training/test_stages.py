@@ -10,16 +10,18 @@ import torch
 from torch import nn
 
 from medvl.contracts.errors import InvalidRequest
+from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.phantom import make_phantom
 from medvl.embedded.preset import WINDOW, phantom_checkpoint
-from medvl.embedded.truth import Truth
+from medvl.embedded.truth import FindingKind, Truth
 from medvl.imaging.resample import to_grid
 from medvl.imaging.windows import Window, to_uint8
 from medvl.training import train
 from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.descriptors import LENGTH, Place, descriptor, places, targets
+from medvl.training.language import utterances
 from medvl.training.loop import Loop
-from medvl.training.perception import Grids, Parts, by_kind
+from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
 from medvl.training.segmentation import clip_slices
 
 WIDE = Window(*phantom_checkpoint({}).windows[WINDOW])
@@ -188,20 +190,59 @@ def test_the_vision_grid_is_that_of_the_runtime(case: Case):
         assert np.array_equal(kinds.numpy(), by_kind(case.truth)[labels[d][:, r][:, :, c]])
 
 
-def test_clips_go_away_from_a_prompt_or_towards_it():
-    """Four slices in a row are tracked; one that is corrected far away comes first and is none of them."""
+def test_a_tracked_slice_is_corrected_behind_the_one_before_it():
+    """On either side of the prompted slice; then two slices in a row are tracked, neither of which conditions."""
     rng = np.random.default_rng(0)
     clips = [clip_slices(rng) for _ in range(400)]
-    for numbers, corrected in clips:
-        *before, _, _, _, last = numbers
-        assert numbers[-4:] == tuple(range(last - 3, last + 1))
-        assert before[0] == 0
-        assert 0 not in numbers[1:]
-        assert len(set(numbers)) == len(numbers)
-        assert corrected == 1 if len(numbers) == 6 else corrected < 5
-    towards = [numbers for numbers, _ in clips if numbers[-1] < 0]
-    assert all(far < first for _, far, first, *_ in towards)
-    assert 0.1 < len(towards) / len(clips) < 0.3
+    assert {corrected for _, corrected in clips} == {-1, 0, 2}
+    tracked = [numbers for numbers, corrected in clips if corrected == 2]
+    for _, before, far, *behind in tracked:
+        assert abs(far) - abs(before) == 1
+        assert before * far > 0
+        assert len(set(behind) - {0, far}) == 2
+        assert min(0, far) < behind[0] <= max(0, far) + 2
+    assert all(numbers == (0, 1, 2, 3, 4) for numbers, corrected in clips if corrected < 2)
+    assert 0.4 < np.mean([numbers[2] < 0 for numbers in tracked]) < 0.6
+
+
+def test_an_object_is_mistaken_for_what_lies_on_the_corrected_slice(out: Path):
+    """For another one, alone or beside itself; never where nothing is corrected."""
+    learner = train.learner("clips", out, "cpu")
+    drawn = [learner.draw(step, np.random.default_rng(step)) for step in range(1, 24)]
+    assert not any(d.mistaken.any() for d in drawn if int(d.corrected) < 0)
+    mistaken = 0
+    for clip in (d for d in drawn if int(d.corrected) >= 0):
+        at = int(clip.corrected)
+        which = clip.mistaken.any(1)
+        mistaken += int(which.sum())
+        assert torch.equal(clip.mistakes(at).flatten(1).any(1), which)
+    assert mistaken > 3
+
+
+def test_findings_count_by_the_cells_that_have_them():
+    """One cell of thousands teaches as much as one of ten; what is right already teaches next to nothing."""
+
+    def loss(cells: int, said: float) -> float:
+        there = torch.zeros(1, cells, len(FindingKind))
+        there[0, 0, 0] = 1.0
+        read = torch.full((1, cells, READ), -12.0)
+        read[0, 0, len(ORGANS)] = said
+        held = Cells(torch.zeros(1, cells, len(ORGANS)), there, torch.zeros_like(there))
+        return float(read_cells(read, held)[0] - read_cells(torch.full_like(read, -12.0), held)[0])
+
+    assert loss(4000, 0.0) == pytest.approx(loss(10, 0.0), rel=1e-3)
+    assert loss(10, 6.0) < loss(10, 0.0) < 0.0
+
+
+def test_every_fiftieth_case_shows_no_patient(tmp_path: Path):
+    """Nothing is in it, and it says so."""
+    seed = FIRST_SEED + 49
+    case = CaseStore(tmp_path, range(seed, seed + 1), WIDE).get(seed)
+    assert not case.voxels.labels.any()
+    assert case.places == {}
+    said = utterances(case, phantom_checkpoint({}).language.prompts, np.random.default_rng(0))
+    assert "The study cannot be assessed." in said[0].answer
+    assert not any(target.place for one in said for target in one.targets)
 
 
 def test_places_are_shares_of_the_volume():
