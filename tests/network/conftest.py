@@ -33,7 +33,7 @@ def preset_spec(preset: Path) -> SegmentationSpec:
 def small(preset: Path) -> Checkpoint:
     """The same checkpoint with slices of 128 pixels and tracking that never gives up."""
     checkpoint = load_checkpoint(preset)
-    spec = checkpoint.segmentation.model_copy(update={"side": SIDE, "stop_after_absent": DEPTH})
+    spec = checkpoint.segmentation.model_copy(update={"side": SIDE, "stop_after_absent": DEPTH, "heed_clicks_px": None})
     return checkpoint.model_copy(update={"segmentation": spec})
 
 

@@ -152,7 +152,7 @@ def by_mask(name: int, *numbers: int) -> ObjectPrompt:
 @pytest.fixture
 def spec(preset_spec: SegmentationSpec) -> SegmentationSpec:
     """Tracking that gives up after three slices without the object, and at most two key slices, four apart."""
-    return preset_spec.model_copy(update={"stop_after_absent": STOP, "key_slices": RULE})
+    return preset_spec.model_copy(update={"stop_after_absent": STOP, "key_slices": RULE, "heed_clicks_px": None})
 
 
 def propagated(

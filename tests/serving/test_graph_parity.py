@@ -48,7 +48,7 @@ def graphs(phantom_repository: Path) -> Iterator[OwnGraphs]:
 def checkpoint(phantom_checkpoint: Path) -> Checkpoint:
     """The trained checkpoint, whose tracking never gives up here."""
     loaded = load_checkpoint(phantom_checkpoint)
-    spec = loaded.segmentation.model_copy(update={"stop_after_absent": DEPTH})
+    spec = loaded.segmentation.model_copy(update={"stop_after_absent": DEPTH, "heed_clicks_px": None})
     return loaded.model_copy(update={"segmentation": spec})
 
 

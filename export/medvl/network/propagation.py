@@ -18,12 +18,13 @@ from typing import Generic, TypeVar
 
 from medvl.contracts.checkpoint import SegmentationSpec
 from medvl.network.groups import Group, Placed, scores_of, within
+from medvl.network.heed import full, heeded, positive, unstrayed
 from medvl.network.key_slices import choose_key_slices
 from medvl.network.listener import Listener, Work, tell_conditioning, tell_end, tell_prompted
 from medvl.network.memory_bank import Known
 from medvl.network.prompts import ObjectPrompt, SlicePrompt
 from medvl.network.room import Room
-from medvl.network.steps import A, FeatureSource, Remembered, Steps
+from medvl.network.steps import A, Decoded, FeatureSource, Remembered, Steps
 from medvl.network.tracking import Tracker
 
 MAX_OBJECTS = 16
@@ -163,10 +164,34 @@ class Propagation(Generic[F, A]):
             else:
                 bank = known.view(number, self._depth, self._spec.max_conditioning_slices)
                 remembered = await self._steps.correct(features, bank, [points], last.decoded.mask_logits)
+                slice_prompt = SlicePrompt(points, prompt.seg_hidden)
+                remembered = await self._heeding(features, slice_prompt, last.decoded, remembered)
                 group.conditioning[number] = remembered
                 tell_prompted(self._listener, group, number, remembered.decoded)
         tell_conditioning(self._listener, group)
         return group
+
+    async def _heeding(
+        self, features: F, prompt: SlicePrompt, last: Decoded[A], corrected: Remembered[A]
+    ) -> Remembered[A]:
+        """Return a corrected slice, or another one where it does not do what its clicks say.
+
+        SAM2 stays with the corrected one: a mask that began as another object may hold on to it, or leave for a third.
+        """
+        limit, side, points = self._spec.heed_clicks_px, self._spec.side, prompt.points
+        if limit is None:
+            return corrected
+        (mask,) = corrected.decoded.masks
+        if not positive(points):
+            kept = unstrayed(mask, last.masks[0], side, limit)
+            return corrected if (kept == mask).all() else await self._steps.given(features, [full(kept, side)])
+        if heeded(mask, points, side, limit):
+            return corrected
+        decoded = await self._steps.decode([features], [prompt])
+        if not heeded(decoded.masks[0], points, side, limit):
+            return corrected
+        memory = await self._steps.remember(features, decoded.mask_logits, decoded.object_score)
+        return Remembered(decoded, memory)
 
     async def _decode(self, group: Group[A], number: int, features: F, prompts: Sequence[SlicePrompt]) -> None:
         """Decode the prompts of one slice without memory, tell what they show, and remember it."""

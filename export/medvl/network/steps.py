@@ -57,6 +57,11 @@ class Decoded(Generic[A]):
     object_score: A
     """[N, 1], logit that the object is on the slice."""
 
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """Where the objects are, bool [N, f_4, f_4]."""
+        return np.asarray(np.asarray(self.mask_logits)[:, 0] > 0)
+
     def rows(self, indices: Sequence[int]) -> Decoded[A]:
         """Return some of the objects."""
         own = list(indices)

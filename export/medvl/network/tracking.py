@@ -194,7 +194,7 @@ def _known(group: Group[A], row: int, kept: Kept[A]) -> Known[A]:
 
 def _agree(one: Decoded[A], other: Decoded[A]) -> bool:
     """Whether two masks of a slice are nearly the same; two empty ones are."""
-    first, second = (np.asarray(decoded.mask_logits) > 0 for decoded in (one, other))
+    first, second = one.masks, other.masks
     return bool(np.count_nonzero(first & second) >= LOCAL_IOU * np.count_nonzero(first | second))
 
 

@@ -340,15 +340,11 @@ class SegmentationLearner:
             torch.tensor(bank.distances, dtype=torch.float32),
         )
 
-    def _mistaken(
-        self, found: Remembered[Tensor], maps: Maps, drawn: Prompted, at: int
-    ) -> Remembered[Tensor]:
+    def _mistaken(self, found: Remembered[Tensor], maps: Maps, drawn: Prompted, at: int) -> Remembered[Tensor]:
         """Replace what was found of objects by what they are to be mistaken for."""
         return self._with_given(found, maps, drawn.mistakes(at), drawn.mistaken.any(1))
 
-    def _with_given(
-        self, decoded: Remembered[Tensor], maps: Maps, masks: Tensor, which: Tensor
-    ) -> Remembered[Tensor]:
+    def _with_given(self, decoded: Remembered[Tensor], maps: Maps, masks: Tensor, which: Tensor) -> Remembered[Tensor]:
         """Replace what was decoded of some objects by masks BOOL [N, S, S], as SAM2 takes those that are given."""
         at = torch.nonzero(which)[:, 0]
         if not len(at):
