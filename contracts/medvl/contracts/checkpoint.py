@@ -178,9 +178,11 @@ class SegmentationSpec(_Value):
     stop_after_absent: int = Field(gt=0)
     """A direction ends after this many slices in a row without the object."""
     heed_clicks_px: float | None = Field(default=None, gt=0)
-    """Pixels of a fitted slice up to which a corrected mask may leave its clicks unheeded: one that misses a positive
-    click by more gives way to what the clicks alone make of the slice, and one that only negative clicks correct loses what
-    lies further from the last mask. None takes what SAM2 makes of a correction."""
+    """Pixels of a fitted slice up to which a corrected mask may leave its clicks unheeded.
+
+    One that misses a positive click by more gives way to what the clicks alone make of the slice; one that only
+    negative clicks correct loses what lies further from the last mask. None takes what SAM2 makes of a correction.
+    """
     key_slices: KeySliceRule
 
 

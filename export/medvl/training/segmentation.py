@@ -230,7 +230,7 @@ class SegmentationLearner:
         total = total + torch.stack([one.total for one in tracked]).mean()
         return total, {**shown, "track_dice": dice, "track_score": score}
 
-    def _draw_clip(
+    def _draw_clip(  # noqa: PLR0917 - a case, a clip of it, and the dice
         self,
         case: Case,
         found: Sequence[Target],
