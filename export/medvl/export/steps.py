@@ -15,6 +15,7 @@ from medvl.contracts.engines import EngineRecord, Precision
 from medvl.contracts.manifest import Target
 from medvl.export import builders, check, parts
 from medvl.export.builders import Builder
+from medvl.export.check_quantised import require_quantised
 from medvl.export.engine_options import EngineOptions
 from medvl.export.parity import PartParity, gate_part, references
 from medvl.export.parts import Part
@@ -35,6 +36,17 @@ def check_checkpoint(folder: Path) -> None:
         With one line for every mismatch.
     """
     check.require(folder)
+
+
+def check_quantised(quantised: Path, folder: Path) -> None:
+    """Prove that a folder holds the language model of a checkpoint in fewer bits.
+
+    Raises
+    ------
+    CheckpointError
+        With one line for every mismatch.
+    """
+    require_quantised(quantised, folder)
 
 
 @dataclass(frozen=True, slots=True)
