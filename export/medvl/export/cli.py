@@ -274,7 +274,9 @@ def _verify(options: argparse.Namespace) -> None:
     manifest = verify_repository(options.repository)
     if manifest.target == "tensorrt" and not options.files_only:
         require_machine(options.repository, manifest, this_machine())
-    sys.stdout.write(f"{options.repository} holds its manifest: {manifest.checkpoint}, {len(manifest.files)} files\n")
+    bits = f", language model in {manifest.quantisation.weight_bits} bits" if manifest.quantisation else ""
+    files = len(manifest.files)
+    sys.stdout.write(f"{options.repository} holds its manifest: {manifest.checkpoint}{bits}, {files} files\n")
 
 
 def _add_phantom(parser: argparse.ArgumentParser) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -16,6 +17,9 @@ from medvl.export.quantised import QuantisedLanguage
 
 _ERROR = re.compile(r"^(?:\(\w+ pid=\d+\) [^\]]*\] )?(?:\w+\.)*(\w*(?:Error|Exception)\b.*)$", re.MULTILINE)
 """The last line of a traceback, of a process of vLLM's or of its parent."""
+LIMIT_S = 3600.0
+"""Of one comparison. Seven billion weights take minutes on a CPU; of formats without a kernel there vLLM multiplies so
+slowly that it seems to hang."""
 _SEE_ABOVE = "Engine core initialization failed"
 """What the parent says of the error of its process, which stands above."""
 
@@ -66,21 +70,36 @@ def gate_language(checkpoint: Path, quantised: Path) -> LanguageParity:
     ParityError
         With one line for every answer that breaks the gate.
     BuildError
-        When vLLM does not serve the folder; the sentence holds its words.
+        When vLLM does not serve the folder, or not within :data:`LIMIT_S`; the sentence holds its words.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "parity.json")
         command = [sys.executable, "-m", "medvl.export.language_worker", str(checkpoint), str(quantised), str(answer)]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
-        )
+        said = _run(command)
         if not answer.is_file():
-            said = last_error(done.stderr.decode(errors="replace"))
             raise BuildError(f"vLLM does not serve the language model of {quantised.name}: {said}")
         parity = LanguageParity.model_validate_json(answer.read_bytes())
     if lines := parity.lines:
         raise ParityError("\n".join([*lines, "The quantised language model breaks its gate; nothing was installed."]))
     return parity
+
+
+def _run(command: Sequence[str]) -> str:
+    """Run a command; return what it died of, if it did."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it has not answered within {LIMIT_S:g} s"
+    if done.returncode < 0:
+        return f"its process was killed by {signal.Signals(-done.returncode).name}"
+    return last_error(done.stderr.decode(errors="replace"))
 
 
 def last_error(log: str) -> str:
