@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,8 +125,9 @@ def build_part(making: Making, name: str, precision: Precision, made: Path | Non
     BuildError
         When the builder refuses the part.
     """
-    builder = making.builder(precision)
-    file = builder.build(making.part(name), _samples(made), out).name
+    builder, part = making.builder(precision), making.part(name)
+    # At 1024 pixels the outputs of all parts are as large as weights are.
+    file = builder.build(part, _samples(made, Samples.taken(part.model)), out).name
     return Built(file, builder.engines.get(name))
 
 
@@ -148,9 +150,9 @@ def compare_part(making: Making, name: str, precision: Precision, made: Path | N
     return parity
 
 
-def _samples(made: Path | None) -> Samples:
+def _samples(made: Path | None, only: Collection[str] | None = None) -> Samples:
     samples = Samples(SAMPLE_SEED)
     if made is not None:
         with np.load(made) as arrays:
-            samples.keep(dict(arrays))
+            samples.keep({name: arrays[name] for name in arrays.files if only is None or name in only})
     return samples
