@@ -55,6 +55,7 @@ class FakeService(pb_grpc.MedVLServicer):
 
     def __init__(self) -> None:
         self.endpoint = ""
+        self.provenance = make_done().done.provenance
         self.volumes: dict[str, np.ndarray] = {}
         self.resident: set[str] = set()
         self.calls: list[str] = []
@@ -99,7 +100,7 @@ class FakeService(pb_grpc.MedVLServicer):
         """Say something of every field."""
         self._begin("Describe", request, context)
         return pb.DescribeResponse(
-            provenance=make_done().done.provenance,
+            provenance=self.provenance,
             labels=[pb.Label(name="liver", snomed_code="10200004", snomed_meaning="Liver")],
             limits=pb.Limits(max_series_bytes=10**9, min_slices=3, max_slices=1500, max_objects=8),
             backends={"llm": "python"},

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from medvl.client.cli import main
+from medvl.client.events import provenance_from_wire
 from medvl.client.exits import Exit
+from medvl.client.maskfiles import maker
 from medvl.contracts.errors import DeadlineExceeded, InternalError, Overloaded, UnknownLabel
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -86,6 +88,28 @@ def test_describe(service, medvl):
     """What is served can be read by people and programs."""
     assert "liver" in medvl("describe")[1]
     assert json.loads(medvl("describe", "--json")[1])["backends"] == {"llm": "python"}
+
+
+def test_a_quantised_language_model_is_told(service, medvl, series):
+    """By ``describe``, in the document of every answer, and by what a DICOM SEG says of its maker."""
+    assert "quantised" not in medvl("describe")[1]
+    told = pb.Quantisation(method="awq", weight_bits=4, dtype="bfloat16", digest="d" * 64)
+    done = service.done()
+    for provenance in (service.provenance, done.done.provenance):
+        provenance.quantisation.CopyFrom(told)
+    words = "weights in 4 bits, activations in bfloat16 (awq)"
+    assert f"words         quantised: {words}\n" in medvl("describe")[1]
+    service.events = [done]
+    document = json.loads(medvl("report", series, "--json")[1])
+    assert document["provenance"]["quantisation"] == {
+        "method": "awq",
+        "format": "",
+        "weight_bits": 4,
+        "activation_bits": None,
+        "dtype": "bfloat16",
+        "digest": "d" * 64,
+    }
+    assert maker(provenance_from_wire(service.provenance)).quantised == words
 
 
 def test_a_mask_is_written_on_the_grid_of_the_file(service, medvl, series, tmp_path):

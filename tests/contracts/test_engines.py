@@ -42,6 +42,12 @@ def test_engines_fit_the_machine_that_built_them():
     require_fit(SET, Path("r"), Machine(gpus=(newer,), tensorrt="11.0.0.114"))
 
 
+def test_a_quantised_language_model_is_in_the_command():
+    """Without it the next build would serve another."""
+    found = SET.model_copy(update={"quantised": "/srv/int8"})
+    assert f"--checkpoint phantom --quantised /srv/int8 {OPTIONS}" in refusal(found, Machine(gpus=(), tensorrt=None))
+
+
 @pytest.mark.parametrize(
     ("machine", "line"),
     [

@@ -59,7 +59,9 @@ def test_points_and_boxes_reach_the_slices_that_they_name(reference: ReferenceSu
 
 def test_a_service_with_another_checkpoint_is_refused():
     """Its figures would bear the wrong name."""
-    provenance = SimpleNamespace(checkpoint_digest="a" * 64, software="medvl-sam2 0", triton_version="2")
+    provenance = SimpleNamespace(
+        checkpoint_digest="a" * 64, software="medvl-sam2 0", triton_version="2", quantisation=None
+    )
     client = SimpleNamespace(describe=lambda: SimpleNamespace(provenance=provenance))
     assert ServedSubject(client, "a" * 64).software == "medvl-sam2 0"
     with pytest.raises(InvalidRequest, match="aaaaaaaaaaaa"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import highdicom
 import numpy as np
 import pytest
@@ -38,6 +40,18 @@ def test_identity_can_be_derived(tmp_path):
     assert (seg.SeriesInstanceUID, seg.SOPInstanceUID) == ("2.25.1", "2.25.2")
     assert "not for diagnosis" in seg.SeriesDescription
     assert seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "c" * 64
+
+
+def test_a_quantised_language_model_is_named(tmp_path):
+    """Among the parameters of the algorithm, where there is one."""
+    truth = write_phantom_series(tmp_path, seed=3, slices=4, side=16)
+    loaded, segment = read_series(tmp_path), Segment(truth.labels > 0, "all")
+    plain, told = (
+        build_seg(loaded, [segment], maker) for maker in (MAKER, replace(MAKER, quantised="weights in 4 bits"))
+    )
+    plain, told = (s.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0] for s in (plain, told))
+    assert "AlgorithmParameters" not in plain
+    assert told.AlgorithmParameters == "quantised language model=weights in 4 bits"
 
 
 def test_real_series_have_what_they_lack(test_data, tmp_path):

@@ -20,7 +20,7 @@ from medvl.contracts import messages
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.errors import MedvlError
 from medvl.contracts.faults import to_triton_text
-from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS
+from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS, QUANTISATION_PARAMETER
 from medvl.imaging.masks import pack_mask
 
 CANARY_SERIES = "0" * 64
@@ -85,6 +85,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         volume is marked, too.
     checkpoints
         Checkpoints that single models carry instead.
+    quantisation
+        What ``llm`` says of its bits, as JSON; empty where it says nothing.
     vision_dtype
         Type of the vision tokens; any but float32 breaks the contract.
     resident
@@ -105,6 +107,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.absent = False
         self.stray = False
         self.checkpoints: dict[str, Checkpoint] = {}
+        self.quantisation = ""
         self.vision_dtype = np.float32
         self.resident: set[tuple[str, tuple[float, float]]] = set()
         self.seen = Seen()
@@ -120,6 +123,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         checkpoint = self.checkpoints.get(request.name, self.checkpoint)
         if MODELS[request.name].checkpoint:
             response.config.parameters[CHECKPOINT_PARAMETER].string_value = checkpoint.model_dump_json()
+        if request.name == "llm" and self.quantisation:
+            response.config.parameters[QUANTISATION_PARAMETER].string_value = self.quantisation
         return response
 
     async def ModelInfer(self, request, context):  # noqa: N802

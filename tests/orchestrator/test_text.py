@@ -7,8 +7,12 @@ import asyncio
 import numpy as np
 import pytest
 
+from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.disclaimer import DISCLAIMER
+from medvl.contracts.quantisation import Quantisation
 from medvl.imaging.masks import unpack_mask
+from medvl.orchestrator.provenance import provenance
+from medvl.orchestrator.triton import Served
 from medvl.wire.v1 import medvl_pb2 as pb
 
 from .conftest import Series, System, collect, kinds
@@ -160,6 +164,22 @@ async def test_the_prompt_is_the_checkpoints(system: System, series: Series):
         (5, 0.5, 7),
     ]
     assert all(o.answer_template is None for o in system.fake.seen.options)
+
+
+def test_a_result_says_that_its_words_come_from_fewer_bits(checkpoint: Checkpoint):
+    """With the hashes of the files that are served; those of the language model that is not are left out."""
+    own = checkpoint.model_copy(update={"files": {"llm/config.json": "0" * 64, "sam2.safetensors": "2" * 64}})
+    told = Quantisation(
+        method="awq", format="gemm", weight_bits=4, dtype="float16", files={"model.safetensors": "1" * 64}
+    )
+    plain, source = provenance(Served(own, "2", {})), provenance(Served(own, "2", {}, told))
+    assert not plain.HasField("quantisation")
+    assert dict(plain.file_sha256) == own.files
+    assert dict(source.file_sha256) == {"llm/model.safetensors": "1" * 64, "sam2.safetensors": "2" * 64}
+    assert source.checkpoint_digest == own.digest
+    assert source.quantisation == pb.Quantisation(
+        method="awq", format="gemm", weight_bits=4, activation_bits=0, dtype="float16", digest=told.digest
+    )
 
 
 async def test_every_result_says_what_made_it(system: System, series: Series):

@@ -12,11 +12,20 @@ import pytest_asyncio
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.errors import BackendUnavailable, CheckpointError, InternalError
 from medvl.contracts.models import MODELS
+from medvl.contracts.quantisation import Quantisation
 from medvl.orchestrator.triton import Triton
 from medvl.wire.v1 import medvl_pb2 as pb
 
 from .conftest import Series, System, collect
 from .fake_triton import FakeTriton, TritonServer
+
+QUANTISATION = Quantisation(
+    method="compressed-tensors",
+    format="int-quantized",
+    weight_bits=8,
+    dtype="bfloat16",
+    files={"config.json": "1" * 64},
+)
 
 
 @pytest_asyncio.fixture
@@ -44,6 +53,18 @@ async def test_two_checkpoints_in_one_server_are_refused(server, checkpoint: Che
     fake.checkpoints["llm"] = checkpoint.model_copy(update={"name": "other"})
     async with Triton(f"127.0.0.1:{running.port}") as triton:
         with pytest.raises(CheckpointError):
+            await triton.served(timeout_s=5)
+
+
+async def test_a_quantised_language_model_is_learnt_from_the_server(server):
+    """Or that there is none; what nobody understands is not served as if nothing had been said."""
+    fake, running = server
+    async with Triton(f"127.0.0.1:{running.port}") as triton:
+        assert (await triton.served(timeout_s=5)).quantisation is None
+        fake.quantisation = QUANTISATION.model_dump_json()
+        assert (await triton.served(timeout_s=5)).quantisation == QUANTISATION
+        fake.quantisation = "{}"
+        with pytest.raises(CheckpointError, match="does not say how it is quantised"):
             await triton.served(timeout_s=5)
 
 

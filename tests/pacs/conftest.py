@@ -83,6 +83,7 @@ class FakeService(pb_grpc.MedVLServicer):
     reports: int = 0
     digest: str = ""
     shape: tuple[int, ...] = ()
+    quantisation: pb.Quantisation | None = None
 
     def __post_init__(self):
         self.go_on.set()
@@ -129,6 +130,7 @@ class FakeService(pb_grpc.MedVLServicer):
             software="medvl-sam2 0.1.0",
             triton_version="2.51.0",
             windows={"vision": "abdomen [-160, 240] HU"},
+            quantisation=self.quantisation,
         )
         return pb.Done(text=text, finish_reason="stop", provenance=provenance, disclaimer=DISCLAIMER)
 

@@ -19,6 +19,7 @@ from medvl.pacs import spool as spool_module
 from medvl.pacs.config import Destination
 from medvl.pacs.dimse import OUT_OF_RESOURCES
 from medvl.pacs.spool import Phase, Spool, SpooledSeries
+from medvl.wire.v1 import medvl_pb2 as pb
 
 from .conftest import make_series
 
@@ -77,6 +78,16 @@ async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):
         assert first[modality].SOPInstanceUID == second[modality].SOPInstanceUID
         assert first[modality].SeriesInstanceUID == second[modality].SeriesInstanceUID
         assert first[modality].SOPInstanceUID != third[modality].SOPInstanceUID
+
+
+async def test_fewer_bits_make_another_document_that_says_so(site, series, tmp_path):
+    """Its words may differ, under UIDs of their own."""
+    first = await site.answered(series)
+    site.service.quantisation = pb.Quantisation(method="awq", weight_bits=4, dtype="bfloat16", digest="d" * 64)
+    second = await site.answered(series, spool=tmp_path / "second")
+    assert "The language model is quantised: weights in 4 bits, activations in bfloat16 (awq)." in texts(second["SR"])
+    for modality in first:
+        assert first[modality].SOPInstanceUID != second[modality].SOPInstanceUID
 
 
 async def test_a_series_that_grows_is_worked_on_again(site, series):

@@ -204,8 +204,28 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantisation:
+    """How the language model that answered is quantised; ``activation_bits`` is None where only its weights are."""
+
+    method: str
+    format: str
+    weight_bits: int
+    activation_bits: int | None
+    dtype: str
+    digest: str
+
+    def __str__(self) -> str:
+        activations = f"{self.activation_bits} bits" if self.activation_bits else self.dtype
+        how = " ".join(filter(None, (self.method, self.format)))
+        return f"weights in {self.weight_bits} bits, activations in {activations} ({how})"
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
-    """What produced a result; ``windows`` names the HU window of each use."""
+    """What produced a result; ``windows`` names the HU window of each use.
+
+    ``quantisation`` is None where the language model is served as the checkpoint has it.
+    """
 
     series: str
     checkpoint: str
@@ -215,6 +235,7 @@ class Provenance:
     software: str
     triton_version: str
     windows: Mapping[str, str]
+    quantisation: Quantisation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +282,18 @@ def provenance_from_wire(message: pb.Provenance) -> Provenance:
         software=message.software,
         triton_version=message.triton_version,
         windows=dict(message.windows),
+        quantisation=_quantisation(message.quantisation) if message.HasField("quantisation") else None,
+    )
+
+
+def _quantisation(message: pb.Quantisation) -> Quantisation:
+    return Quantisation(
+        method=message.method,
+        format=message.format,
+        weight_bits=message.weight_bits,
+        activation_bits=message.activation_bits or None,
+        dtype=message.dtype,
+        digest=message.digest,
     )
 
 

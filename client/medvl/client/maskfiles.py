@@ -199,7 +199,8 @@ def segments(masks: Sequence[Mask], labels: Sequence[Label]) -> list[Segment]:
 
 def maker(provenance: Provenance) -> Maker:
     """Return what a DICOM SEG says about who made it."""
-    return Maker(provenance.software, provenance.checkpoint, provenance.checkpoint_digest)
+    quantised = str(provenance.quantisation) if provenance.quantisation else None
+    return Maker(provenance.software, provenance.checkpoint, provenance.checkpoint_digest, quantised)
 
 
 def write_nifti(path: Path, loaded: LoadedSeries, mask: np.ndarray) -> None:

@@ -74,6 +74,7 @@ def _document(
             "checkpoint": provenance.checkpoint,
             "checkpoint_digest": provenance.checkpoint_digest,
             "trained": provenance.trained,
+            "quantisation": dataclasses.asdict(provenance.quantisation) if provenance.quantisation else None,
             "software": provenance.software,
             "triton_version": provenance.triton_version,
             "backends": dict(service.backends),

@@ -56,7 +56,7 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     if config.labels:
         classes = (await client.describe()).labels
         masks = (await client.segment(loaded.volume, [ObjectPrompt(label=la) for la in config.labels]).collect()).masks
-    identity = "\n".join([fingerprint, report.done.provenance.checkpoint_digest, *config.labels])
+    identity = "\n".join([fingerprint, *_weights(report.done.provenance), *config.labels])
     found = segments([mask for mask in masks if mask.found], classes)
     return await asyncio.to_thread(_documents, loaded, report, masks, found, identity)
 
@@ -75,13 +75,19 @@ def _documents(
     uids = Uids(
         series=derived_uid(identity, "SR series"),
         instance=derived_uid(identity, "SR"),
-        device=derived_uid(provenance.software, provenance.checkpoint_digest),
+        device=derived_uid(provenance.software, *_weights(provenance)),
     )
     files = {"sr.dcm": _encoded(build_sr(text, uids, headers))}
     if found:
         seg_uids = SegUids(derived_uid(identity, "SEG series"), derived_uid(identity, "SEG"))
         files["seg.dcm"] = _encoded(build_seg(loaded, found, maker(provenance), seg_uids))
     return files
+
+
+def _weights(provenance: Provenance) -> list[str]:
+    """Return what names the weights that answered: other ones write another report, which is another document."""
+    quantisation = provenance.quantisation
+    return [provenance.checkpoint_digest, *([quantisation.digest] if quantisation else [])]
 
 
 def derived_uid(*inputs: str) -> str:
@@ -107,6 +113,8 @@ def _notes(loaded: LoadedSeries, masks: Sequence[Mask], provenance: Provenance) 
         f"Made by {provenance.software} with the checkpoint {provenance.checkpoint} ({training}, SHA-256 "
         f"{provenance.checkpoint_digest}), Triton {provenance.triton_version}, windows {windows}."
     )
+    if provenance.quantisation:
+        yield f"The language model is quantised: {provenance.quantisation}."
 
 
 def _encoded(dataset: Dataset) -> bytes:

@@ -78,12 +78,19 @@ class EngineSet(_Value):
     """What was asked for; each engine says what it became."""
     checkpoint: str
     """What ``--checkpoint`` was: a preset's name, or a folder of the machine that built them."""
+    quantised: str | None = None
+    """What ``--quantised`` was: a folder of that machine; None where the language model is the checkpoint's own."""
     engines: dict[str, EngineRecord]
     """By model."""
 
+    @property
+    def sources(self) -> list[str]:
+        """Options that name what the repository was built from."""
+        return ["--checkpoint", self.checkpoint, *(["--quantised", self.quantised] if self.quantised else [])]
+
     def command(self, repository: Path) -> str:
         """Return the command that builds the repository again, on the machine where it is run."""
-        words = ["medvl-export", "build", "--checkpoint", self.checkpoint, "--target", "tensorrt"]
+        words = ["medvl-export", "build", *self.sources, "--target", "tensorrt"]
         words += ["--builder", self.builder, "--precision", self.precision]
         words += ["--version-compatible"] if self.version_compatible else []
         return shlex.join([*words, "--out", str(repository)])

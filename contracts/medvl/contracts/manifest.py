@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medvl.contracts.checkpoint import Sha256
 from medvl.contracts.engines import EngineSet, Machine, require_fit
 from medvl.contracts.errors import CheckpointError
+from medvl.contracts.quantisation import Quantisation
 
 MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.json"
@@ -48,12 +49,16 @@ class Manifest(BaseModel):
     target: Target
     inputs: Sha256
     """Digest of everything that the build depended on; a build with the same inputs has nothing to do."""
+    networks: Sha256 | None = None
+    """Digest of what the networks depended on; a build that shares it takes them over."""
     versions: dict[str, str]
     """Versions of the tools that built it, by distribution name."""
     files: dict[str, FileRecord]
     """Every other file, by path relative to the repository."""
     engines: EngineSet | None = None
     """What the engines were built for; of the target ``tensorrt`` alone."""
+    quantisation: Quantisation | None = None
+    """Of the served language model; None where that is the checkpoint's own."""
 
     def write(self, repository: Path) -> None:
         """Write ``manifest.json``."""

@@ -91,6 +91,8 @@ class ModelSpec:
 
 CHECKPOINT_PARAMETER = "checkpoint"
 """Key of the config.pbtxt parameter that holds ``checkpoint.json``, so that callers learn it from the server."""
+QUANTISATION_PARAMETER = "quantisation"
+"""Key of the parameter of ``llm`` that says how the language model is quantised; absent where it is not."""
 
 _FP32, _INT64, _UINT8 = DType.FP32, DType.INT64, DType.UINT8
 

@@ -45,6 +45,8 @@ class Maker:
     software: str
     checkpoint: str
     checkpoint_digest: str
+    quantised: str | None = None
+    """How the language model is quantised, in words; None where it is the checkpoint's own."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def _description(number: int, segment: Segment, maker: Maker) -> highdicom.seg.S
             name=f"MedVL-SAM2 {maker.checkpoint}"[:_LONGEST_LABEL],
             version=maker.checkpoint_digest,
             family=_FAMILY,
+            parameters={"quantised language model": maker.quantised} if maker.quantised else None,
         ),
         tracking_uid=None,
     )

@@ -152,6 +152,9 @@ class ServedSubject:
                 "name the checkpoint that it was built from."
             )
         self.software = provenance.software
+        if quantisation := provenance.quantisation:
+            # Figures that are kept belong to it alone.
+            self.software += f" with a language model of {quantisation}, {quantisation.digest[:12]}"
         self.triton_version = provenance.triton_version
 
     def report(self, volume: Volume) -> str:

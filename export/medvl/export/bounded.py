@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 import tempfile
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvl.contracts.errors import BuildError
+
+_PR_SET_PDEATHSIG = 1
+"""Of ``prctl(2)``."""
 
 _POLL_S = 0.1
 _GIB = 2**30
@@ -75,6 +79,11 @@ def run_bounded(command: Sequence[str], what: str, limits: Limits) -> int:
             log.seek(0)
             raise BuildError(f"{what} {_ending(status)}{_last_line(log.read().decode(errors='replace'))}")
     return peak
+
+
+def end_with_parent() -> None:
+    """End this process when its parent ends: a build that is killed leaves nobody who would stop it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _peak_bytes(pid: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,13 +12,16 @@ from typing import TYPE_CHECKING
 from medvl.contracts.checkpoint import load_checkpoint
 from medvl.contracts.engines import EngineRecord, EngineSet, this_machine
 from medvl.contracts.errors import CheckpointError, SetupError
-from medvl.contracts.manifest import Manifest, Target, files_of, load_manifest, record_files, verify_repository
+from medvl.contracts.manifest import Manifest, Target, load_manifest, record_files, verify_repository
 from medvl.export.engine_options import EngineOptions
-from medvl.export.fingerprint import inputs_digest, tool_versions
+from medvl.export.fingerprint import inputs_digest, quantised_digest, tool_versions
 from medvl.export.folders import locked, replacement, sibling
 from medvl.export.fresh import fresh
+from medvl.export.language_gate import gated_language
 from medvl.export.presets import PRESETS
+from medvl.export.quantised import QuantisedLanguage
 from medvl.export.repository import refuse_foreign, version_folder, write_skeleton
+from medvl.export.stamps import Stamp
 
 if TYPE_CHECKING:
     from medvl.export.networks import Step
@@ -40,8 +42,24 @@ class BuildResult:
     """What was done for the networks, and what it cost; less where an earlier build ended in the middle."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a build depends on, by digests."""
+
+    networks: str
+    everything: str
+    language: QuantisedLanguage | None
+    """What is served in the place of the checkpoint's language model."""
+
+
 def build_repository(
-    folder: Path, target: Target, out: Path, progress: Progress, options: EngineOptions | None = None
+    folder: Path,
+    target: Target,
+    out: Path,
+    progress: Progress,
+    options: EngineOptions | None = None,
+    *,
+    quantised: Path | None = None,
 ) -> BuildResult:
     """Build the repository of a checkpoint, or find it built.
 
@@ -57,50 +75,67 @@ def build_repository(
         Receives one line for every part.
     options
         How engines are built; without effect on ONNX graphs. What TensorRT measures is kept beside ``out``.
+    quantised
+        Folder with the checkpoint's language model in fewer bits, to be served in the place of its own. Networks of a
+        repository that is there already are taken over where nothing else has changed.
 
     Raises
     ------
     CheckpointError
-        When the folder breaks the contract.
+        When the checkpoint breaks the contract, or the quantised folder holds another language model.
     ParityError
-        When a built part disagrees with the torch reference.
+        When a built part, or the quantised language model, disagrees with the torch reference.
     BuildError
-        When TensorRT refuses a part, or building it dies, takes too long or too much memory.
+        When TensorRT refuses a part, or building it dies, takes too long or too much memory; when vLLM does not serve
+        the quantised folder.
     SetupError
         When the machine lacks what the target needs, or ``out`` holds something else than a repository.
     """
     out = out.absolute()
     options = options or EngineOptions()
-    inputs = inputs_digest(load_checkpoint(folder).digest, target, options)
     with locked(out):
-        if manifest := _current(out, inputs):
-            return BuildResult(out, manifest, built=False)
+        spec, kept = load_checkpoint(folder).language, sibling(out, "quantised.json")
+        language = QuantisedLanguage.read(quantised, spec, kept) if quantised else None
+        inputs = _inputs(folder, target, options, language)
+        old = _proven(out)
+        if old and old.inputs == inputs.everything:
+            return BuildResult(out, old, built=False)
         refuse_foreign(out)
-        work = _work_folder(out, inputs)
+        work = _work_folder(out, inputs.networks)
         with replacement(out) as staging:
-            from medvl.export.steps import Making  # noqa: PLC0415 - a build with nothing to do must not wait for torch
+            # A build with nothing to do must not wait for torch.
+            from medvl.export.networks import take_over  # noqa: PLC0415
+            from medvl.export.steps import Making  # noqa: PLC0415
 
+            if old and old.networks == inputs.networks:
+                take_over(out, old.engines.engines if old.engines else {}, work)
             making = Making(folder, target, options, sibling(out, "timing-cache"))
             manifest, steps = _fill(staging, making, inputs, work, progress)
         shutil.rmtree(work)
-        _Stamp(out).write()
+        Stamp(out).write()
     return BuildResult(out, manifest, built=True, steps=steps)
 
 
-def _current(out: Path, inputs: str) -> Manifest | None:
-    """Return the manifest of a repository that is whole and made from these inputs."""
-    stamp = _Stamp(out)
+def _inputs(folder: Path, target: Target, options: EngineOptions, language: QuantisedLanguage | None) -> _Inputs:
+    networks = inputs_digest(load_checkpoint(folder).digest, target, options)
+    everything = quantised_digest(networks, language.quantisation) if language else networks
+    return _Inputs(networks, everything, language)
+
+
+def _proven(out: Path) -> Manifest | None:
+    """Return the manifest of a repository that is whole."""
+    stamp = Stamp(out)
     try:
         # Gigabytes are hashed where a size or a time of change is not what it was; a server's host hashes them always.
         manifest = load_manifest(out) if stamp.holds() else verify_repository(out)
     except CheckpointError:
         return None
     stamp.write()
-    return manifest if manifest.inputs == inputs else None
+    return manifest
 
 
 def _work_folder(out: Path, inputs: str) -> Path:
-    """Return the folder of the parts that an earlier build of these inputs has finished, or an empty one."""
+    """Return the folder of the networks that an earlier build of these inputs has finished, or an empty one."""
     work = sibling(out, "work")
     told = work / "inputs"
     if not told.is_file() or told.read_text("utf-8") != inputs:
@@ -111,32 +146,43 @@ def _work_folder(out: Path, inputs: str) -> Path:
 
 
 def _fill(
-    staging: Path, making: Making, inputs: str, work: Path, progress: Progress
+    staging: Path, making: Making, inputs: _Inputs, work: Path, progress: Progress
 ) -> tuple[Manifest, tuple[Step, ...]]:
     from medvl.export import steps  # noqa: PLC0415 - brings torch
     from medvl.export.networks import build_networks  # noqa: PLC0415
 
     folder, target, options = making.folder, making.target, making.options
     fresh(steps.check_checkpoint, folder)
-    write_skeleton(staging, folder)
+    parity = None
+    if language := inputs.language:
+        fresh(steps.check_quantised, language.folder, folder)
+        parity = gated_language(folder, language, work / f"llm-{inputs.everything}.json", progress)
+    write_skeleton(staging, folder, language)
     built = build_networks(making, work, partial(version_folder, staging), progress)
-    built.report.write(staging)
+    built.report.model_copy(update={"language": parity}).write(staging)
     checkpoint = load_checkpoint(folder)
+    files = record_files(staging)
+    if language:
+        language.require_unchanged({name: record.sha256 for name, record in files.items()})
     manifest = Manifest(
         checkpoint=checkpoint.name,
         checkpoint_digest=checkpoint.digest,
         trained=checkpoint.trained,
         target=target,
-        inputs=inputs,
+        inputs=inputs.everything,
+        networks=inputs.networks,
         versions=tool_versions(target, options),
-        files=record_files(staging),
-        engines=_engine_set(built.engines, folder, options) if target == "tensorrt" else None,
+        files=files,
+        engines=_engine_set(built.engines, folder, options, language) if target == "tensorrt" else None,
+        quantisation=language.quantisation if language else None,
     )
     manifest.write(staging)
     return manifest, built.steps
 
 
-def _engine_set(engines: Mapping[str, EngineRecord], folder: Path, options: EngineOptions) -> EngineSet:
+def _engine_set(
+    engines: Mapping[str, EngineRecord], folder: Path, options: EngineOptions, language: QuantisedLanguage | None
+) -> EngineSet:
     """Return what the engines of this build are for: this machine, and the first GPU that is visible."""
     gpus = this_machine().gpus
     if not gpus:
@@ -150,27 +196,6 @@ def _engine_set(engines: Mapping[str, EngineRecord], folder: Path, options: Engi
         builder=options.builder,
         precision=options.precision,
         checkpoint=next((name for name, path in PRESETS.items() if path == folder), str(folder.absolute())),
+        quantised=str(language.folder.absolute()) if language else None,
         engines=dict(engines),
     )
-
-
-class _Stamp:
-    """The file beside a repository that says how its files looked when they were proven last."""
-
-    def __init__(self, repository: Path) -> None:
-        self._repository, self._path = repository, sibling(repository, "build.json")
-
-    def holds(self) -> bool:
-        """Return whether no file has another size or time of change since."""
-        try:
-            stamp = json.loads(self._path.read_text("utf-8"))
-        except (OSError, ValueError):
-            return False
-        return bool(stamp == self._files())
-
-    def write(self) -> None:
-        self._path.write_text(json.dumps(self._files()) + "\n", "utf-8")
-
-    def _files(self) -> dict[str, list[int]]:
-        states = {name: path.stat() for name, path in files_of(self._repository).items()}
-        return {name: [s.st_size, s.st_mtime_ns] for name, s in states.items()}

@@ -13,6 +13,7 @@ from medvl.export.check_tensors import tensor_mismatches
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 """Suffixes of weights that run code when they are loaded."""
+PICKLE_LINE = "expected safetensors, found a pickle, which may run code when it is loaded"
 
 
 def mismatches(folder: Path) -> list[str]:
@@ -47,7 +48,7 @@ def file_mismatches(folder: Path, checkpoint: Checkpoint) -> Iterator[str]:
     found.pop(CHECKPOINT_FILE, None)
     pickles = {name for name in found if Path(name).suffix.lower() in PICKLES}
     for name in sorted(pickles):
-        yield f"{name}: expected safetensors, found a pickle, which may run code when it is loaded"
+        yield f"{name}: {PICKLE_LINE}"
     for name in sorted(checkpoint.files.keys() - found.keys()):
         yield f"{name}: expected by {CHECKPOINT_FILE}, but missing"
     for name in sorted(found.keys() - checkpoint.files.keys() - pickles):

@@ -1,19 +1,19 @@
-"""The language model as vLLM serves it against the torch reference: one line for every answer that differs."""
+"""The language model as vLLM serves it against the torch reference, answer by answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from medvl.contracts.checkpoint import LANGUAGE_FOLDER, Checkpoint
-from medvl.export.gates import LANGUAGE_GATES, QUANTISED_GATE, LanguageGate, compare
+from medvl.contracts.checkpoint import Checkpoint
+from medvl.export.fingerprint import engine_version
+from medvl.export.gates import LANGUAGE_GATES, QUANTISED_GATE, AnswerParity, LanguageGate, LanguageParity, compare
 from medvl.serving.language_parity import LanguageCase, compare_language
 
 
-def engine_mismatches(folder: Path, checkpoint: Checkpoint, quantised: Path | None = None) -> Iterator[str]:
-    """Yield a line for every prompt whose served answer is not the reference's.
+def engine_parity(folder: Path, checkpoint: Checkpoint, quantised: Path | None = None) -> LanguageParity:
+    """Put every kind of prompt to vLLM and to the reference.
 
     Parameters
     ----------
@@ -21,12 +21,16 @@ def engine_mismatches(folder: Path, checkpoint: Checkpoint, quantised: Path | No
         A checkpoint folder that holds the contract.
     quantised
         Folder with its language model in fewer bits, to be read in its place; the gate is a wider one.
+
+    Raises
+    ------
+    SetupError
+        When vLLM is not installed.
     """
+    engine = engine_version()
     gate = QUANTISED_GATE if quantised else LANGUAGE_GATES[checkpoint.language.dtype]
-    for case in compare_language(folder, checkpoint, quantised):
-        if reason := case_mismatch(case, gate):
-            kind = "free" if case.free else "forced"
-            yield f"{LANGUAGE_FOLDER}: {kind} answer to {case.prompt!r:.60}: {reason}"
+    cases = compare_language(folder, checkpoint, quantised)
+    return LanguageParity(engine=engine, gate=gate, answers=tuple(_answer(case, gate) for case in cases))
 
 
 def case_mismatch(case: LanguageCase, gate: LanguageGate) -> str | None:
@@ -37,8 +41,26 @@ def case_mismatch(case: LanguageCase, gate: LanguageGate) -> str | None:
         return f"expected {reference.text!r} as transformers says, found {served.text!r}" if judged else None
     if served.states.shape != reference.states.shape:
         return f"expected {len(reference.states)} states of [SEG], found {len(served.states)}"
-    for expected, found in zip(reference.states, served.states, strict=True):
-        cosine = compare("state", expected, np.asarray(found)).cosine
+    for cosine in _cosines(case):
         if not cosine >= gate.cosine:
             return f"expected a state of [SEG] of cosine {gate.cosine:g} to transformers', found {cosine:.6f}"
     return None
+
+
+def _answer(case: LanguageCase, gate: LanguageGate) -> AnswerParity:
+    return AnswerParity(
+        prompt=case.prompt,
+        free=case.free,
+        same_words=case.served.text == case.reference.text,
+        cosine=min(_cosines(case), default=None),
+        broken=case_mismatch(case, gate),
+    )
+
+
+def _cosines(case: LanguageCase) -> list[float]:
+    """Return one cosine for every [SEG] of an answer, none where the answers differ."""
+    served, reference = case.served, case.reference
+    if served.text != reference.text or served.states.shape != reference.states.shape:
+        return []
+    pairs = zip(reference.states, served.states, strict=True)
+    return [compare("state", expected, np.asarray(found)).cosine for expected, found in pairs]

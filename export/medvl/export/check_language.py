@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,18 @@ MODEL_TYPE = "qwen2"
 """``model_type`` of the family that the contract names."""
 
 _CONFIG = f"{LANGUAGE_FOLDER}/config.json"
-_GENERATION = f"{LANGUAGE_FOLDER}/generation_config.json"
 _TOKENIZER = f"{LANGUAGE_FOLDER}/tokenizer.json"
 
 
 def language_mismatches(folder: Path, checkpoint: Checkpoint) -> Iterator[str]:
     """Yield a line for everything in the language model's folder that contradicts ``checkpoint.json``."""
-    config = _fields(folder / _CONFIG)
+    config = fields_of(folder / _CONFIG)
     if config is None:
         yield f"{_CONFIG}: expected a transformers configuration, found none that can be read"
     else:
         yield from _config_mismatches(config, checkpoint.language)
-        yield from _end_mismatches(folder, config)
-    tokenizer = _tokenizer(folder)
+        yield from _end_mismatches(folder / LANGUAGE_FOLDER, config)
+    tokenizer = tokenizer_of(folder / LANGUAGE_FOLDER)
     if tokenizer is None:
         yield f"{_TOKENIZER}: expected a tokenizer, found none that can be read"
     else:
@@ -35,7 +35,26 @@ def language_mismatches(folder: Path, checkpoint: Checkpoint) -> Iterator[str]:
         yield from _length_mismatches(tokenizer, checkpoint)
 
 
-def _fields(path: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class EndTokens:
+    """What ends an answer."""
+
+    file: str
+    """The one that transformers and vLLM take it from."""
+    tokens: tuple[Any, ...]
+    """As that file has them, whatever they are."""
+
+
+def end_tokens(folder: Path, config: dict[str, Any]) -> EndTokens:
+    """Return what ends an answer of a transformers folder, by its fields."""
+    generation = fields_of(folder / "generation_config.json")
+    file, ends = ("config.json", config) if generation is None else ("generation_config.json", generation)
+    found = ends.get("eos_token_id")
+    return EndTokens(file, tuple(found) if isinstance(found, list) and found else (found,))
+
+
+def fields_of(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object of a file, None where it holds none."""
     try:
         fields = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -43,8 +62,9 @@ def _fields(path: Path) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
-def _tokenizer(folder: Path) -> Any:  # noqa: ANN401 - the library has no types
-    path = folder / _TOKENIZER
+def tokenizer_of(folder: Path) -> Any:  # noqa: ANN401 - the library has no types
+    """Return the tokenizer of a transformers folder, None where it holds none."""
+    path = folder / "tokenizer.json"
     try:
         return Tokenizer.from_str(path.read_text("utf-8"))
     except Exception:  # the library has no class of its own for a file that it cannot read
@@ -61,12 +81,11 @@ def _config_mismatches(config: dict[str, Any], language: LanguageSpec) -> Iterat
 
 
 def _end_mismatches(folder: Path, config: dict[str, Any]) -> Iterator[str]:
-    """Yield a line where no token of the vocabulary ends an answer, by the file that transformers and vLLM read."""
-    generation = _fields(folder / _GENERATION)
-    file, ends = (_CONFIG, config) if generation is None else (_GENERATION, generation)
-    found, size = ends.get("eos_token_id"), config.get("vocab_size")
-    tokens = found if isinstance(found, list) and found else [found]
-    if not all(isinstance(t, int) and isinstance(size, int) and 0 <= t < size for t in tokens):
+    """Yield a line where no token of the vocabulary ends an answer."""
+    ends, size = end_tokens(folder, config), config.get("vocab_size")
+    if not all(isinstance(t, int) and isinstance(size, int) and 0 <= t < size for t in ends.tokens):
+        found = list(ends.tokens) if len(ends.tokens) > 1 else ends.tokens[0]
+        file = f"{LANGUAGE_FOLDER}/{ends.file}"
         yield f"{file}: eos_token_id: expected tokens below {size} that end an answer, found {found}"
 
 

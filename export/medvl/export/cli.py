@@ -14,6 +14,7 @@ from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from medvl.contracts.engines import EngineBuilder, Precision, this_machine
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, ParityError, SetupError
 from medvl.contracts.manifest import Target, require_machine, verify_repository
+from medvl.contracts.quantisation import Quantisation
 from medvl.export.engine_options import EngineOptions
 from medvl.export.folders import locked, replacement
 from medvl.export.importing.options import Sources
@@ -58,6 +59,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_build)
     presets = ", ".join(PRESETS)
     parser.add_argument("--checkpoint", required=True, metavar="FOLDER|PRESET", help=f"folder, or one of: {presets}")
+    parser.add_argument(
+        "--quantised", type=Path, metavar="FOLDER", help="its language model in fewer bits, to be served in its place"
+    )
     parser.add_argument("--target", choices=get_args(Target), default="cpu", help="what the networks become (cpu)")
     parser.add_argument("--out", required=True, type=Path, metavar="REPOSITORY", help="folder to make or replace")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -96,7 +100,8 @@ def _build(options: argparse.Namespace) -> None:
     from medvl.export.build import build_repository
 
     folder = resolve_checkpoint(options.checkpoint)
-    result = build_repository(folder, options.target, options.out, _progress, _engine_options(options))
+    engines = _engine_options(options)
+    result = build_repository(folder, options.target, options.out, _progress, engines, quantised=options.quantised)
     if options.json:
         fields = {
             "repository": str(result.repository),
@@ -104,12 +109,18 @@ def _build(options: argparse.Namespace) -> None:
             "checkpoint_digest": result.manifest.checkpoint_digest,
             "trained": result.manifest.trained,
             "target": result.manifest.target,
+            "quantisation": _bits(result.manifest.quantisation),
             "built": result.built,
             "steps": [asdict(step) for step in result.steps],
         }
         sys.stdout.write(json.dumps(fields) + "\n")
     else:
         sys.stdout.write(f"{result.repository} {'built' if result.built else 'is up to date'}\n")
+
+
+def _bits(quantisation: Quantisation | None) -> dict[str, object] | None:
+    """Return what is said of a quantised language model, its files aside."""
+    return None if quantisation is None else quantisation.model_dump(mode="json", exclude={"files"})
 
 
 def _add_prove_rtx(parser: argparse.ArgumentParser) -> None:
@@ -206,7 +217,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.quantised and not (options.vllm and (options.quantised / "config.json").is_file()):
+    if options.quantised and not options.vllm:
         raise InvalidRequest("--quantised names a transformers folder that vLLM is to read: give --vllm with it.")
     if options.vllm:
         from medvl.serving.engine_settings import prepare_process
@@ -215,6 +226,10 @@ def _check(options: argparse.Namespace) -> None:
     from medvl.export.check import mismatches
 
     lines = mismatches(options.folder)
+    if options.quantised and not lines:
+        from medvl.export.check_quantised import quantised_mismatches
+
+        lines = list(quantised_mismatches(options.quantised, options.folder, load_checkpoint(options.folder)))
     if options.vllm and not lines:
         lines = _engine_lines(options.folder, options.quantised)
     if options.json:
@@ -226,14 +241,9 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _engine_lines(folder: Path, quantised: Path | None) -> list[str]:
-    from medvl.export.check_engine import engine_mismatches
+    from medvl.export.check_engine import engine_parity
 
-    try:
-        return list(engine_mismatches(folder, load_checkpoint(folder), quantised))
-    except ModuleNotFoundError as error:
-        raise SetupError(
-            f"The package {error.name} is not installed on this machine: pip install 'medvl-sam2[serving]'."
-        ) from None
+    return engine_parity(folder, load_checkpoint(folder), quantised).lines
 
 
 def _add_quantise(parser: argparse.ArgumentParser) -> None:
@@ -264,7 +274,9 @@ def _verify(options: argparse.Namespace) -> None:
     manifest = verify_repository(options.repository)
     if manifest.target == "tensorrt" and not options.files_only:
         require_machine(options.repository, manifest, this_machine())
-    sys.stdout.write(f"{options.repository} holds its manifest: {manifest.checkpoint}, {len(manifest.files)} files\n")
+    bits = f", language model in {manifest.quantisation.weight_bits} bits" if manifest.quantisation else ""
+    files = len(manifest.files)
+    sys.stdout.write(f"{options.repository} holds its manifest: {manifest.checkpoint}{bits}, {files} files\n")
 
 
 def _add_phantom(parser: argparse.ArgumentParser) -> None:

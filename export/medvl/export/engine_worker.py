@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -11,20 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from medvl.contracts.errors import BuildError
+from medvl.export.bounded import end_with_parent
 from medvl.export.engine_job import Answer, EngineFacts, EngineJob, Refusal
 
 # What a builder needs is imported when it runs.
 # ruff: noqa: PLC0415
 
 
-_PR_SET_PDEATHSIG = 1
-"""Of ``prctl(2)``."""
-
-
 def main() -> None:
     """Build what the job tells and write the answer."""
-    # A build that is killed leaves nobody who would stop this process.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     job_file, answer_file = map(Path, sys.argv[1:])
     job = EngineJob.model_validate_json(job_file.read_bytes())
     # Deprecations of a library that the job was written for are no news to whoever runs it.

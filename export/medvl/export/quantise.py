@@ -14,7 +14,6 @@ from medvl.contracts.checkpoint import LANGUAGE_FOLDER, load_checkpoint
 from medvl.contracts.manifest import files_of
 
 _LARGEST = 127.0
-_INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 _QUANTIZATION = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
@@ -79,3 +78,4 @@ def _write_shard(path: Path, out: Path, dtype: torch.dtype) -> None:
             tensors[name] = (tensor.float() / scale).round().to(torch.int8)
             tensors[name.replace(".weight", ".weight_scale")] = scale.to(dtype)
     save_file(tensors, out)
+    shutil.copymode(path, out)  # the library lets nobody but its writer read

@@ -11,10 +11,8 @@ from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER
 from medvl.contracts.errors import SetupError
 from medvl.contracts.manifest import MANIFEST_FILE, MODELS_FOLDER, files_of
 from medvl.contracts.models import MODELS
-from medvl.export.folders import link
-
-VERSION = "1"
-"""Every model has one version: a new build is a new repository."""
+from medvl.export.folders import VERSION, link
+from medvl.export.quantised import QuantisedLanguage
 
 TEMPLATE = "model_repository"
 
@@ -39,10 +37,10 @@ def version_folder(repository: Path, model: str) -> Path:
     return repository / MODELS_FOLDER / model / VERSION
 
 
-def write_skeleton(repository: Path, checkpoint: Path) -> None:
+def write_skeleton(repository: Path, checkpoint: Path, language: QuantisedLanguage | None = None) -> None:
     """Write everything but the networks: configurations, entry points, ``checkpoint.json``, the language model.
 
-    The language model's weights are the checkpoint's own files under a second name, where the file system can do that.
+    The language model's weights are the given files under a second name, where the file system can do that.
 
     Parameters
     ----------
@@ -50,10 +48,12 @@ def write_skeleton(repository: Path, checkpoint: Path) -> None:
         An empty folder.
     checkpoint
         A checkpoint folder that holds the contract.
+    language
+        What is served in the place of its language model.
     """
     text = (checkpoint / CHECKPOINT_FILE).read_text("utf-8")
     (repository / CHECKPOINT_FILE).write_text(text, "utf-8")
-    pbtxt.write_all(repository / MODELS_FOLDER, text)
+    pbtxt.write_all(repository / MODELS_FOLDER, text, language.quantisation.model_dump_json() if language else None)
     template = template_folder()
     for model in MODELS:
         folder = version_folder(repository, model)
@@ -61,7 +61,10 @@ def write_skeleton(repository: Path, checkpoint: Path) -> None:
         entry_point = template / model / VERSION / "model.py"
         if entry_point.is_file():
             shutil.copyfile(entry_point, folder / entry_point.name)
-    _write_language(checkpoint / LANGUAGE_FOLDER, version_folder(repository, "llm") / LANGUAGE_FOLDER)
+    _write_language(
+        language.folder if language else checkpoint / LANGUAGE_FOLDER,
+        version_folder(repository, "llm") / LANGUAGE_FOLDER,
+    )
 
 
 def _write_language(source: Path, folder: Path) -> None:

@@ -65,6 +65,11 @@ class Samples:
         self.made |= outputs
 
     @staticmethod
+    def taken(model: ModelSpec) -> frozenset[str]:
+        """Return the names of outputs of other parts that a model may take."""
+        return frozenset(_SOURCES.get(spec.name, spec.name) for spec in model.inputs)
+
+    @staticmethod
     def _shape(model: ModelSpec, spec: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
         axes = (BATCH, *spec.shape) if model.max_batch_size else spec.shape
         return tuple(sizes[a] if isinstance(a, str) else a for a in axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from medvl.contracts.engines import EngineRecord, Precision
 from medvl.contracts.manifest import Target
 from medvl.export import builders, check, parts
 from medvl.export.builders import Builder
+from medvl.export.check_quantised import require_quantised
 from medvl.export.engine_options import EngineOptions
 from medvl.export.parity import PartParity, gate_part, references
 from medvl.export.parts import Part
@@ -35,6 +37,17 @@ def check_checkpoint(folder: Path) -> None:
         With one line for every mismatch.
     """
     check.require(folder)
+
+
+def check_quantised(quantised: Path, folder: Path) -> None:
+    """Prove that a folder holds the language model of a checkpoint in fewer bits.
+
+    Raises
+    ------
+    CheckpointError
+        With one line for every mismatch.
+    """
+    require_quantised(quantised, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +125,9 @@ def build_part(making: Making, name: str, precision: Precision, made: Path | Non
     BuildError
         When the builder refuses the part.
     """
-    builder = making.builder(precision)
-    file = builder.build(making.part(name), _samples(made), out).name
+    builder, part = making.builder(precision), making.part(name)
+    # At 1024 pixels the outputs of all parts are as large as weights are.
+    file = builder.build(part, _samples(made, Samples.taken(part.model)), out).name
     return Built(file, builder.engines.get(name))
 
 
@@ -136,9 +150,9 @@ def compare_part(making: Making, name: str, precision: Precision, made: Path | N
     return parity
 
 
-def _samples(made: Path | None) -> Samples:
+def _samples(made: Path | None, only: Collection[str] | None = None) -> Samples:
     samples = Samples(SAMPLE_SEED)
     if made is not None:
         with np.load(made) as arrays:
-            samples.keep(dict(arrays))
+            samples.keep({name: arrays[name] for name in arrays.files if only is None or name in only})
     return samples

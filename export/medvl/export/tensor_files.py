@@ -27,7 +27,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 """Types by the names that safetensors gives them."""
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""Types that a part may be stored in where it is floating point; none of eight bits is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,6 @@ def tensor_lines(
         yield key, "found, but not expected"
     for key in sorted(expected.keys() & found.keys()):
         wanted, header = TensorHeader.of(expected[key]), found[key]
-        fits = header.dtype in _FLOATS if expected[key].is_floating_point() else header.dtype == wanted.dtype
+        fits = header.dtype in FLOATS if expected[key].is_floating_point() else header.dtype == wanted.dtype
         if not fits or header.shape != wanted.shape:
             yield key, f"expected {wanted}, found {header}"

@@ -55,10 +55,13 @@ class EngineSettings:
     tensor_parallel: int
 
     @classmethod
-    def read(cls, folder: Path, language: LanguageSpec, settings: Settings, *, on_cpu: bool) -> Self:
+    def read(
+        cls, folder: Path, language: LanguageSpec, settings: Settings, *, on_cpu: bool, dtype: str | None = None
+    ) -> Self:
         """Read ``max_sequences``, ``kv_cache_bytes``, ``gpu_memory_share`` and ``tensor_parallel``.
 
-        On a GPU the cache has no size of its own, ``gpu_memory_share`` bounds it.
+        On a GPU the cache has no size of its own, ``gpu_memory_share`` bounds it. ``dtype`` is that of a quantised
+        language model, in the place of the checkpoint's.
 
         Raises
         ------
@@ -67,7 +70,7 @@ class EngineSettings:
         """
         return cls(
             folder=folder,
-            dtype=language.dtype,
+            dtype=dtype or language.dtype,
             max_context=language.max_context,
             on_cpu=on_cpu,
             max_sequences=settings.integer("max_sequences", 32),

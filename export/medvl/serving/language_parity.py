@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import LANGUAGE_FOLDER, Checkpoint, LanguageSpec
 from medvl.contracts.messages import LanguageOptions
+from medvl.contracts.quantisation import half_precision
 from medvl.network.language import LanguageModel
 from medvl.serving.engine_settings import VARIABLE_PREFIX, EngineSettings
 from medvl.serving.prompting import PromptBuilder
@@ -52,10 +53,6 @@ class LanguageCase:
     """Whether the model chose the words, greedily, or read the answer that segmentation forces."""
     served: Spoken
     reference: Spoken
-
-
-QUANTISED_DTYPE = "bfloat16"
-"""Type of what a quantised folder leaves in floating point: vLLM's INT8 kernels take no FP32."""
 
 
 def compare_language(folder: Path, checkpoint: Checkpoint, quantised: Path | None = None) -> list[LanguageCase]:
@@ -131,12 +128,11 @@ async def _ask(
 def _engine(folder: Path, language: LanguageSpec, quantised: Path | None) -> Iterator[Engine]:
     from medvl.serving.engine import Engine
 
-    if quantised is not None:
-        language = language.model_copy(update={"dtype": QUANTISED_DTYPE})
     settings = Settings(VARIABLE_PREFIX, {})
     on_cpu = not torch.cuda.is_available()
     served = quantised or folder / LANGUAGE_FOLDER
-    engine = Engine(EngineSettings.read(served, language, settings, on_cpu=on_cpu))
+    dtype = half_precision(language) if quantised else None
+    engine = Engine(EngineSettings.read(served, language, settings, on_cpu=on_cpu, dtype=dtype))
     try:
         engine.start()
         yield engine

@@ -46,7 +46,8 @@ class TritonPythonModel:
         self._generation, self._prompts = generation, prompting.PromptBuilder(folder, self._checkpoint)
         self._cancelled = Counter("medvl_llm_cancelled_total", "Answers whose caller went away", args["model_name"])
         on_cpu = args["model_instance_kind"] == "CPU"
-        settings = EngineSettings.read(folder, self._checkpoint.language, read, on_cpu=on_cpu)
+        dtype = read.quantisation.dtype if read.quantisation else None
+        settings = EngineSettings.read(folder, self._checkpoint.language, read, on_cpu=on_cpu, dtype=dtype)
         self._engine = Engine(settings)
         try:
             self._engine.start()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from medvl.contracts.checkpoint import Checkpoint, parse_checkpoint
 from medvl.contracts.errors import SetupError
-from medvl.contracts.models import CHECKPOINT_PARAMETER
+from medvl.contracts.models import CHECKPOINT_PARAMETER, QUANTISATION_PARAMETER
+from medvl.contracts.quantisation import Quantisation, parse_quantisation
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,12 @@ class Settings:
     def checkpoint(self) -> Checkpoint:
         """The checkpoint that the model serves."""
         return parse_checkpoint(self.parameters[CHECKPOINT_PARAMETER])
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """How the language model is quantised; None where it is the checkpoint's own."""
+        text = self.parameters.get(QUANTISATION_PARAMETER)
+        return parse_quantisation(text) if text else None
 
     def integer(self, name: str, default: int) -> int:
         """Return ``<PREFIX><NAME>`` of the environment, else the parameter ``<name>``, else the default.

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.disclaimer import DISCLAIMER
+from medvl.contracts.quantisation import Quantisation, served_files
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.config import OrchestratorConfig
 from medvl.orchestrator.language import GeneratedText
@@ -37,10 +38,11 @@ def provenance(served: Served, series: str = "", windows: Iterable[tuple[str, st
         checkpoint=checkpoint.name,
         trained=checkpoint.trained,
         checkpoint_digest=checkpoint.digest,
-        file_sha256=checkpoint.files,
+        file_sha256=served_files(checkpoint, served.quantisation),
         software=SOFTWARE,
         triton_version=served.triton_version,
         windows={use: "; ".join(names) for use, names in uses.items()},
+        quantisation=_quantisation(served.quantisation),
     )
 
 
@@ -78,6 +80,19 @@ def describe(served: Served, config: OrchestratorConfig) -> pb.DescribeResponse:
         backends=served.backends,
         intended_use=served.checkpoint.intended_use,
         disclaimer=DISCLAIMER,
+    )
+
+
+def _quantisation(served: Quantisation | None) -> pb.Quantisation | None:
+    if served is None:
+        return None
+    return pb.Quantisation(
+        method=served.method,
+        format=served.format,
+        weight_bits=served.weight_bits,
+        activation_bits=served.activation_bits or 0,
+        dtype=served.dtype,
+        digest=served.digest,
     )
 
 

@@ -29,7 +29,8 @@ from medvl.contracts.errors import (
     RequestCancelled,
 )
 from medvl.contracts.faults import from_triton_text
-from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS, ModelSpec
+from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS, QUANTISATION_PARAMETER, ModelSpec
+from medvl.contracts.quantisation import Quantisation, parse_quantisation
 from medvl.contracts.tensors import check
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.config import TritonKey
@@ -55,6 +56,8 @@ class Served:
     triton_version: str
     backends: Mapping[str, str]
     """Backend or platform that carries out each model of the repository."""
+    quantisation: Quantisation | None = None
+    """Of the language model; None where that is the checkpoint's own."""
 
 
 class Triton:
@@ -93,7 +96,7 @@ class Triton:
         BackendUnavailable
             When it does not answer, or has not loaded a model yet.
         CheckpointError
-            When its models carry no checkpoint, or two different ones.
+            When its models carry no checkpoint, or two different ones, or say what nobody understands.
         """
         try:
             metadata = await self._client.get_server_metadata(headers=self._headers, client_timeout=timeout_s)
@@ -105,7 +108,9 @@ class Triton:
         if len(texts) != 1:
             raise CheckpointError("The models of this server carry different checkpoints: build the repository again.")
         backends = {name: config.backend or config.platform for name, config in configs.items()}
-        return Served(parse_checkpoint(texts.pop()), metadata.version, backends)
+        told = configs["llm"].parameters[QUANTISATION_PARAMETER].string_value
+        quantisation = parse_quantisation(told) if told else None
+        return Served(parse_checkpoint(texts.pop()), metadata.version, backends, quantisation)
 
     async def infer(self, model: str, inputs: Tensors, call: Call) -> dict[str, NDArray[Any]]:
         """Call a model that answers once.

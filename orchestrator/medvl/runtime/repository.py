@@ -68,8 +68,8 @@ async def proven_repository(repository: Path) -> Manifest:
     """
     manifest = await asyncio.to_thread(verify_repository, repository)
     if manifest.target != TARGET:
-        checkpoint = manifest.engines.checkpoint if manifest.engines else manifest.checkpoint
-        command = ("medvl-export", "build", "--checkpoint", checkpoint, "--target", TARGET, "--out", str(repository))
+        sources = manifest.engines.sources if manifest.engines else ["--checkpoint", manifest.checkpoint]
+        command = ("medvl-export", "build", *sources, "--target", TARGET, "--out", str(repository))
         raise CheckpointError(
             f"The repository {repository.name} was built for {manifest.target}, which the embedded server does not "
             f"run. Build it again for this machine: {shlex.join(command)}"

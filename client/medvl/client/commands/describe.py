@@ -36,6 +36,7 @@ def _lines(description: ServiceDescription) -> list[str]:
     corrections = f" in {limits.max_corrections_per_object} corrections" if limits.max_corrections_per_object else ""
     return [
         f"checkpoint    {provenance.checkpoint} ({trained}), {provenance.checkpoint_digest[:12]}",
+        *([f"words         quantised: {provenance.quantisation}"] if provenance.quantisation else []),
         f"software      {provenance.software}, Triton {provenance.triton_version}",
         f"classes       {', '.join(label.name for label in description.labels)}",
         f"series        {limits.min_slices} to {limits.max_slices} slices, {limits.max_series_bytes} bytes at most",

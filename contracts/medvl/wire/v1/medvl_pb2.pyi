@@ -296,7 +296,7 @@ class Done(_message.Message):
     def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., stages_ms: _Optional[_Mapping[str, float]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., disclaimer: _Optional[str] = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("series", "checkpoint", "trained", "checkpoint_digest", "file_sha256", "software", "triton_version", "windows")
+    __slots__ = ("series", "checkpoint", "trained", "checkpoint_digest", "file_sha256", "software", "triton_version", "windows", "quantisation")
     class FileSha256Entry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -319,6 +319,7 @@ class Provenance(_message.Message):
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     TRITON_VERSION_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    QUANTISATION_FIELD_NUMBER: _ClassVar[int]
     series: str
     checkpoint: str
     trained: bool
@@ -327,7 +328,24 @@ class Provenance(_message.Message):
     software: str
     triton_version: str
     windows: _containers.ScalarMap[str, str]
-    def __init__(self, series: _Optional[str] = ..., checkpoint: _Optional[str] = ..., trained: _Optional[bool] = ..., checkpoint_digest: _Optional[str] = ..., file_sha256: _Optional[_Mapping[str, str]] = ..., software: _Optional[str] = ..., triton_version: _Optional[str] = ..., windows: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    quantisation: Quantisation
+    def __init__(self, series: _Optional[str] = ..., checkpoint: _Optional[str] = ..., trained: _Optional[bool] = ..., checkpoint_digest: _Optional[str] = ..., file_sha256: _Optional[_Mapping[str, str]] = ..., software: _Optional[str] = ..., triton_version: _Optional[str] = ..., windows: _Optional[_Mapping[str, str]] = ..., quantisation: _Optional[_Union[Quantisation, _Mapping]] = ...) -> None: ...
+
+class Quantisation(_message.Message):
+    __slots__ = ("method", "format", "weight_bits", "activation_bits", "dtype", "digest")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BITS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_BITS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    format: str
+    weight_bits: int
+    activation_bits: int
+    dtype: str
+    digest: str
+    def __init__(self, method: _Optional[str] = ..., format: _Optional[str] = ..., weight_bits: _Optional[int] = ..., activation_bits: _Optional[int] = ..., dtype: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
