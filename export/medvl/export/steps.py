@@ -126,8 +126,9 @@ def build_part(making: Making, name: str, precision: Precision, made: Path | Non
         When the builder refuses the part.
     """
     builder, part = making.builder(precision), making.part(name)
-    # At 1024 pixels the outputs of all parts are as large as weights are.
-    file = builder.build(part, _samples(made, Samples.taken(part.model)), out).name
+    # Only FP16 looks at the values of samples; at 1024 pixels the outputs of all parts are as large as weights are.
+    samples = _samples(made if precision == "fp16" else None, Samples.taken(part.model))
+    file = builder.build(part, samples, out).name
     return Built(file, builder.engines.get(name))
 
 
