@@ -202,10 +202,9 @@ class SegmentationLearner:
         bank = MemoryBank({0: remembered}, POINTERS, 1, self._checkpoint.segmentation.max_conditioning_slices)
         if corrected == 0:
             image = self._conditioned(maps[0][2], bank.view(0))
-            masks, multimask = self._correct(image, maps[0], remembered, prompted, drawn.masks(0))
-            after = mask_loss(masks, drawn.masks(0).float(), multimask)
+            after, remembered = self._correct(image, maps[0], remembered, prompted, drawn.masks(0))
             total, shown = total + after.total, shown | _shown(after, "corrected")
-            bank.conditioning = {0: self._remember(maps[0][2], masks, multimask)}
+            bank.conditioning = {0: remembered}
         for at, own in enumerate(maps[1:], 1):
             number, wanted = int(drawn.numbers[at]), drawn.masks(at)
             # What lies below all that conditions it has been tracked downward.
@@ -218,10 +217,9 @@ class SegmentationLearner:
             if at <= corrected:
                 remembered = self._mistaken(remembered, own, drawn, at)
             if at == corrected:
-                masks, multimask = self._correct(image, own, remembered, None, wanted, drawn.masks(0))
-                after = mask_loss(masks, wanted.float(), multimask)
+                after, remembered = self._correct(image, own, remembered, None, wanted, drawn.masks(0))
                 total, shown = total + after.total, shown | _shown(after, "corrected")
-                bank.conditioning = {**bank.conditioning, number: self._remember(own[2], masks, multimask)}
+                bank.conditioning = {**bank.conditioning, number: remembered}
                 bank.tracked.clear()
             else:
                 bank.add(number, remembered)
@@ -312,14 +310,8 @@ class SegmentationLearner:
         prompted: Prompted | None,
         wanted: Tensor,
         elsewhere: Tensor | None = None,
-    ) -> tuple[AllMasks, Tensor]:
-        """Correct a slice with a click, as SAM2 does: its memories, last mask and points so far stay beside the click.
-
-        Returns
-        -------
-        tuple[AllMasks, Tensor]
-            The masks, and BOOL [N], which are given three.
-        """
+    ) -> tuple[MaskLoss, Remembered[Tensor]]:
+        """Correct a slice with a click, as SAM2 does: its memories, last mask and points so far stay beside the click."""
         sam = self.module.sam
         point, label = corrections(wanted, self._full(last.decoded), elsewhere)
         points, labels = point[:, None], label[:, None]
@@ -329,7 +321,8 @@ class SegmentationLearner:
         tokens = self._decoder.tokens(points, labels, none.expand(-1, sam.hidden_dim), none)
         logits = last.decoded.mask_logits.detach().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
         masks = decode_all(sam, image, maps[:2], tokens, self._decoder.dense(logits, none + 1))
-        return masks, (labels >= 0).sum(1) <= 1
+        multimask = (labels >= 0).sum(1) <= 1
+        return mask_loss(masks, wanted.float(), multimask), self._remember(maps[2], masks, multimask)
 
     def _conditioned(self, f2: Tensor, bank: Bank[Tensor]) -> Tensor:
         return self._tracker.conditioned(
