@@ -311,7 +311,7 @@ class SegmentationLearner:
         wanted: Tensor,
         elsewhere: Tensor | None = None,
     ) -> tuple[MaskLoss, Remembered[Tensor]]:
-        """Correct a slice with a click, as SAM2 does: its memories, last mask and points so far stay beside the click."""
+        """Correct a slice with a click, as SAM2 does: memories, last mask and points so far stay beside the click."""
         sam = self.module.sam
         point, label = corrections(wanted, self._full(last.decoded), elsewhere)
         points, labels = point[:, None], label[:, None]
