@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +42,7 @@ def built(
 ) -> BuildResult:
     """The phantom repository, built again with the quantised model: its networks are there already."""
     out = tmp_path_factory.mktemp("repositories") / "phantom-int8"
-    shutil.copytree(phantom_repository, out, copy_function=os.link)
+    shutil.copytree(phantom_repository, out)
     return build_repository(phantom_checkpoint, "cpu", out, lambda _: None, quantised=int8)
 
 

@@ -31,10 +31,12 @@ def preset_spec(preset: Path) -> SegmentationSpec:
 
 @pytest.fixture(scope="session")
 def small(preset: Path) -> Checkpoint:
-    """The same checkpoint with slices of 128 pixels and tracking that never gives up."""
+    """The same checkpoint with slices of 128 pixels, a narrow vision encoder, and tracking that never gives up."""
     checkpoint = load_checkpoint(preset)
-    spec = checkpoint.segmentation.model_copy(update={"side": SIDE, "stop_after_absent": DEPTH, "heed_clicks_px": None})
-    return checkpoint.model_copy(update={"segmentation": spec})
+    rules = {"side": SIDE, "stop_after_absent": DEPTH, "heed_clicks_px": None}
+    spec = checkpoint.segmentation.model_copy(update=rules)
+    vision = checkpoint.vision.model_copy(update={"dims": (32, 64, 160, 192, 192)})
+    return checkpoint.model_copy(update={"segmentation": spec, "vision": vision})
 
 
 @pytest.fixture
