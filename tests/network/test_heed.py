@@ -57,6 +57,13 @@ def test_a_click_is_heeded_where_it_is_near_its_side(column: int, label: int, wi
     assert heeded(LEFT, [click(column, label)], SIDE, within_px) is expected
 
 
+def test_a_click_on_the_edge_of_the_slice_is_in_its_last_place():
+    """Its pixel ends there."""
+    corner = mask(slice(7, 8), slice(7, 8))
+    assert heeded(corner, [PromptPoint(float(SIDE), float(SIDE), POSITIVE)], SIDE, 1.0)
+    assert not heeded(corner, [PromptPoint(0.0, 0.0, POSITIVE)], SIDE, 1.0)
+
+
 def test_an_empty_mask_heeds_no_positive_click_and_a_full_one_no_negative():
     """However far is near."""
     assert not heeded(NOTHING, [click(1, POSITIVE)], SIDE, 1e6)

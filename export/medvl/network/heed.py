@@ -32,8 +32,12 @@ def heeded(mask: NDArray[np.bool_], points: Sequence[PromptPoint], side: int, wi
     """
     size = side // len(mask)
     away = {POSITIVE: _away_from(mask) * size, NEGATIVE: _away_from(~mask) * size}
-    clicks = (p for p in points if p.label in away)
-    return all(away[p.label][int(p.y) // size, int(p.x) // size] <= within_px for p in clicks)
+
+    def place(pixel: float) -> int:
+        # A click may lie on the very edge of the slice.
+        return min(max(int(pixel) // size, 0), len(mask) - 1)
+
+    return all(away[p.label][place(p.y), place(p.x)] <= within_px for p in points if p.label in away)
 
 
 def unstrayed(mask: NDArray[np.bool_], last: NDArray[np.bool_], side: int, within_px: float) -> NDArray[np.bool_]:

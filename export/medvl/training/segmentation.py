@@ -268,7 +268,7 @@ class SegmentationLearner:
             clicks=torch.tensor([(kind == "clicks") * rng.integers(1, _POINTS) for kind in told], dtype=torch.long),
             numbers=torch.tensor(relative),
             corrected=torch.tensor([corrected]),
-            mistaken=torch.from_numpy(_mistakes(chosen, found, planes[corrected], rng, none=corrected < 0)),
+            mistaken=torch.from_numpy(_mistakes(chosen, found, None if corrected < 0 else planes[corrected], rng)),
         )
 
     def _decode(self, maps: Maps, drawn: Prompted) -> tuple[AllMasks, Tensor, Prompted]:
@@ -426,16 +426,16 @@ def _choose(
 
 
 def _mistakes(
-    chosen: Sequence[Target], found: Sequence[Target], plane: NDArray[np.uint8], rng: np.random.Generator, *, none: bool
+    chosen: Sequence[Target], found: Sequence[Target], plane: NDArray[np.uint8] | None, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Return what each target is taken for on a slice, bool [n, 256]: another object, or both; nothing for most."""
+    """Return what each target is taken for on the corrected slice, bool [n, 256]: another object, both, or nothing."""
     mistaken = np.zeros((len(chosen), 256), np.bool_)
-    if none:
+    if plane is None:
         return mistaken
     areas = np.bincount(plane.ravel(), minlength=256)
     here = [t for t in found if areas[list(t.values)].sum() >= _LEAST_PIXELS]
     for row, target in enumerate(chosen):
-        others = [t for t in here if t.kind != target.kind or t.values[0] != target.values[0]]
+        others = [t for t in here if t is not target]
         if others and rng.random() < _MISTAKEN:
             mistaken[row] = _members(others[rng.integers(len(others))])
             if rng.random() < _LEAKED:
