@@ -18,11 +18,11 @@ from medvl.imaging.resample import to_grid
 from medvl.imaging.windows import Window, to_uint8
 from medvl.training import train
 from medvl.training.cases import FIRST_SEED, Case, CaseStore
+from medvl.training.clips import clip_slices
 from medvl.training.descriptors import LENGTH, Place, descriptor, places, targets
 from medvl.training.language import utterances
 from medvl.training.loop import Loop
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
-from medvl.training.segmentation import clip_slices
 
 WIDE = Window(*phantom_checkpoint({}).windows[WINDOW])
 
