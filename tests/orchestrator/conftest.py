@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -105,6 +107,16 @@ class System:
             if answer.status == status:
                 break
         watch.cancel()
+
+    async def lines(self, count: int) -> list[dict[str, Any]]:
+        """Wait for the lines of so many calls, which come when a caller has its answer already, and return all."""
+        async with asyncio.timeout(10):
+            while sum(line["event"] == "call" for line in self._lines()) < count:  # noqa: ASYNC110 - a log has no events
+                await asyncio.sleep(0.01)
+        return self._lines()
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
     async def serves(self) -> bool:
         """Whether a whole request is answered."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import grpc
 import pytest
 
@@ -31,6 +29,7 @@ async def test_no_text_of_a_request_is_logged(system: System, series: Series, ca
     for call in refused:
         with pytest.raises(grpc.aio.AioRpcError):
             await collect(call)
+    await system.lines(7)
     written = system.log.getvalue() + "".join(capfd.readouterr())
     assert "INVALID_REQUEST" in written
     assert "Planted" not in written
@@ -43,7 +42,7 @@ async def test_every_line_is_json_of_allowed_fields(system: System, series: Seri
     call = system.stub.Report(pb.ReportRequest(series=series.digest))
     metadata = dict(await call.initial_metadata())
     await collect(call)
-    lines = [json.loads(line) for line in system.log.getvalue().splitlines()]
+    lines = await system.lines(2)
     assert all(line.keys() <= FIELDS for line in lines)
     (line,) = [line for line in lines if line.get("request_id") == metadata["medvl-request-id"]]
     assert (line["method"], line["code"]) == ("Report", "OK")
@@ -62,7 +61,7 @@ async def test_a_defect_is_logged_by_its_place_not_by_its_words(system: System, 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
     assert caught.value.code() is grpc.StatusCode.INTERNAL
+    line = (await system.lines(2))[-1]
     assert "Planted" not in repr(caught.value) + system.log.getvalue()
-    line = json.loads(system.log.getvalue().splitlines()[-1])
     assert line["error_type"] == "ZeroDivisionError"
     assert any(frame.startswith("_write:") for frame in line["frames"])

@@ -84,4 +84,4 @@ async def test_a_tensor_that_breaks_its_specification_is_a_defect(system: System
         await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert not system.fake.seen.prompts
-    assert f'"reason": "{InternalError.reason}"' in system.log.getvalue()
+    assert (await system.lines(2))[-1]["reason"] == InternalError.reason
