@@ -17,6 +17,7 @@ from medvl.client.cli import main
 from medvl.client.events import provenance_from_wire
 from medvl.client.exits import Exit
 from medvl.client.maskfiles import maker
+from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import DeadlineExceeded, InternalError, Overloaded, UnknownLabel
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -124,6 +125,14 @@ def test_a_mask_is_written_on_the_grid_of_the_file(service, medvl, series, tmp_p
     # Head, front, left of the canonical grid: the file's own axes run to left, front and head.
     assert np.argwhere(np.asarray(written.dataobj)).tolist() == [[0 if AFFINE[0, 0] > 0 else 23, 19, 11]]
     assert "liver: 1.2 ml" in out
+    (comment,) = written.header.extensions
+    said, made = json.loads(comment.get_content()), maker(provenance_from_wire(service.provenance))
+    assert (said["label"], said["checkpoint_digest"], said["software"]) == (
+        "liver",
+        made.checkpoint_digest,
+        made.software,
+    )
+    assert said["disclaimer"] == DISCLAIMER
 
 
 def test_points_and_boxes_are_lps_millimetres(service, medvl, series, tmp_path):

@@ -22,7 +22,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-from medvl.contracts.errors import MedvlError, SeriesNotResident
+from medvl.contracts.errors import MedvlError, SeriesNotResident, UnknownLabel
 from medvl.imaging.masks import pack_mask
 from medvl.pacs.config import Destination, GatewayConfig
 from medvl.pacs.gateway import Gateway
@@ -94,7 +94,10 @@ class FakeService(pb_grpc.MedVLServicer):
 
     def Describe(self, request, context):
         return pb.DescribeResponse(
-            labels=[pb.Label(name="liver", snomed_code="10200004", snomed_meaning="Liver structure")]
+            labels=[
+                pb.Label(name="liver", snomed_code="10200004", snomed_meaning="Liver structure"),
+                pb.Label(name="spleen", snomed_code="78961009", snomed_meaning="Splenic structure"),
+            ]
         )
 
     def PutSeries(self, messages, context):
@@ -118,6 +121,9 @@ class FakeService(pb_grpc.MedVLServicer):
         yield pb.Event(done=self._done(REPORT))
 
     def Segment(self, request, context):
+        known = {label.name for label in self.Describe(None, None).labels}
+        if unknown := [o.label for o in request.objects if o.label not in known]:
+            context.abort_with_status(rpc_status.to_status(to_status(UnknownLabel(f"There is no class {unknown}."))))
         for i, prompt in enumerate(request.objects):
             yield pb.Event(mask=_mask(i, prompt.label, self.shape))
         yield pb.Event(done=self._done(""))

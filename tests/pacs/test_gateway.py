@@ -9,11 +9,12 @@ from unittest.mock import Mock
 
 import grpc
 import pytest
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage, Verification
 
 from medvl.contracts.errors import BackendUnavailable, InvalidRequest, Overloaded
+from medvl.pacs import analysis as analysis_module
 from medvl.pacs import gateway as gateway_module
 from medvl.pacs import spool as spool_module
 from medvl.pacs.config import Destination
@@ -22,6 +23,9 @@ from medvl.pacs.spool import Phase, Spool, SpooledSeries
 from medvl.wire.v1 import medvl_pb2 as pb
 
 from .conftest import make_series
+
+DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
+"""Deflated Image Frame Compression, which pydicom has no name for."""
 
 
 def texts(item):
@@ -67,6 +71,24 @@ async def test_only_what_was_found_becomes_a_segment(site, series):
     """Absence is said in the report, never drawn as an empty mask."""
     seg = (await site.answered(series))["SEG"]
     assert [s.SegmentLabel for s in seg.SegmentSequence] == ["liver"]
+
+
+async def test_a_class_that_the_checkpoint_does_not_know_costs_its_mask_only(site, series):
+    """Nothing would change by trying again; the report says what was not looked for."""
+    results = await site.answered(series, labels=("appendix", "liver"))
+    assert [s.SegmentLabel for s in results["SEG"].SegmentSequence] == ["liver"]
+    assert "appendix: not looked for, the checkpoint does not know this class." in texts(results["SR"])
+
+
+async def test_masks_that_no_seg_can_hold_cost_themselves_only(site, series, monkeypatch):
+    """As those of a multi-frame object that had to be resampled: the report comes, and says so."""
+    reason = "The resampled series is one multi-frame object: write the masks as NIfTI."
+    monkeypatch.setattr(analysis_module, "build_seg", Mock(side_effect=InvalidRequest(reason)))
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert await site.outcomes.get()
+    results = site.inbox.take(1)
+    assert f"The masks are not given as DICOM SEG: {reason}" in texts(results["SR"])
 
 
 async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):
@@ -154,7 +176,7 @@ async def test_compressed_syntaxes_are_taken_and_deflate_is_not(site):
 
     def accepted(port):
         entity = AE()
-        for syntax in (JPEG2000Lossless, DeflatedExplicitVRLittleEndian):
+        for syntax in (JPEG2000Lossless, DeflatedExplicitVRLittleEndian, DEFLATED_FRAMES):
             entity.add_requested_context(CTImageStorage, syntax)
         association = entity.associate("127.0.0.1", port, ae_title="MEDVL")
         syntaxes = [c.transfer_syntax[0] for c in association.accepted_contexts]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from unittest.mock import Mock
 
 import pytest
 
@@ -89,6 +91,15 @@ def test_results_are_there_whole_or_not_at_all(spool, monkeypatch):
     assert series.results("f") == []
     series.keep_results("f", {"seg.dcm": b"1", "sr.dcm": b"2"})
     assert [p.name for p in series.results("f")] == ["seg.dcm", "sr.dcm"]
+
+
+def test_a_write_that_fails_leaves_nothing(spool, tmp_path, monkeypatch):
+    """A disk that is full would stay so by what could not be written to it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            write_durably(tmp_path / "file", b"x", tmp_path / "spool" / "incoming")
+    assert not list((tmp_path / "spool" / "incoming").iterdir())
 
 
 @pytest.mark.usefixtures("spool")

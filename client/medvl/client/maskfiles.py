@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Self
@@ -13,11 +14,13 @@ import highdicom
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from medvl.client.events import Mask, Provenance
 from medvl.client.results import Label
+from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.geometry import Geometry
 from medvl.imaging.nifti import RAS_TO_LPS
@@ -96,7 +99,7 @@ def write_masks(
     masks
         What came back; those that were not found are left out.
     provenance
-        Named as the maker in a DICOM SEG.
+        Named as the maker in a DICOM SEG, and with the disclaimer in a comment of a NIfTI file's header.
     labels
         What the service knows of its classes: their SNOMED CT codes go into a DICOM SEG.
 
@@ -115,7 +118,7 @@ def write_masks(
         return {mask.object_index: target.path for mask in found}
     paths = {mask.object_index: _path(target, mask) for mask in found}
     for mask in found:
-        write_nifti(paths[mask.object_index], loaded, mask.array)
+        write_nifti(paths[mask.object_index], loaded, mask.array, _comment(mask, provenance))
     return paths
 
 
@@ -203,8 +206,14 @@ def maker(provenance: Provenance) -> Maker:
     return Maker(provenance.software, provenance.checkpoint, provenance.checkpoint_digest, quantised)
 
 
-def write_nifti(path: Path, loaded: LoadedSeries, mask: np.ndarray) -> None:
-    """Write a canonical mask bool [D, R, C] as uint8 with the source's own grid and affine."""
+def _comment(mask: Mask, provenance: Provenance) -> str:
+    """Return as JSON what a NIfTI file says of its mask and of who made it; no word that a user typed."""
+    said = {"label": mask.label or None, **asdict(maker(provenance)), "disclaimer": DISCLAIMER}
+    return json.dumps({name: value for name, value in said.items() if value is not None})
+
+
+def write_nifti(path: Path, loaded: LoadedSeries, mask: np.ndarray, comment: str = "") -> None:
+    """Write a canonical mask bool [D, R, C] as uint8 with the source's own grid and affine, and a comment."""
     source = loaded.source
     stored = source.axis_map.invert(mask).astype(np.uint8)
     index = np.eye(4)[[2, 1, 0, 3]]
@@ -216,6 +225,9 @@ def write_nifti(path: Path, loaded: LoadedSeries, mask: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(np.ascontiguousarray(stored.transpose(2, 1, 0)), affine)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = "MedVL-SAM2 segmentation, not for diagnosis"
+    if comment:
+        image.header.extensions.append(Nifti1Extension("comment", comment.encode()))
     nibabel.save(image, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -14,11 +15,14 @@ from medvl.client.aio import AsyncClient
 from medvl.client.events import Mask, Provenance
 from medvl.client.maskfiles import maker, segments
 from medvl.client.prompts import ObjectPrompt
-from medvl.client.results import Answer, Label
-from medvl.imaging.seg import Segment, SegUids, build_seg
+from medvl.client.results import Answer
+from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.seg import Maker, Segment, SegUids, build_seg
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.pacs.config import GatewayConfig
 from medvl.pacs.structured_report import ReportText, Uids, build_sr
+
+_LOG = logging.getLogger(__name__)
 
 _NAMESPACE = uuid.UUID("6f1c9a52-3a7b-5d0e-9b1e-0c3f5b1d7a44")
 """Of the UIDs that are derived; chosen once, never changed."""
@@ -34,15 +38,16 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     instances
         Folder of its DICOM files.
     fingerprint
-        Names this set of instances; with the checkpoint and the labels it decides every UID of the results, so that
-        doing it again makes the same documents, which a PACS stores once.
+        Names this set of instances; with geometry policy, software, checkpoint and labels it decides every UID of the
+        results, so that doing it again makes the same documents, which a PACS stores once.
     config
-        Labels and geometry policy.
+        Labels and geometry policy. The report names the labels that the checkpoint does not know.
 
     Returns
     -------
     dict[str, bytes]
-        DICOM files by name: the report, and the masks when anything was found.
+        DICOM files by name: the report, and the masks when anything was found that fits on the stored pixels; the
+        report says when it does not.
 
     Raises
     ------
@@ -51,37 +56,51 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     """
     loaded = await asyncio.to_thread(read_series, instances, config.geometry_policy)
     report = await client.report(loaded.volume).collect()
+    classes = (await client.describe()).labels if config.labels else ()
+    known = [label for label in config.labels if any(label == its.name for its in classes)]
+    unknown = [label for label in config.labels if label not in known]
+    if unknown:
+        _LOG.warning("the checkpoint does not know the classes %s of --labels", ", ".join(unknown))
     masks: Sequence[Mask] = ()
-    classes: Sequence[Label] = ()
-    if config.labels:
-        classes = (await client.describe()).labels
-        masks = (await client.segment(loaded.volume, [ObjectPrompt(label=la) for la in config.labels]).collect()).masks
-    identity = "\n".join([fingerprint, *_weights(report.done.provenance), *config.labels])
+    provenance = report.done.provenance
+    if known:
+        segmented = await client.segment(loaded.volume, [ObjectPrompt(label=label) for label in known]).collect()
+        masks, provenance = segmented.masks, segmented.done.provenance
     found = segments([mask for mask in masks if mask.found], classes)
-    return await asyncio.to_thread(_documents, loaded, report, masks, found, identity)
+    answered = report.done.provenance
+    identity = "\n".join(
+        [fingerprint, config.geometry_policy, answered.software, *_weights(answered), *config.labels],
+    )
+    return await asyncio.to_thread(_documents, loaded, report, masks, found, unknown, maker(provenance), identity)
 
 
-def _documents(
+def _documents(  # noqa: PLR0917 - all that the documents say
     loaded: LoadedSeries,
     report: Answer,
     masks: Sequence[Mask],
     found: Sequence[Segment],
+    unknown: Sequence[str],
+    masks_maker: Maker,
     identity: str,
 ) -> dict[str, bytes]:
     # Only what was read: another instance may have arrived since.
     headers = [dcmread(path, stop_before_pixels=True) for path in sorted(set(loaded.source.files))]
     provenance = report.done.provenance
-    text = ReportText(report.text, [*_notes(loaded, masks, provenance), report.done.disclaimer])
+    notes = [*_notes(loaded, masks, unknown, provenance)]
+    files = {}
+    if found:
+        seg_uids = SegUids(derived_uid(identity, "SEG series"), derived_uid(identity, "SEG"))
+        try:
+            files["seg.dcm"] = _encoded(build_seg(loaded, found, masks_maker, seg_uids))
+        except InvalidRequest as refused:
+            notes.append(f"The masks are not given as DICOM SEG: {refused}")
+    text = ReportText(report.text, [*notes, report.done.disclaimer])
     uids = Uids(
         series=derived_uid(identity, "SR series"),
         instance=derived_uid(identity, "SR"),
         device=derived_uid(provenance.software, *_weights(provenance)),
     )
-    files = {"sr.dcm": _encoded(build_sr(text, uids, headers))}
-    if found:
-        seg_uids = SegUids(derived_uid(identity, "SEG series"), derived_uid(identity, "SEG"))
-        files["seg.dcm"] = _encoded(build_seg(loaded, found, maker(provenance), seg_uids))
-    return files
+    return {"sr.dcm": _encoded(build_sr(text, uids, headers)), **files}
 
 
 def _weights(provenance: Provenance) -> list[str]:
@@ -95,7 +114,9 @@ def derived_uid(*inputs: str) -> str:
     return f"2.25.{uuid.uuid5(_NAMESPACE, chr(10).join(inputs)).int}"
 
 
-def _notes(loaded: LoadedSeries, masks: Sequence[Mask], provenance: Provenance) -> Iterator[str]:
+def _notes(
+    loaded: LoadedSeries, masks: Sequence[Mask], unknown: Sequence[str], provenance: Provenance
+) -> Iterator[str]:
     """Yield the sentences about measurements, the source's geometry and the origin of the result."""
     for mask in masks:
         if mask.measurement is None:
@@ -106,6 +127,7 @@ def _notes(loaded: LoadedSeries, masks: Sequence[Mask], provenance: Provenance) 
                 f"{mask.label}: volume {measured.volume_mm3 / 1000:.1f} ml, longest diameter in a slice "
                 f"{measured.diameter_mm:.0f} mm (score {mask.score:.2f})."
             )
+    yield from (f"{label}: not looked for, the checkpoint does not know this class." for label in unknown)
     yield from (str(finding) for finding in loaded.findings)
     windows = ", ".join(f"{use}: {window}" for use, window in sorted(provenance.windows.items()))
     training = "trained" if provenance.trained else "not trained"

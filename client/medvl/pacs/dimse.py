@@ -11,7 +11,7 @@ from typing import Any
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import (
     CTImageStorage,
@@ -26,7 +26,7 @@ from medvl.pacs.config import Destination
 from medvl.pacs.spool import Spool
 
 STORAGE_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-TRANSFER_SYNTAXES = [uid for uid in ALL_TRANSFER_SYNTAXES if uid != DeflatedExplicitVRLittleEndian]
+TRANSFER_SYNTAXES = [uid for uid in ALL_TRANSFER_SYNTAXES if "Deflate" not in UID(uid).name]
 """Taken as they come; deflate is refused, since a small message can inflate to any size."""
 CONNECT_TIMEOUT_S = 10.0
 

@@ -176,11 +176,16 @@ def hashed(text: str) -> str:
 def write_durably(path: Path, data: bytes, scratch: Path | None = None) -> None:
     """Write a file that is either whole on the disk or not there, through a temporary one in ``scratch``."""
     descriptor, part = tempfile.mkstemp(dir=scratch or path.parent, prefix=".part-")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(part).replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(part).replace(path)
+    except OSError:
+        # A full disk gets back what this took of it.
+        Path(part).unlink(missing_ok=True)
+        raise
     _sync(path.parent)
 
 
