@@ -166,6 +166,21 @@ def test_an_image_can_be_pinned_by_digest(render):
     assert triton_container(resources)["image"] == f"medvl-sam2-triton@{digest}"
 
 
+def test_settings_of_tritons_models_reach_them(render):
+    """Each by the name of its environment variable."""
+    resources = render({"triton": {"settings": {"MEDVL_SEGMENTER_THREADS": "4"}}})
+    assert {"name": "MEDVL_SEGMENTER_THREADS", "value": "4"} in triton_container(resources)["env"]
+
+
+def test_version_compatible_engines_are_allowed_where_they_are_expected(render):
+    """They bring code of their own."""
+    allowed, plain = (
+        triton_container(render({"gpu": {"profile": "whole"}, "triton": {"versionCompatibleEngines": value}}))["args"]
+        for value in (True, False)
+    )
+    assert set(allowed) - set(plain) == {"--backend-config=tensorrt,version-compatible=true"}
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -176,8 +191,11 @@ def test_an_image_can_be_pinned_by_digest(render):
         {"triton": {"sharedMemory": 2}},
         {"triton": {"resources": {"limits": {"nvidia.com/gpu": "2"}}}},
         {"triton": {"image": {"digest": "sha256:short"}}},
+        {"triton": {"settings": {"PATH": "/tmp"}}},
+        {"triton": {"settings": {"MEDVL_LLM_MAX_SEQUENCES": 8}}},
         {"orchestrator": {"config": {"listen": "0.0.0.0:1"}}},
         {"orchestrator": {"config": {"series": {"max_slice": 4}}}},
+        {"orchestrator": {"config": {"series": {"max_store_bytes": 1000000000}}}},
         {"orchestrator": {"config": {"drain_s": 0}}},
         {"modelStore": {"path": "../other"}},
         {"networkPolicy": {"clients": []}},
@@ -186,7 +204,7 @@ def test_an_image_can_be_pinned_by_digest(render):
     ids=json.dumps,
 )
 def test_a_value_that_breaks_a_rule_is_refused(render, values):
-    """Unknown names, unquoted quantities, what the chart sets itself, and a policy that would let everybody in."""
+    """Unknown names, unquoted quantities, what the chart sets, limits that cannot be, and a policy that lets all in."""
     with pytest.raises(helm.HelmError):
         render(values)
 

@@ -35,7 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
         warmup=arguments.warmup,
         seed=arguments.seed,
     )
-    volume = read_series(arguments.series, "warn").volume
+    # Speed does not depend on the geometry, but who loads a series that would be refused is told so.
+    loaded = read_series(arguments.series, "warn")
+    for finding in loaded.findings:
+        warn(str(finding))
+    volume = loaded.volume
     service, samples = asyncio.run(_measure(arguments, load, volume))
     if not samples:
         raise InvalidRequest("No request fell into the duration: raise --request-rate or --duration.")
