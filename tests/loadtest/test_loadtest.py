@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 
+import nibabel
+import numpy as np
 import pytest
 
 from medvl.client.aio import AsyncClient
@@ -124,6 +126,18 @@ def test_the_command_measures_and_writes_its_figures(service, series, tmp_path, 
     assert series.name not in out.read_text()
     assert "20 requests" in capsys.readouterr().out
     assert len(set(service.questions)) == 3
+
+
+def test_a_series_that_would_be_refused_is_loaded_with_a_warning(service, series, tmp_path, capsys):
+    """A tilted gantry: its slices are not at right angles to their axis."""
+    tilted = nibabel.load(series)
+    affine = tilted.affine.copy()
+    affine[1, 2] = 0.8
+    nibabel.save(nibabel.Nifti1Image(np.asarray(tilted.dataobj), affine), tmp_path / "tilted.nii.gz")
+    assert run(service, tmp_path / "tilted.nii.gz", "--concurrency", "1", "--max-requests", "2") == 0
+    assert "warning" in capsys.readouterr().err
+    assert run(service, series, "--concurrency", "1", "--max-requests", "2") == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_a_wrong_answer_fails_the_command(service, series):

@@ -61,17 +61,15 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     unknown = [label for label in config.labels if label not in known]
     if unknown:
         _LOG.warning("the checkpoint does not know the classes %s of --labels", ", ".join(unknown))
-    masks: Sequence[Mask] = ()
     provenance = report.done.provenance
+    masks: Sequence[Mask] = ()
+    masks_maker = maker(provenance)
     if known:
         segmented = await client.segment(loaded.volume, [ObjectPrompt(label=label) for label in known]).collect()
-        masks, provenance = segmented.masks, segmented.done.provenance
+        masks, masks_maker = segmented.masks, maker(segmented.done.provenance)
     found = segments([mask for mask in masks if mask.found], classes)
-    answered = report.done.provenance
-    identity = "\n".join(
-        [fingerprint, config.geometry_policy, answered.software, *_weights(answered), *config.labels],
-    )
-    return await asyncio.to_thread(_documents, loaded, report, masks, found, unknown, maker(provenance), identity)
+    said = [fingerprint, config.geometry_policy, provenance.software, *_weights(provenance), *config.labels]
+    return await asyncio.to_thread(_documents, loaded, report, masks, found, unknown, masks_maker, "\n".join(said))
 
 
 def _documents(  # noqa: PLR0917 - all that the documents say
