@@ -90,8 +90,8 @@ class SegmentationLearner:
         self._tracker = TrackStep(sam)
 
     def draw(self, step: int, rng: np.random.Generator) -> Prompted:
-        """Return prompted slices; clips on three of four steps where they are trained."""
-        clips = self._clips and step % 4 > 0
+        """Return prompted slices; clips on every second step where they are trained."""
+        clips = self._clips and step % 2 > 0
         return draw_prompted(self._store, self._checkpoint.segmentation, self._batch, step, rng, clips=clips)
 
     def loss(self, step: int, drawn: Prompted) -> tuple[Tensor, Mapping[str, Tensor]]:
