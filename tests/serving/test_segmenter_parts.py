@@ -15,9 +15,10 @@ from medvl.contracts.models import MODELS
 from medvl.imaging.masks import pack_mask, unpack_mask
 from medvl.imaging.resample import FitTransform
 from medvl.network.prompts import PromptPoint, SlicePrompt
+from medvl.network.slice_mask import slice_mask
 from medvl.network.steps import Bank
 from medvl.serving.feature_store import SliceFeatures
-from medvl.serving.mask_volume import MaskVolume, slice_mask
+from medvl.serving.mask_volume import MaskVolume
 from medvl.serving.model_prompts import given_slices, to_model_prompt
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.triton_steps import Spent, TritonSteps, encode
@@ -54,7 +55,7 @@ def test_a_mask_lies_under_its_click(fit):
     (click,) = prompt.points[2]
     ys, xs = np.mgrid[0 : SIDE // 4, 0 : SIDE // 4] * 4 + 2
     logits = (4.0 - np.hypot(ys - click.y, xs - click.x)).astype(np.float32)
-    mask = slice_mask(logits, transform)
+    mask = slice_mask(logits, transform, np.zeros((SIDE, SIDE), np.uint8), None)
     assert mask[5, 22]
     assert not mask[15, 22]
     assert not mask[5, 7]
@@ -121,11 +122,10 @@ def test_a_given_mask_that_is_none_is_refused():
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**16)), max_size=8), st.sampled_from([(20, 30), (7, 9)]))
 def test_a_packed_volume_holds_the_slices_that_were_put(slices, plane):
     """The last mask of every slice comes back, and slices without one are empty, whole bytes to a slice or not."""
-    transform, shape = FitTransform(*plane, SIDE, "pad"), (6, *plane)
+    shape = (6, *plane)
     volume, expected = MaskVolume(*shape), np.zeros(shape, bool)
     for number, seed in slices:
-        logits = np.random.default_rng(seed).normal(-1.0 + seed % 2, 1.0, (16, 16)).astype(np.float32)
-        expected[number] = slice_mask(logits, transform)
+        expected[number] = np.random.default_rng(seed).normal(-1.0 + seed % 2, 1.0, plane) > 0
         volume.put(number, expected[number])
     assert np.array_equal(unpack_mask(volume.pack(), shape), expected)
     assert volume.pack() == pack_mask(expected)

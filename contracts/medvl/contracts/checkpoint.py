@@ -163,6 +163,17 @@ class KeySliceRule(_Value):
     """Below this best score the object is reported as not found."""
 
 
+class EdgeRule(_Value):
+    """How masks follow the edges of their slices; lengths in pixels of a fitted slice."""
+
+    within_px: float = Field(gt=0)
+    """How far an edge may be moved: about what a mask of a quarter of the resolution leaves open."""
+    sigma_px: float = Field(gt=0)
+    """Of the Gaussian neighbourhood in which the two sides of an edge are compared."""
+    noise: float = Field(gt=0)
+    """Spread of the grey values (of 256) of one tissue at least."""
+
+
 class SegmentationSpec(_Value):
     """SAM2 on slices and its propagation through the volume."""
 
@@ -183,6 +194,8 @@ class SegmentationSpec(_Value):
     One that misses a positive click by more gives way to what the clicks alone make of the slice; one that only
     negative clicks correct loses what lies further from the last mask. None takes what SAM2 makes of a correction.
     """
+    edges: EdgeRule | None = None
+    """How masks follow the edges of their slices; None takes what SAM2 makes of them."""
     key_slices: KeySliceRule
 
 

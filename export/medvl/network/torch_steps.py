@@ -34,7 +34,7 @@ class SliceSource:
 
     def __init__(self, image_encoder: nn.Module, slices: np.ndarray) -> None:
         self._image_encoder = image_encoder
-        self._slices = torch.from_numpy(slices)
+        self.slices = slices
         self._features: dict[int, TorchFeatures] = {}
 
     async def get(self, slices: Sequence[int]) -> Sequence[TorchFeatures]:
@@ -47,7 +47,9 @@ class SliceSource:
     def _of(self, number: int) -> TorchFeatures:
         if number not in self._features:
             with torch.inference_mode():
-                self._features[number] = TorchFeatures(self._image_encoder(self._slices[number : number + 1]))
+                self._features[number] = TorchFeatures(
+                    self._image_encoder(torch.from_numpy(self.slices[number : number + 1]))
+                )
         return self._features[number]
 
 

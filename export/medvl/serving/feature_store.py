@@ -123,6 +123,11 @@ class FeatureStore:
         finally:
             self._users[key] -= 1
 
+    def slice_of(self, key: SeriesKey, index: int) -> np.ndarray:
+        """Return a slice UINT8 [S, S] of a series in use."""
+        own: np.ndarray = self._series[key][index]
+        return own
+
     async def get(self, key: SeriesKey, indices: Sequence[int]) -> Fetched:
         """Return the features of slices of a series in use, computing those that are not here.
 

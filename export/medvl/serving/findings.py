@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from medvl.contracts.messages import Message, ObjectMask, Progress, SliceMask
 from medvl.imaging.masks import pack_mask
-from medvl.imaging.resample import FitTransform
-from medvl.serving.mask_volume import MaskVolume, slice_mask
+from medvl.serving.mask_volume import MaskVolume
 from medvl.serving.result_store import Result
 
 PROGRESS_INTERVAL_S = 0.1
@@ -35,10 +34,10 @@ class Findings:
         come back as they are, not as the network's resolution would have them.
     local
         Objects that are tracked around their last correction only.
-    depth
-        Slices of the canonical volume.
-    transform
-        How its slices lie in SAM2's square.
+    shape
+        Of the canonical volume, [D, R, C].
+    slice_mask
+        Makes a mask bool [R, C] of the number and the logits FP32 [f_4, f_4] of a slice.
     """
 
     def __init__(  # noqa: PLR0917 - whom it tells, and what it has to know
@@ -47,22 +46,22 @@ class Findings:
         keep: Callable[[int, Result], None],
         given: Mapping[int, Mapping[int, NDArray[np.bool_]]],
         local: Collection[int],
-        depth: int,
-        transform: FitTransform,
+        shape: tuple[int, int, int],
+        slice_mask: Callable[[int, np.ndarray], NDArray[np.bool_]],
     ) -> None:
         self._send = send
         self._keep = keep
         self._given = given
         self._local = local
-        self._transform = transform
-        self._masks = {object_id: MaskVolume(depth, transform.rows, transform.cols) for object_id in given}
+        self._slice_mask = slice_mask
+        self._masks = {object_id: MaskVolume(*shape) for object_id in given}
         self._presence: dict[int, dict[int, float]] = {object_id: {} for object_id in self._masks}
         self._previews: dict[int, list[tuple[SliceMask, bytes]]] = {object_id: [] for object_id in self._masks}
         self._told_s = time.monotonic()
 
     def prompted(self, object_id: int, number: int, mask_logits: np.ndarray, score: float) -> None:
         """Send the mask of a prompted slice, low-resolution logits FP32 [f_4, f_4], at once."""
-        packed = pack_mask(slice_mask(mask_logits, self._transform)[None])
+        packed = pack_mask(self._slice_mask(number, mask_logits)[None])
         event = SliceMask(object_id=object_id, slice=number, score=score)
         self._previews[object_id].append((event, packed))
         self._send(event, packed)
@@ -70,7 +69,7 @@ class Findings:
     def worked_on(self, object_id: int, number: int, mask_logits: np.ndarray, presence: float) -> None:
         """Keep the mask of a slice and how sure the network is that the object is on it, 0 to 1."""
         own = self._given[object_id].get(number)
-        self._masks[object_id].put(number, slice_mask(mask_logits, self._transform) if own is None else own)
+        self._masks[object_id].put(number, self._slice_mask(number, mask_logits) if own is None else own)
         self._presence[object_id][number] = presence
 
     def progress(self, done: int, total: int) -> None:

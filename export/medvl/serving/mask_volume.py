@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.imaging.masks import pack_bits
-from medvl.imaging.resample import FitTransform
 
 
 class MaskVolume:
@@ -46,9 +45,3 @@ class MaskVolume:
             moved = np.packbits(np.pad(np.unpackbits(own, count=voxels), (shift, 0))) if shift else own
             bits[first : first + len(moved)] |= moved
         return pack_bits(bits)
-
-
-def slice_mask(mask_logits: np.ndarray, transform: FitTransform) -> NDArray[np.bool_]:
-    """Return the mask bool [R, C] of low-resolution logits FP32 [f_4, f_4], interpolated as logits, then cut at 0."""
-    inside: NDArray[np.bool_] = transform.to_source(mask_logits) > 0
-    return inside

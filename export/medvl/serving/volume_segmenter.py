@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from medvl.contracts.errors import InvalidRequest
@@ -18,6 +19,7 @@ from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
 from medvl.network.propagation import MAX_OBJECTS, Propagation
 from medvl.network.room import Room
+from medvl.network.slice_mask import slice_mask
 from medvl.serving.bls import infer
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
@@ -157,7 +159,11 @@ class TritonPythonModel:
         prompts = [to_model_prompt(o, transform, states, given[o.object_id]) for o in asked]
         unchanged = {p.object_id: {n: given[p.object_id][n] for n in p.kept_slices} for p in prompts}
         known = past.known(asked)
-        findings = Findings(tell, past.keep, unchanged, past.local, depth, transform)
+
+        def mask_of(number: int, mask_logits: np.ndarray) -> NDArray[np.bool_]:
+            return slice_mask(mask_logits, transform, self._store.slice_of(key, number), spec.edges)
+
+        findings = Findings(tell, past.keep, unchanged, past.local, request.shape, mask_of)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
         propagation = Propagation(steps, source, depth, spec, findings, self._room, self._object_batch)
