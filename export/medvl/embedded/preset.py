@@ -224,7 +224,7 @@ def _fields(hashes: dict[str, str], training: str | None) -> dict[str, Any]:
             "stop_after_absent": 3,
             "heed_clicks_px": 8.0,
             "edges": {"within_px": 4.0, "sigma_px": 1.8, "noise": 3.0},
-            "key_slices": {"max_slices": 2, "min_gap": 4, "min_score": 0.3},
+            "key_slices": {"max_slices": 1, "min_gap": 4, "min_score": 0.3},
         },
         "labels": [{"name": name, "snomed": {"code": code, "meaning": meaning}} for name, code, meaning in _LABELS],
         "files": hashes,
