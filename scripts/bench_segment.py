@@ -52,6 +52,7 @@ from medvl.network.prompts import POSITIVE, PromptPoint
 from medvl.network.prompts import ObjectPrompt as Prompted
 from medvl.network.propagation import Propagation
 from medvl.network.sam2_build import sam_config
+from medvl.network.slice_mask import SliceMasks
 from medvl.runtime.system import EmbeddedSystem, SystemOptions
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
@@ -257,7 +258,8 @@ class Engine:
         depth, rows, columns = volume.geometry.shape
         transform = FitTransform(rows, columns, spec.side, spec.fit)
         spent = Spent()
-        found = TimedFindings(lambda event, packed: None, lambda number, result: None, {0: {}}, (), depth, transform)
+        masks = SliceMasks(transform, partial(self._store.slice_of, key), spec.edges)
+        found = TimedFindings(lambda event, packed: None, lambda number, result: None, {0: {}}, (), depth, masks)
         steps = TritonSteps(self._graphs.infer, self._checkpoint, spent)
         with self._store.using(key):
             source = StoredFeatures(self._store, key, spent)

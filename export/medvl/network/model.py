@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from medvl.network.modules import Modules
 from medvl.network.prompts import ObjectPrompt, PromptPoint
 from medvl.network.propagation import Propagation
 from medvl.network.room import Room
-from medvl.network.slice_mask import slice_mask
+from medvl.network.slice_mask import SliceMasks
 from medvl.network.torch_steps import SliceSource, TorchSteps
 
 _KEPT_BYTES = 2**30
@@ -42,8 +42,7 @@ class ReferenceMask:
     """
 
     mask: NDArray[np.bool_]
-    slice_mask: Callable[[int, NDArray[np.float32]], NDArray[np.bool_]]
-    """Makes a mask bool [R, C] of the number and the logits FP32 [f_4, f_4] of a slice."""
+    masks: SliceMasks
     given: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
     """bool [R, C] by slice, what somebody gave and nothing corrects."""
     found: bool = False
@@ -60,7 +59,7 @@ class ReferenceMask:
     def worked_on(self, object_id: int, number: int, mask_logits: Tensor, presence: float) -> None:
         """Keep the mask of a slice."""
         own = self.given.get(number)
-        self.mask[number] = self.slice_mask(number, mask_logits.numpy()) if own is None else own
+        self.mask[number] = self.masks(number, mask_logits.numpy()) if own is None else own
 
     def progress(self, done: int, total: int) -> None:
         """Nobody waits here."""
@@ -163,11 +162,8 @@ class ReferenceModel:
             hidden_size=self.checkpoint.language.hidden_size,
         )
         unchanged = {number: given[number] for number in prompt.kept_slices}
-
-        def mask_of(number: int, mask_logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-            return slice_mask(mask_logits, transform, source.slices[number], spec.edges)
-
-        found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), mask_of, unchanged)
+        masks = SliceMasks(transform, source.slices.__getitem__, spec.edges)
+        found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), masks, unchanged)
         propagation = Propagation(steps, source, volume.geometry.shape[0], spec, found, Room(_KEPT_BYTES))
         earlier = {} if known is None else {prompt.object_id: known}
         asyncio.run(propagation.run([prompt], earlier, keep=found.keep))

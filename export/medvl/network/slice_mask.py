@@ -9,6 +9,8 @@ contours of Lankton and Tannenbaum (IEEE TIP 17(11), 2008), but with the logits 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -29,6 +31,29 @@ _LEAST_SHARE = 0.002
 
 Slice = NDArray[np.uint8]
 Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SliceMasks:
+    """Makes the masks of one series.
+
+    Attributes
+    ----------
+    transform
+        How its slices lie in SAM2's square.
+    plane
+        Returns a slice by number as SAM2 sees it, UINT8 [S, S].
+    edges
+        How masks follow the edges of slices, if they do.
+    """
+
+    transform: FitTransform
+    plane: Callable[[int], Slice]
+    edges: EdgeRule | None
+
+    def __call__(self, number: int, mask_logits: Values) -> NDArray[np.bool_]:
+        """Return the mask bool [R, C] of one object on a slice from its logits FP32 [f_4, f_4]."""
+        return slice_mask(mask_logits, self.transform, self.plane(number), self.edges)
 
 
 def slice_mask(mask_logits: Values, transform: FitTransform, plane: Slice, edges: EdgeRule | None) -> NDArray[np.bool_]:

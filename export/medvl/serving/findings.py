@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medvl.contracts.messages import Message, ObjectMask, Progress, SliceMask
 from medvl.imaging.masks import pack_mask
+from medvl.network.slice_mask import SliceMasks
 from medvl.serving.mask_volume import MaskVolume
 from medvl.serving.result_store import Result
 
@@ -34,10 +35,10 @@ class Findings:
         come back as they are, not as the network's resolution would have them.
     local
         Objects that are tracked around their last correction only.
-    shape
-        Of the canonical volume, [D, R, C].
-    slice_mask
-        Makes a mask bool [R, C] of the number and the logits FP32 [f_4, f_4] of a slice.
+    depth
+        Slices of the canonical volume.
+    masks
+        Makes them of what the network says of slices.
     """
 
     def __init__(  # noqa: PLR0917 - whom it tells, and what it has to know
@@ -46,15 +47,16 @@ class Findings:
         keep: Callable[[int, Result], None],
         given: Mapping[int, Mapping[int, NDArray[np.bool_]]],
         local: Collection[int],
-        shape: tuple[int, int, int],
-        slice_mask: Callable[[int, np.ndarray], NDArray[np.bool_]],
+        depth: int,
+        masks: SliceMasks,
     ) -> None:
         self._send = send
         self._keep = keep
         self._given = given
         self._local = local
-        self._slice_mask = slice_mask
-        self._masks = {object_id: MaskVolume(*shape) for object_id in given}
+        self._slice_mask = masks
+        lengths = depth, masks.transform.rows, masks.transform.cols
+        self._masks = {object_id: MaskVolume(*lengths) for object_id in given}
         self._presence: dict[int, dict[int, float]] = {object_id: {} for object_id in self._masks}
         self._previews: dict[int, list[tuple[SliceMask, bytes]]] = {object_id: [] for object_id in self._masks}
         self._told_s = time.monotonic()

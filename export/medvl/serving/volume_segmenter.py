@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from medvl.contracts.errors import InvalidRequest
@@ -19,7 +18,7 @@ from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
 from medvl.network.propagation import MAX_OBJECTS, Propagation
 from medvl.network.room import Room
-from medvl.network.slice_mask import slice_mask
+from medvl.network.slice_mask import SliceMasks
 from medvl.serving.bls import infer
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
@@ -143,8 +142,8 @@ class TritonPythonModel:
         spec = self._checkpoint.segmentation
         depth, rows, cols = request.shape
         transform = FitTransform(rows, cols, spec.side, spec.fit)
-        states, masks = arrays.get("seg_hidden"), arrays.get("masks", _NO_BYTES)
-        past = Past(self._past, key, request, states, masks)
+        states, given_bytes = arrays.get("seg_hidden"), arrays.get("masks", _NO_BYTES)
+        past = Past(self._past, key, request, states, given_bytes)
         tell = partial(_tell, reply, past)
         asked = []
         for one in request.objects:
@@ -155,15 +154,12 @@ class TritonPythonModel:
                     tell(event, packed)
         if not asked:
             return
-        given = {o.object_id: given_slices(o, request.shape, masks) for o in asked}
+        given = {o.object_id: given_slices(o, request.shape, given_bytes) for o in asked}
         prompts = [to_model_prompt(o, transform, states, given[o.object_id]) for o in asked]
         unchanged = {p.object_id: {n: given[p.object_id][n] for n in p.kept_slices} for p in prompts}
         known = past.known(asked)
-
-        def mask_of(number: int, mask_logits: np.ndarray) -> NDArray[np.bool_]:
-            return slice_mask(mask_logits, transform, self._store.slice_of(key, number), spec.edges)
-
-        findings = Findings(tell, past.keep, unchanged, past.local, request.shape, mask_of)
+        masks = SliceMasks(transform, partial(self._store.slice_of, key), spec.edges)
+        findings = Findings(tell, past.keep, unchanged, past.local, depth, masks)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
         propagation = Propagation(steps, source, depth, spec, findings, self._room, self._object_batch)
