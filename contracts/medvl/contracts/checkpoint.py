@@ -166,9 +166,9 @@ class KeySliceRule(_Value):
 class EdgeRule(_Value):
     """How masks follow the edges of their slices; lengths in pixels of a fitted slice."""
 
-    within_px: float = Field(gt=0)
+    within_px: float = Field(gt=0, le=64)
     """How far an edge may be moved: about what a mask of a quarter of the resolution leaves open."""
-    sigma_px: float = Field(gt=0)
+    sigma_px: float = Field(gt=0, le=64)
     """Of the Gaussian neighbourhood in which the two sides of an edge are compared."""
     noise: float = Field(gt=0)
     """Spread of the grey values (of 256) of one tissue at least."""
