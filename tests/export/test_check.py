@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from medvl.contracts.checkpoint import CHECKPOINT_FILE
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, PROPOSALS_FILE
 from medvl.contracts.manifest import files_of, sha256_of
 from medvl.export.check import mismatches
 
@@ -75,6 +75,16 @@ def test_missing_and_extra_tensors_are_named(folder):
     missing, extra = mismatches(folder)
     assert missing == f"{PART}: {name}: expected, but missing"
     assert extra == f"{PART}: stranger: found, but not expected"
+
+
+def test_a_rule_for_proposals_wants_weights(folder):
+    """Without the rule nobody wants them."""
+    (folder / PROPOSALS_FILE).unlink()
+    sign(folder)
+    (line,) = mismatches(folder)
+    assert PROPOSALS_FILE in line
+    edit_json(folder / CHECKPOINT_FILE, lambda c: c["segmentation"].pop("proposals"))
+    assert mismatches(folder) == []
 
 
 def test_the_language_model_is_checked_too(folder):

@@ -10,13 +10,14 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from medvl.contracts.checkpoint import KeySliceRule, SegmentationSpec
+from medvl.contracts.checkpoint import KeySliceRule, ProposalRule, SegmentationSpec
 from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import MAX_POINTS
 from medvl.network.key_slices import choose_key_slices
 from medvl.network.memory_bank import Known
 from medvl.network.prompts import POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import MAX_OBJECTS, Propagation
+from medvl.network.proposals import FEATURES, ProposalScorer
 from medvl.network.room import Room
 from medvl.network.steps import Bank, Decoded, Remembered
 
@@ -44,6 +45,8 @@ class Echo:
     """Slice, points and memories of every call that corrects."""
     expected: list[int] = field(default_factory=list)
     """Slices that were to be computed ahead."""
+    faint: Collection[int] = ()
+    """Slices on which nothing is seen well."""
     before_track: Callable[[int], None] = lambda number: None
 
     async def get(self, slices: Sequence[int]) -> Sequence[int]:
@@ -93,7 +96,7 @@ class Echo:
         logits = [[[[number, name], [name, last]]] for number, name, last in seen]
         return Decoded(
             mask_logits=np.array(logits, np.float32),
-            iou=np.full((len(on), 1), 0.9, np.float32),
+            iou=np.array([[0.3 if number in self.faint else 0.9] for number in numbers], np.float32),
             object_pointer=np.array(names, np.float32)[:, None],
             object_score=np.where(on, 4.0, -4.0).astype(np.float32)[:, None],
         )
@@ -555,6 +558,40 @@ class _Yielding:
 def test_key_slices(scores: list[float], chosen: tuple[int, ...]):
     """The best slices by score, so far apart and so many as the rule says, in order of their numbers."""
     assert choose_key_slices(scores, RULE) == chosen
+
+
+def telling_apart(feature: str, weight: float) -> ProposalScorer:
+    """Return what chooses by one feature alone, whatever the state."""
+    bias = np.zeros(len(FEATURES), np.float32)
+    bias[FEATURES.index(feature)] = weight
+    rule = ProposalRule(min_score=0.1, min_share=0.1)
+    return ProposalScorer(np.zeros((len(FEATURES), 4), np.float32), bias, rule)
+
+
+@pytest.mark.parametrize(("wanted", "key_slices"), [(-1.0, (2, 6)), (1.0, (14,))])
+def test_a_text_is_prompted_where_what_it_means_is(spec: SegmentationSpec, wanted: float, key_slices: tuple[int, ...]):
+    """Of two things its key slices are all of the one that is meant: here the lower and larger, or the upper one."""
+    steps, heard = Echo({1: [*range(2, 8), *range(14, 16)]}), Heard()
+    scorer = telling_apart("centre_slice", wanted)
+    asyncio.run(Propagation(steps, steps, DEPTH, spec, heard, scorer=scorer).run([by_text(1)]))
+    assert heard.endings[1][:2] == (True, key_slices)
+
+
+def test_what_is_meant_may_be_seen_less_well_than_something_else(spec: SegmentationSpec):
+    """Whether there is anything is told by the best slice of all; then the best one of what is meant is prompted."""
+    steps = Echo({1: [*range(2, 6), *range(14, 16)]}, faint=range(10, DEPTH))
+    for scorer, key_slices in ((None, (2,)), (telling_apart("centre_slice", 1.0), (14,))):
+        heard = Heard()
+        asyncio.run(Propagation(steps, steps, DEPTH, spec, heard, scorer=scorer).run([by_text(1)]))
+        assert heard.endings[1][:2] == (True, key_slices)
+
+
+def test_nothing_is_meant_where_nothing_is_seen_well(spec: SegmentationSpec):
+    """Proposals choose what is prompted, not whether there is anything."""
+    steps, heard = Echo({1: range(2, 6)}, faint=range(DEPTH)), Heard()
+    scorer = telling_apart("centre_slice", 1.0)
+    asyncio.run(Propagation(steps, steps, DEPTH, spec, heard, scorer=scorer).run([by_text(1)]))
+    assert heard.endings[1][:2] == (False, ())
 
 
 def test_a_slice_has_only_so_many_points():

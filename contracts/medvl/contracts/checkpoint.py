@@ -4,6 +4,7 @@ A checkpoint is a folder::
 
     checkpoint.json
     vision_encoder.safetensors   projector.safetensors   seg_projector.safetensors   sam2.safetensors
+    proposals.safetensors        where ``segmentation.proposals`` is set
     llm/                         a transformers folder: config.json, model.safetensors, tokenizer.json, ...
 
 Quirks of a model are fields here, never branches in code. ``docs/checkpoint.md`` explains every field.
@@ -25,6 +26,9 @@ CHECKPOINT_FILE = "checkpoint.json"
 LANGUAGE_FOLDER = "llm"
 PARTS = ("vision_encoder", "projector", "seg_projector", "sam2")
 """The parts that are one safetensors file each."""
+PROPOSALS = "proposals"
+"""One more such part, of a checkpoint that has ``segmentation.proposals``."""
+PROPOSALS_FILE = f"{PROPOSALS}.safetensors"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 HuRange = tuple[float, float]
@@ -163,6 +167,15 @@ class KeySliceRule(_Value):
     """Below this best score the object is reported as not found."""
 
 
+class ProposalRule(_Value):
+    """How the several things that a text's masks show become proposals, of which the [SEG] state chooses one."""
+
+    min_score: float = Field(gt=0.0, le=1.0)
+    """Of a slice whose mask belongs to proposals."""
+    min_share: float = Field(gt=0.0, le=1.0)
+    """Of a slice's mask that a part of it must have; less is a crumb."""
+
+
 class EdgeRule(_Value):
     """How masks follow the edges of their slices; lengths in pixels of a fitted slice."""
 
@@ -197,6 +210,8 @@ class SegmentationSpec(_Value):
     edges: EdgeRule | None = None
     """How masks follow the edges of their slices; None takes what SAM2 makes of them."""
     key_slices: KeySliceRule
+    proposals: ProposalRule | None = None
+    """How a text chooses among several things that look like what it means; None takes the best slice of all."""
 
 
 class Snomed(_Value):

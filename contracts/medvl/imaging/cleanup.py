@@ -91,16 +91,30 @@ def _parts(planes: Iterable[NDArray[np.bool_]]) -> tuple[NDArray[np.intp], NDArr
         parents.extend(range(len(parents), len(parents) + len(counts)))
         sizes.extend(counts.tolist())
         if below is not None:
-            touching = (below > 0) & (labels > 0)
-            for pair in np.unique(below[touching].astype(np.int64) << 32 | labels[touching]).tolist():
-                first, second = sorted((_root(parents, pair >> 32), _root(parents, pair & 0xFFFFFFFF)))
-                parents[second] = first
+            join(parents, below, labels)
         below = labels
-    roots = np.array([_root(parents, number) for number in range(len(parents))])
+    roots = np.array([root(parents, number) for number in range(len(parents))])
     return roots, np.bincount(roots, sizes, len(parents)).astype(np.intp)
 
 
-def _root(parents: list[int], number: int) -> int:
+def join(parents: list[int], below: NDArray[np.int32], labels: NDArray[np.int32]) -> None:
+    """Join the parts of two neighbouring slices whose voxels share faces; the least number of several stands for all.
+
+    Parameters
+    ----------
+    parents
+        For each number one that it is joined with, or itself.
+    below, labels
+        INT32 [R, C], numbers of parts; 0 outside.
+    """
+    touching = (below > 0) & (labels > 0)
+    for pair in np.unique(below[touching].astype(np.int64) << 32 | labels[touching]).tolist():
+        first, second = sorted((root(parents, pair >> 32), root(parents, pair & 0xFFFFFFFF)))
+        parents[second] = first
+
+
+def root(parents: list[int], number: int) -> int:
+    """Return the number that stands for all that one is joined with."""
     while parents[number] != number:
         parents[number] = number = parents[parents[number]]
     return number

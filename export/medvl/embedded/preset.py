@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint, ProposalRule
 from medvl.contracts.manifest import files_of, sha256_of
 from medvl.embedded.vocabulary import EOS, IMAGE, SEG, train_tokenizer
 from medvl.network.modules import Modules
@@ -47,6 +47,8 @@ _SAM2 = {
     "memory_encoder.mask_downsampler.embed_dim": CHANNELS,
     "memory_encoder.fuser.layer.dim": CHANNELS,
 }
+
+PROPOSAL_RULE = ProposalRule(min_score=0.1, min_share=0.05)
 
 UNTRAINED = "Random weights from a seed, made by medvl.embedded.preset; no data."
 
@@ -86,7 +88,7 @@ def write_untrained(folder: Path, seed: int) -> None:
         write_checkpoint(folder, modules, phantom_language_model(train_tokenizer()))
 
 
-def phantom_checkpoint(hashes: dict[str, str], training: str | None = None) -> Checkpoint:
+def phantom_checkpoint(hashes: dict[str, str], training: str | None = None, *, proposals: bool = True) -> Checkpoint:
     """Return what ``checkpoint.json`` says.
 
     Parameters
@@ -95,8 +97,10 @@ def phantom_checkpoint(hashes: dict[str, str], training: str | None = None) -> C
         SHA-256 of the other files.
     training
         What the weights were trained with, for the provenance; None for random ones.
+    proposals
+        Whether words choose among proposals.
     """
-    return Checkpoint.model_validate(_fields(hashes, training))
+    return Checkpoint.model_validate(_fields(hashes, training, proposals=proposals))
 
 
 def phantom_language_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
@@ -142,7 +146,7 @@ def write_checkpoint(folder: Path, modules: Modules, language: Qwen2ForCausalLM,
     )
     language.to(dtype).save_pretrained(folder / LANGUAGE_FOLDER)
     hashes = {name: sha256_of(path) for name, path in sorted(files_of(folder).items())}
-    whole = phantom_checkpoint(hashes, training)
+    whole = phantom_checkpoint(hashes, training, proposals=modules.proposals is not None)
     (folder / CHECKPOINT_FILE).write_text(whole.model_dump_json(indent=2) + "\n", "utf-8")
 
 
@@ -176,7 +180,7 @@ def _last_linear(module: nn.Module) -> nn.Linear:
     return _linears(module)[-1]
 
 
-def _fields(hashes: dict[str, str], training: str | None) -> dict[str, Any]:
+def _fields(hashes: dict[str, str], training: str | None, *, proposals: bool) -> dict[str, Any]:
     return {
         "format": 1,
         "name": "phantom",
@@ -225,6 +229,7 @@ def _fields(hashes: dict[str, str], training: str | None) -> dict[str, Any]:
             "heed_clicks_px": 8.0,
             "edges": {"within_px": 4.0, "sigma_px": 1.8, "noise": 3.0},
             "key_slices": {"max_slices": 1, "min_gap": 4, "min_score": 0.3},
+            "proposals": PROPOSAL_RULE.model_dump() if proposals else None,
         },
         "labels": [{"name": name, "snomed": {"code": code, "meaning": meaning}} for name, code, meaning in _LABELS],
         "files": hashes,

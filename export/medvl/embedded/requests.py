@@ -58,6 +58,11 @@ class Wanted:
         form = "class" if self.by_class else "organ" if self.kind is None and not self.findings else "finding"
         return form, self.present
 
+    @property
+    def one_of_several(self) -> bool:
+        """Whether its words tell it from others by its size."""
+        return any(word in pattern for pattern in self.patterns for word in ("largest", "smallest"))
+
     def phrasings(self) -> Iterator[SegmentRequest]:
         """Yield it in every phrasing."""
         return (self._request(t) for t in dict.fromkeys(t for p in self.patterns for t in expand(p)))

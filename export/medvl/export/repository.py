@@ -7,7 +7,7 @@ from pathlib import Path
 
 import medvl.export
 from medvl.contracts import pbtxt
-from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, PROPOSALS_FILE
 from medvl.contracts.errors import SetupError
 from medvl.contracts.manifest import MANIFEST_FILE, MODELS_FOLDER, files_of
 from medvl.contracts.models import MODELS
@@ -61,6 +61,8 @@ def write_skeleton(repository: Path, checkpoint: Path, language: QuantisedLangua
         entry_point = template / model / VERSION / "model.py"
         if entry_point.is_file():
             shutil.copyfile(entry_point, folder / entry_point.name)
+    if (checkpoint / PROPOSALS_FILE).is_file():
+        shutil.copyfile(checkpoint / PROPOSALS_FILE, version_folder(repository, "volume_segmenter") / PROPOSALS_FILE)
     _write_language(
         language.folder if language else checkpoint / LANGUAGE_FOLDER,
         version_folder(repository, "llm") / LANGUAGE_FOLDER,

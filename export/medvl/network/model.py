@@ -151,23 +151,29 @@ class ReferenceModel:
         transform = self._transform(volume)
         given = {} if mask is None else {int(n): mask[n] for n in np.flatnonzero(mask.any((1, 2)))}
         prompt = replace(prompt, masks={number: transform.mask_to_model(own) for number, own in given.items()})
-        spec, networks = self.checkpoint.segmentation, self.modules.networks
+        spec = self.checkpoint.segmentation
         source = self.slice_source(volume, window or spec.window)
-        steps = TorchSteps(
+        unchanged = {number: given[number] for number in prompt.kept_slices}
+        masks = SliceMasks(transform, source.slices.__getitem__, spec.edges)
+        found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), masks, unchanged)
+        depth, room, scorer = volume.geometry.shape[0], Room(_KEPT_BYTES), self.modules.scorer
+        propagation = Propagation(self.steps, source, depth, spec, found, room, scorer=scorer)
+        earlier = {} if known is None else {prompt.object_id: known}
+        asyncio.run(propagation.run([prompt], earlier, keep=found.keep))
+        return found
+
+    @property
+    def steps(self) -> TorchSteps:
+        """SAM2's networks for prompts and masks."""
+        networks = self.modules.networks
+        return TorchSteps(
             mask_decoder=networks["sam2_mask_decoder"],
             mask_prompt=networks["sam2_mask_prompt"],
             memory_encoder=networks["sam2_memory_encoder"],
             track_step=networks["sam2_track_step"],
-            side=spec.side,
+            side=self.checkpoint.segmentation.side,
             hidden_size=self.checkpoint.language.hidden_size,
         )
-        unchanged = {number: given[number] for number in prompt.kept_slices}
-        masks = SliceMasks(transform, source.slices.__getitem__, spec.edges)
-        found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), masks, unchanged)
-        propagation = Propagation(steps, source, volume.geometry.shape[0], spec, found, Room(_KEPT_BYTES))
-        earlier = {} if known is None else {prompt.object_id: known}
-        asyncio.run(propagation.run([prompt], earlier, keep=found.keep))
-        return found
 
     def slice_source(self, volume: Volume, window: str) -> SliceSource:
         """Return the features of a volume's slices through a window by name."""

@@ -14,9 +14,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from medvl.contracts.checkpoint import PARTS, Checkpoint
+from medvl.contracts.checkpoint import PARTS, PROPOSALS, Checkpoint
 from medvl.contracts.errors import CheckpointError
 from medvl.network.projector import Projector, TokenShape
+from medvl.network.proposals import FEATURES, ProposalScorer
 from medvl.network.sam2_build import STRIDE, build_sam, build_sam_shapes
 from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, MaskPrompt, MemoryEncoder, TrackStep
 from medvl.network.seg_projector import SegProjector
@@ -25,13 +26,20 @@ from medvl.network.vision import VisionEncoder, cells_of
 
 @dataclass(frozen=True)
 class Modules:
-    """The four parts of a checkpoint besides its language model, in eval mode; their state dicts are its files."""
+    """The parts of a checkpoint besides its language model, in eval mode; their state dicts are its files.
+
+    Attributes
+    ----------
+    proposals
+        Maps [SEG] states [B, H] to weights of :data:`medvl.network.proposals.FEATURES`; None without such a rule.
+    """
 
     checkpoint: Checkpoint
     vision_encoder: VisionEncoder
     projector: Projector
     seg_projector: SegProjector
     sam2: SAM2Base
+    proposals: nn.Linear | None
 
     @classmethod
     def build(cls, checkpoint: Checkpoint) -> Self:
@@ -86,12 +94,23 @@ class Modules:
             projector=Projector(checkpoint.projector, low, high, width).eval(),
             seg_projector=SegProjector(width, sam.hidden_dim).eval(),
             sam2=sam,
+            proposals=nn.Linear(width, len(FEATURES)).eval() if checkpoint.segmentation.proposals else None,
         )
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
         """Modules by the names of their files."""
-        return {name: getattr(self, name) for name in PARTS}
+        own = {name: getattr(self, name) for name in (*PARTS, PROPOSALS)}
+        return {name: module for name, module in own.items() if module is not None}
+
+    @property
+    def scorer(self) -> ProposalScorer | None:
+        """What chooses among proposals, where the checkpoint has it."""
+        rule = self.checkpoint.segmentation.proposals
+        if self.proposals is None or rule is None:
+            return None
+        weight, bias = (tensor.detach().numpy() for tensor in (self.proposals.weight, self.proposals.bias))
+        return ProposalScorer(weight, bias, rule)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

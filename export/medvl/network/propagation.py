@@ -1,8 +1,9 @@
 """From prompts to masks in 3D: SAM2's propagation through a volume, over networks that run anywhere.
 
-A text prompt first chooses its key slices by looking at every slice without memory; points, boxes and masks name
-theirs. The prompted slices condition the tracking of their objects in both directions from the lowest of them, each
-direction from a fresh state, so that neither the order of the directions nor an earlier request has an effect.
+A text prompt first chooses its key slices by looking at every slice without memory, among those of the thing that it
+means where a checkpoint tells several apart; points, boxes and masks name theirs. The prompted slices condition the
+tracking of their objects in both directions from the lowest of them, each direction from a fresh state, so that neither
+the order of the directions nor an earlier request has an effect.
 
 A correction goes on from there as SAM2's video predictor does: a slice that has been tracked or prompted before is
 decoded with its memories and its last mask, any other as a prompted one; then it conditions the tracking, too, and
@@ -23,6 +24,7 @@ from medvl.network.key_slices import choose_key_slices
 from medvl.network.listener import Listener, Work, tell_conditioning, tell_end, tell_prompted
 from medvl.network.memory_bank import Known
 from medvl.network.prompts import ObjectPrompt, SlicePrompt
+from medvl.network.proposals import Proposals, ProposalScorer
 from medvl.network.room import Room
 from medvl.network.steps import A, Decoded, FeatureSource, Remembered, Steps
 from medvl.network.tracking import Tracker
@@ -52,6 +54,8 @@ class Propagation(Generic[F, A]):
         How much of the objects that are being tracked is kept for corrections by later requests; nothing by default.
     batch
         Objects, or slices without memory, that one call takes; it changes no result.
+    scorer
+        Of a checkpoint that tells several things apart which look like what a text means.
     """
 
     def __init__(  # noqa: PLR0917 - what it works on, who listens, and two bounds
@@ -63,6 +67,7 @@ class Propagation(Generic[F, A]):
         listener: Listener[A],
         room: Room | None = None,
         batch: int = MAX_OBJECTS,
+        scorer: ProposalScorer | None = None,
     ) -> None:
         self._steps = steps
         self._source = source
@@ -71,6 +76,7 @@ class Propagation(Generic[F, A]):
         self._listener = listener
         self._room = Room(0) if room is None else room
         self._batch = min(batch, MAX_OBJECTS)
+        self._scorer = scorer
         self._tracker = Tracker(steps, source, depth, spec, listener)
 
     async def run(
@@ -114,16 +120,23 @@ class Propagation(Generic[F, A]):
         if prompt.seg_hidden is None:
             return Placed(prompt, tuple(named), 0.0)
         scores = [0.0] * self._depth
+        proposals = Proposals(self._depth, self._scorer.rule) if self._scorer else None
         allowed = [n for n in range(self._depth) if within(prompt, n)]
         for start in range(0, len(allowed), self._batch):
             numbers = allowed[start : start + self._batch]
             features = await self._source.get(numbers)
             decoded = await self._steps.decode(features, [SlicePrompt(seg_hidden=prompt.seg_hidden)] * len(numbers))
-            for number, score in zip(numbers, scores_of(decoded), strict=True):
+            for number, score, mask in zip(numbers, scores_of(decoded), decoded.masks, strict=True):
                 scores[number] = score
+                if proposals:
+                    proposals.see(number, mask, score)
             work.add(len(numbers))
         work.add(self._depth - len(allowed))
         chosen = choose_key_slices(scores, self._spec.key_slices)
+        if chosen and self._scorer and proposals and (found := proposals.found()):
+            own = self._scorer.meant(found, prompt.seg_hidden).scores
+            # What is meant may be seen less well than something else that tells that there is anything.
+            chosen = choose_key_slices(own.tolist(), self._spec.key_slices) or (int(own.argmax()),)
         return Placed(prompt, (*chosen, *(n for n in named if n not in chosen)), max(scores))
 
     def _groups(self, placed: Sequence[Placed], work: Work) -> Iterator[Group[A]]:

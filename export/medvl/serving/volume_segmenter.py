@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from medvl.contracts.checkpoint import PROPOSALS_FILE
 from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import Message, NotResident, ObjectMask, SegmenterDone, SegmenterRequest
 from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
 from medvl.network.propagation import MAX_OBJECTS, Propagation
+from medvl.network.proposals import ProposalScorer
 from medvl.network.room import Room
 from medvl.network.slice_mask import SliceMasks
 from medvl.serving.bls import infer
@@ -58,7 +60,10 @@ class TritonPythonModel:
         give_large_back()
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
-        paths = graphs_beside(Path(args["model_repository"]), args["model_version"])
+        folder, rule = Path(args["model_repository"]), self._checkpoint.segmentation.proposals
+        weights = folder / args["model_version"] / PROPOSALS_FILE
+        self._scorer = ProposalScorer.load(weights, rule) if rule else None
+        paths = graphs_beside(folder, args["model_version"])
         self._graphs = paths and OwnGraphs(
             paths,
             workers=settings.integer("workers", os.cpu_count() or 1),
@@ -162,7 +167,7 @@ class TritonPythonModel:
         findings = Findings(tell, past.keep, unchanged, past.local, depth, masks)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
-        propagation = Propagation(steps, source, depth, spec, findings, self._room, self._object_batch)
+        propagation = Propagation(steps, source, depth, spec, findings, self._room, self._object_batch, self._scorer)
         await propagation.run(prompts, known, past.local, past.keep_known)
 
 

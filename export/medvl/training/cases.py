@@ -23,6 +23,7 @@ from medvl.embedded.phantom import make_blank, make_phantom
 from medvl.embedded.truth import Truth
 from medvl.imaging.geometry import Geometry
 from medvl.imaging.resample import FitTransform, fit_slices
+from medvl.imaging.volume import Volume
 from medvl.imaging.windows import Window, to_uint8
 from medvl.training.descriptors import Place, places
 
@@ -93,6 +94,12 @@ class Case:
         for plane, own in zip(planes, labels, strict=True):
             plane[:height, :width] = cv2.resize(own, (width, height), interpolation=cv2.INTER_NEAREST)
         return planes
+
+    def volume(self, window: Window) -> Volume:
+        """Return the image as a volume, in HU as exactly as the window that it is stored through can tell."""
+        lower, upper = window.lower_hu, window.upper_hu
+        hu = np.rint(lower + self._padded(np.asarray(self.voxels.grey)) * ((upper - lower) / 255)).astype(np.int16)
+        return Volume(hu, self.geometry)
 
     def widened(self, rng: np.random.Generator) -> Case:
         """Return the case in a wider field of view, and not in its middle: with air about each slice."""

@@ -357,12 +357,13 @@ def _segmentation(request: SegmentRequest, case: Case, templates: PromptTemplate
     return Utterance(
         fill(request.text, case.geometry.extent_mm),
         templates.segment_answer,
-        (_target(request, case),),
+        (target_of(request, case),),
         decisive=False,
     )
 
 
-def _target(request: SegmentRequest, case: Case) -> Target:
+def target_of(request: SegmentRequest, case: Case) -> Target:
+    """Return what a request means in a case."""
     if not request.present:
         # Words for several kinds of finding, none of which is there, mean whatever is least like an organ.
         return absent(str(request.kind or request.organ or FindingKind.LIVER_MASS))

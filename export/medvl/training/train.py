@@ -9,6 +9,7 @@
     clips       SAM2                                    slices in a row, through the memory
     language    projector, language model, seg projector   what an encoder that has learnt to see makes of cases
     joint       the same, and the vision encoder        cases
+    proposals   which of several things a [SEG] state means    what all others have come to
 
 ``perception`` and ``language`` on one side and the stages of SAM2 on the other do not need each other: two
 processes can run them on two cores, or on one GPU. ``language`` teaches the seg projector once SAM2 has begun.
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, Checkpoint
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.preset import WINDOW, enliven, phantom_checkpoint, phantom_language_model, write_checkpoint
 from medvl.embedded.vocabulary import train_tokenizer
@@ -39,12 +40,15 @@ from medvl.training.descriptors import Teacher
 from medvl.training.language import LanguageLearner, begin_locally
 from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
 from medvl.training.perception import PerceptionLearner
+from medvl.training.proposals import ProposalLearner
 from medvl.training.segmentation import SegmentationLearner
 
 CASES = {"cpu": range(3600), "cuda": range(15_000)}
 """Phantoms that training draws from, unless it is told others: a GPU comes to all of them again and again."""
 MAKE_CASES = "cases"
 """The stage that makes them; without it each is made when it is first drawn."""
+_PROPOSALS = Stage("proposals", 1500, 1e-2, batch=16, more_cases=1)
+"""The same on both devices: looking at a case takes longer than all that is learnt from it."""
 RECIPES = {
     "cpu": (
         Stage("perception", 8000, 1.5e-3, batch=2, more_cases=1),
@@ -53,12 +57,14 @@ RECIPES = {
         Stage("clips", 6000, 3e-4, batch=1),
         Stage("language", 5000, 8e-4, batch=1),
         Stage("joint", 3000, 2e-4, batch=1),
+        _PROPOSALS,
     ),
     "cuda": (
         Stage("perception", 2080, 2e-3, batch=16, more_cases=2),
         Stage("slices", 1880, 1e-3, batch=32, more_cases=2),
         Stage("clips", 3000, 6e-4, batch=48, first_cases=4000, more_cases=4),
         Stage("joint", 7200, 8e-4, batch=32, first_cases=4000, more_cases=4),
+        _PROPOSALS,
     ),
 }
 """Stages by the device that they run on."""
@@ -159,9 +165,14 @@ def finish(out: Path, folder: Path) -> None:
     InvalidRequest
         When a stage has not begun.
     """
-    checkpoint = phantom_checkpoint({})
-    modules = Modules.build(checkpoint)
+    _write(out, folder, proposals=_begun(out, _PROPOSALS.name))
+
+
+def _write(out: Path, folder: Path, *, proposals: bool) -> None:
+    modules = Modules.build(phantom_checkpoint({}, proposals=proposals))
     language = phantom_language_model(train_tokenizer())
+    if modules.proposals:
+        modules.proposals.load_state_dict(_averaged(out, _PROPOSALS.name))
     _take(modules.sam2, _averaged(out, _segmenter_stage(out)), "sam.")
     speaker = "language" if _begun(out, "language") and not _begun(out, "joint") else "joint"
     weights = _averaged(out, speaker)
@@ -200,6 +211,8 @@ def learner(name: str, out: Path, device: str, cases: range | None = None) -> Le
     store = replace(_store(out, device, cases), first=stage.first_cases, more=stage.more_cases)
     if name in _SEGMENTATION:
         return _segmentation_learner(stage, out, checkpoint, store, device)
+    if name == _PROPOSALS.name:
+        return _proposal_learner(stage, out, store)
     modules = Modules.build(checkpoint)
     enliven(modules)
     if name == "perception":
@@ -224,6 +237,18 @@ def _segmentation_learner(
     # The language stage may be learning to stand in for the teacher of the slices by now: it must not move away.
     own.module.teacher.requires_grad_(requires_grad=stage.name != "clips")
     return own
+
+
+def _proposal_learner(stage: Stage, out: Path, store: CaseStore) -> ProposalLearner:
+    """Return what learns from the checkpoint that the other stages have come to; what it has seen goes with that."""
+    steps = (str(steps_done(out, name)) for name in (_segmenter_stage(out), "joint") if _averaged(out, name))
+    folder = out / "-".join((stage.name, *steps))
+    reference = folder / "checkpoint"
+    if not (reference / CHECKPOINT_FILE).is_file():
+        with torch.device("cpu"):
+            reference.mkdir(parents=True, exist_ok=True)
+            _write(out, reference, proposals=False)
+    return ProposalLearner(reference, store, folder / "seen", stage.batch)
 
 
 def _language_learner(  # noqa: PLR0917 - what it is made of

@@ -1,0 +1,166 @@
+"""Which of several things a text means: proposals that SAM2 makes slice by slice, compared with one another in 3D.
+
+SAM2 sees one slice at a time. For "the smaller cyst" it draws a cyst wherever one is, best of all the larger one. What
+hangs together through the slices is a proposal; the [SEG] state says what counts in a comparison of proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from medvl.contracts.checkpoint import ProposalRule
+from medvl.imaging.cleanup import join, root
+
+FEATURES = (
+    "score",
+    "log_score",
+    "log_volume",
+    "some_larger",
+    "some_smaller",
+    *(f"{what}_{axis}" for what in ("centre", "off_centre", "log_extent") for axis in ("slice", "row", "column")),
+)
+"""What proposals are compared by, in the order of the weights; see :func:`features_of`."""
+_CREDIBLE = 2.0
+"""How fast a sum of scores of others counts as one that is there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """Parts of the masks of neighbouring slices that touch one another.
+
+    Attributes
+    ----------
+    scores
+        FP32 [D]: for each slice the score of its mask times the share of it that belongs to the proposal.
+    volume
+        Share of all cells.
+    centre, extent
+        FP32 [3], along slices, rows and columns of the fitted slices; shares of their lengths.
+    """
+
+    scores: NDArray[np.float32]
+    volume: float
+    centre: NDArray[np.float32]
+    extent: NDArray[np.float32]
+
+
+class Proposals:
+    """What a text's masks show, gathered slice by slice from below.
+
+    Parameters
+    ----------
+    depth
+        Slices of the volume.
+    rule
+        Of the checkpoint.
+    """
+
+    def __init__(self, depth: int, rule: ProposalRule) -> None:
+        self._depth = depth
+        self._rule = rule
+        self._parents = [0]
+        self._parts: list[tuple[float, ...]] = []
+        """Of each number from 1 on: slice, score, cells, centre and both ends along rows and columns."""
+        self._below: tuple[int, NDArray[np.int32]] | None = None
+        self._size = 1
+
+    def see(self, number: int, mask: NDArray[np.bool_], score: float) -> None:
+        """Take the mask bool [f_4, f_4] of the next slice and its score."""
+        self._size = len(mask)
+        if score < self._rule.min_score or not mask.any():
+            return
+        _, own, stats, centres = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+        shares = stats[1:, cv2.CC_STAT_AREA] / np.count_nonzero(mask)
+        kept = np.flatnonzero(shares >= self._rule.min_share) + 1
+        renamed = np.zeros(len(stats), np.int32)
+        renamed[kept] = len(self._parents) + np.arange(len(kept))
+        for row, (column_centre, row_centre) in zip(stats[kept], centres[kept], strict=True):
+            column, line, width, height, cells = row.tolist()
+            ends = (line, line + height, column, column + width)
+            part_score = score * cells / np.count_nonzero(mask)
+            self._parts.append((number, part_score, cells, row_centre + 0.5, column_centre + 0.5, *ends))
+            self._parents.append(len(self._parents))
+        labels = renamed[own]
+        if self._below is not None and self._below[0] == number - 1:
+            join(self._parents, self._below[1], labels)
+        self._below = number, labels
+
+    def found(self) -> list[Proposal]:
+        """Return the proposals, those that begin lowest first."""
+        roots = np.array([root(self._parents, number) for number in range(1, len(self._parents))])
+        parts = np.array(self._parts, np.float64)
+        return [self._proposal(parts[roots == one]) for one in np.unique(roots)]
+
+    def _proposal(self, parts: NDArray[np.float64]) -> Proposal:
+        numbers, scores, cells, rows, columns, *ends = parts.T
+        lengths = np.array([self._depth, self._size, self._size])
+        per_slice = np.bincount(numbers.astype(int), scores, self._depth)
+        centre = [np.average(at, weights=cells) for at in (numbers + 0.5, rows, columns)]
+        first_row, last_row, first_column, last_column = ends
+        extent = (np.ptp(numbers) + 1, last_row.max() - first_row.min(), last_column.max() - first_column.min())
+        return Proposal(
+            per_slice.astype(np.float32),
+            float(cells.sum() / lengths.prod()),
+            (centre / lengths).astype(np.float32),
+            (extent / lengths).astype(np.float32),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ProposalScorer:
+    """Chooses the proposal that a [SEG] state means: a linear map of the state weighs what proposals are compared by.
+
+    Attributes
+    ----------
+    weight, bias
+        FP32 [F, H] and [F], F being :data:`FEATURES`.
+    rule
+        Of the checkpoint.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    rule: ProposalRule
+
+    @classmethod
+    def load(cls, path: Path, rule: ProposalRule) -> Self:
+        """Read the weights of a checkpoint's ``proposals.safetensors``."""
+        tensors = load_file(path)
+        return cls(tensors["weight"].astype(np.float32), tensors["bias"].astype(np.float32), rule)
+
+    def meant(self, proposals: Sequence[Proposal], seg_hidden: NDArray[np.float32]) -> Proposal:
+        """Return the proposal that a [SEG] state FP32 [H] means; the first of equals."""
+        weights = self.weight @ seg_hidden + self.bias
+        return proposals[int((features_of(proposals) @ weights).argmax())]
+
+
+def features_of(proposals: Sequence[Proposal]) -> NDArray[np.float32]:
+    """Return what N proposals are compared by, FP32 [N, F].
+
+    The score of a proposal is that of its best slice. ``some_larger`` and ``some_smaller`` tell how credible it is that
+    there are others: 0 without any, near 1 where their scores add up to 1.
+    """
+    scores = np.array([p.scores.max() for p in proposals], np.float64)
+    volumes = np.array([p.volume for p in proposals])
+    larger, smaller = (compared @ scores for compared in (volumes > volumes[:, None], volumes < volumes[:, None]))
+    centre = 2.0 * np.stack([p.centre for p in proposals]) - 1.0
+    extent = np.stack([p.extent for p in proposals])
+    columns = (
+        scores[:, None],
+        np.log(scores)[:, None],
+        np.log(volumes)[:, None],
+        np.tanh(_CREDIBLE * larger)[:, None],
+        np.tanh(_CREDIBLE * smaller)[:, None],
+        centre,
+        centre**2,
+        np.log(extent),
+    )
+    return np.asarray(np.concatenate(columns, axis=1), np.float32)
