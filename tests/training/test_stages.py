@@ -13,9 +13,13 @@ from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.phantom import make_phantom
 from medvl.embedded.preset import WINDOW, phantom_checkpoint
+from medvl.embedded.requests import request_pool
 from medvl.embedded.truth import FindingKind, Truth
+from medvl.export.presets import resolve_checkpoint
 from medvl.imaging.resample import to_grid
 from medvl.imaging.windows import Window, to_uint8
+from medvl.network.model import ReferenceModel
+from medvl.network.proposals import FEATURES
 from medvl.training import train
 from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.clips import clip_slices
@@ -23,6 +27,7 @@ from medvl.training.descriptors import LENGTH, Place, descriptor, places, target
 from medvl.training.language import utterances
 from medvl.training.loop import Loop
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
+from medvl.training.proposals import Example, ProposalLearner, examples
 
 WIDE = Window(*phantom_checkpoint({}).windows[WINDOW])
 
@@ -92,6 +97,49 @@ def test_language_is_taught_on_what_the_encoder_sees(out: Path):
     )
     assert alone == {"projector", "seg_projector", "language", "state_head", "token_head"}
     assert joint == alone | {"encoder", "heads"}
+
+
+def test_proposals_teach_a_state_what_it_means(out: Path):
+    """From what was seen once: a state that says "the smaller" comes to choose it, and nothing else changes."""
+    learner = train.learner("proposals", out, "cpu")
+    assert isinstance(learner, ProposalLearner)
+    hidden, small = phantom_checkpoint({}).language.hidden_size, FEATURES.index("log_volume")
+    features = np.zeros((2, len(FEATURES)), np.float32)
+    features[:, small] = -4.0, -8.0
+    states = np.random.default_rng(0).normal(0.0, 0.3, (2, hidden)).astype(np.float32)
+    said = [Example(states[i], features, np.eye(2, dtype=np.float32)[i], 1.0) for i in range(2)]
+    unseen = Example(states[0], features, np.zeros(2, np.float32), 1.0)
+    learner.keep(FIRST_SEED, [*said, unseen])
+    drawn = learner.draw(0, np.random.default_rng(0))
+    assert len(drawn.states) == 2 * train.stages_on("cpu")["proposals"].batch
+    optimiser = torch.optim.SGD(learner.module.parameters(), 0.1)
+    before, _ = learner.loss(0, drawn)
+    for _ in range(50):
+        optimiser.zero_grad()
+        learner.loss(0, drawn)[0].backward()
+        optimiser.step()
+    after, shown = learner.loss(0, drawn)
+    assert after < 0.1 < before
+    assert shown["dice"] == shown["best"] == 1.0
+
+
+def test_proposals_are_those_of_the_reference(case: Case):
+    """Every request for one of several is looked for, and what is seen of an organ is the organ."""
+    reference = ReferenceModel.load(resolve_checkpoint("phantom"))
+    found = list(examples(case, reference, np.random.default_rng(0)))
+    several = [w for w in request_pool(case.truth) if w.one_of_several]
+    assert sum(e.weight == 2.0 for e in found) == len(several) > 0
+    assert all(e.features.shape == (len(e.dice), len(FEATURES)) for e in found)
+    assert np.median([e.dice.max() for e in found if e.weight == 0.3]) > 0.8
+
+
+def test_proposals_need_something_that_is_seen(out: Path):
+    """A checkpoint that has not learnt to see is told so."""
+    learner = train.learner("proposals", out, "cpu")
+    assert isinstance(learner, ProposalLearner)
+    learner.keep(FIRST_SEED, [])
+    with pytest.raises(InvalidRequest, match="trained checkpoint"):
+        learner.draw(0, np.random.default_rng(0))
 
 
 def test_a_stage_without_the_one_before_is_refused(tmp_path: Path):

@@ -151,9 +151,13 @@ class CaseStore:
 
     def draw(self, rng: np.random.Generator, step: int) -> Case:
         """Return one of the cases that a step knows, every second one in a wider field of view."""
-        known = min(len(self.seeds), self.first + self.more * step)
-        case = self.get(self.seeds[int(rng.integers(known))])
+        case = self.get(self.seed(rng, step))
         return case.widened(rng) if rng.random() < _WIDENED else case
+
+    def seed(self, rng: np.random.Generator, step: int) -> int:
+        """Return the seed of one of the cases that a step knows."""
+        known = min(len(self.seeds), self.first + self.more * step)
+        return self.seeds[int(rng.integers(known))]
 
     def get(self, seed: int) -> Case:
         """Return a case, made the first time."""

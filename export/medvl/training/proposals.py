@@ -108,8 +108,7 @@ class ProposalLearner:
 
     def draw(self, step: int, rng: np.random.Generator) -> Compared:
         """Return the requests of some cases."""
-        known = min(len(self._store.seeds), self._store.first + self._store.more * step)
-        seeds = (self._store.seeds[int(n)] for n in rng.integers(known, size=self._batch))
+        seeds = [self._store.seed(rng, step) for _ in range(self._batch)]
         return compared([example for seed in seeds for example in self._examples(seed)])
 
     def loss(self, step: int, drawn: Compared) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -122,16 +121,34 @@ class ProposalLearner:
         loss = -(likely * drawn.weight).sum() / drawn.weight.sum()
         return loss, {"dice": chosen.mean(), "best": drawn.dice.amax(1).mean()}
 
+    def keep(self, seed: int, found: Sequence[Example]) -> None:
+        """Keep what was found in a case."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(seed)
+        arrays = {
+            f"{name}_{i}": getattr(e, name) for i, e in enumerate(found) for name in ("state", "features", "dice")
+        }
+        # Written under the name of this process first: several may look at the same case.
+        own = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(own, weights=np.array([e.weight for e in found]), **arrays)
+        own.replace(path)
+
     def _examples(self, seed: int) -> list[Example]:
-        path = self._folder / f"{seed}.npz"
-        if not path.is_file():
+        if not self._path(seed).is_file():
             if self._reference is None:
                 self._reference = ReferenceModel.load(self._reference_folder)
-            rng = np.random.default_rng([seed, len(FEATURES)])
-            case = self._store.get(seed)
+            rng, case = np.random.default_rng([seed, len(FEATURES)]), self._store.get(seed)
             shown = case.widened(rng) if rng.random() < _WIDENED else case
-            _write(path, list(examples(shown, self._reference, rng)))
-        return _read(path)
+            self.keep(seed, list(examples(shown, self._reference, rng)))
+        with np.load(self._path(seed)) as kept:
+            weights = kept["weights"].tolist()
+            return [
+                Example(kept[f"state_{i}"], kept[f"features_{i}"], kept[f"dice_{i}"], weight)
+                for i, weight in enumerate(weights)
+            ]
+
+    def _path(self, seed: int) -> Path:
+        return self._folder / f"{seed}.npz"
 
 
 def compared(drawn: list[Example]) -> Compared:
@@ -204,21 +221,3 @@ def _dice(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     covered = truth.reshape(len(mask), size, len(mask), size).mean((1, 3)) > _COVERED
     both, each = int(np.count_nonzero(mask & covered)), int(np.count_nonzero(mask)) + int(np.count_nonzero(covered))
     return 2 * both / max(1, each)
-
-
-def _write(path: Path, found: Sequence[Example]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"{name}_{i}": getattr(e, name) for i, e in enumerate(found) for name in ("state", "features", "dice")}
-    # Written under the name of this process first: several may look at the same case.
-    own = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(own, weights=np.array([e.weight for e in found]), **arrays)
-    own.replace(path)
-
-
-def _read(path: Path) -> list[Example]:
-    with np.load(path) as kept:
-        weights = kept["weights"].tolist()
-        return [
-            Example(kept[f"state_{i}"], kept[f"features_{i}"], kept[f"dice_{i}"], weight)
-            for i, weight in enumerate(weights)
-        ]
