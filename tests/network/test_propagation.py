@@ -586,6 +586,17 @@ def test_what_is_meant_may_be_seen_less_well_than_something_else(spec: Segmentat
         assert heard.endings[1][:2] == (True, key_slices)
 
 
+def test_what_a_text_means_is_not_tracked_into_another(spec: SegmentationSpec):
+    """Not before somebody corrects it: a click may say that both are one."""
+    steps = Echo({1: [*range(2, 8), *range(9, 16)]})
+    scorer = telling_apart("centre_slice", 1.0)
+    corrected = replace(by_text(1), corrections=({12: (PromptPoint(1.0, 0.5, POSITIVE),)},))
+    for prompt, lowest in ((by_text(1), 8), (corrected, 0)):
+        heard = Heard()
+        asyncio.run(Propagation(steps, steps, DEPTH, spec, heard, Room(2**20), scorer=scorer).run([prompt]))
+        assert min(heard.slices[1]) == lowest
+
+
 def test_nothing_is_meant_where_nothing_is_seen_well(spec: SegmentationSpec):
     """Proposals choose what is prompted, not whether there is anything."""
     steps, heard = Echo({1: range(2, 6)}, faint=range(DEPTH)), Heard()

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import ProposalRule
-from medvl.network.proposals import FEATURES, Proposal, Proposals, ProposalScorer, features_of
+from medvl.network.proposals import FEATURES, Proposal, Proposals, ProposalScorer, features_of, reach
 
 DEPTH, SIDE = 12, 16
 RULE = ProposalRule(min_score=0.1, min_share=0.1)
@@ -99,6 +99,17 @@ def test_a_state_says_which_one_it_means():
     assert scorer.meant([larger, smaller], np.array([1.0, 0.0], np.float32)) is larger
     assert scorer.meant([larger, smaller], np.array([0.0, 1.0], np.float32)) is smaller
     assert scorer.meant([smaller, larger], np.zeros(2, np.float32)) is smaller
+
+
+def test_a_proposal_reaches_to_where_another_one_is_in_its_place():
+    """Not to where neither is, nor to where both are; what is hardly seen stops nobody."""
+    upper, lower, both = square(2, 2, 4), square(10, 10, 3), square(2, 2, 4) | square(10, 10, 3)
+    shown = {0: lower, 2: both, 3: upper, 4: upper, 7: lower, 8: lower, 11: lower}
+    found = seen(shown, {n: 0.2 if n == 7 else 0.8 for n in shown})
+    meant = next(p for p in found if p.scores[3] > 0)
+    assert reach(meant, found, (3,), min_score=0.3) == (1, 7)
+    assert reach(meant, found, (3,), min_score=0.9) == (0, DEPTH - 1)
+    assert reach(meant, [meant], (3,), min_score=0.3) == (0, DEPTH - 1)
 
 
 def test_every_feature_is_a_number():

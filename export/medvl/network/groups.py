@@ -19,6 +19,8 @@ class Placed:
     key_slices: tuple[int, ...]
     score: float
     """Of the best slice that a text was looked for on; 0 without a text."""
+    ends: tuple[int, int] | None = None
+    """First and last slice that it is tracked to until somebody corrects it; None where nothing is in its way."""
 
     @property
     def together(self) -> tuple[object, ...]:

@@ -24,7 +24,7 @@ from medvl.network.key_slices import choose_key_slices
 from medvl.network.listener import Listener, Work, tell_conditioning, tell_end, tell_prompted
 from medvl.network.memory_bank import Known
 from medvl.network.prompts import ObjectPrompt, SlicePrompt
-from medvl.network.proposals import Proposals, ProposalScorer
+from medvl.network.proposals import Proposals, ProposalScorer, reach
 from medvl.network.room import Room
 from medvl.network.steps import A, Decoded, FeatureSource, Remembered, Steps
 from medvl.network.tracking import Tracker
@@ -132,12 +132,15 @@ class Propagation(Generic[F, A]):
                     proposals.see(number, mask, score)
             work.add(len(numbers))
         work.add(self._depth - len(allowed))
-        chosen = choose_key_slices(scores, self._spec.key_slices)
+        rule, ends = self._spec.key_slices, None
+        chosen = choose_key_slices(scores, rule)
         if chosen and self._scorer and proposals and (found := proposals.found()):
-            own = self._scorer.meant(found, prompt.seg_hidden).scores
+            meant = self._scorer.meant(found, prompt.seg_hidden)
             # What is meant may be seen less well than something else that tells that there is anything.
-            chosen = choose_key_slices(own.tolist(), self._spec.key_slices) or (int(own.argmax()),)
-        return Placed(prompt, (*chosen, *(n for n in named if n not in chosen)), max(scores))
+            chosen = choose_key_slices(meant.scores.tolist(), rule) or (int(meant.scores.argmax()),)
+            # Points and masks beside a text tell better than it does how far its object reaches.
+            ends = None if named else reach(meant, found, chosen, rule.min_score)
+        return Placed(prompt, (*chosen, *(n for n in named if n not in chosen)), max(scores), ends)
 
     def _groups(self, placed: Sequence[Placed], work: Work) -> Iterator[Group[A]]:
         """Yield the objects by their key slices, as many as one call takes; those that are nowhere have ended."""

@@ -142,6 +142,21 @@ class ProposalScorer:
         return proposals[int((features_of(proposals) @ weights).argmax())]
 
 
+def reach(
+    meant: Proposal, proposals: Sequence[Proposal], key_slices: Sequence[int], min_score: float
+) -> tuple[int, int]:
+    """Return the first and the last slice about the key slices of a proposal up to which no other is in its place.
+
+    Tracking would go on with what looks like it. Another one is in its place on a slice whose mask has no part of what
+    is meant, where one of the others reaches ``min_score``.
+    """
+    others = np.max([p.scores for p in proposals], axis=0)
+    taken = np.flatnonzero((meant.scores == 0.0) & (others >= min_score))
+    first = taken[taken < min(key_slices)].max(initial=-1) + 1
+    last = taken[taken > max(key_slices)].min(initial=len(meant.scores)) - 1
+    return int(first), int(last)
+
+
 def features_of(proposals: Sequence[Proposal]) -> NDArray[np.float32]:
     """Return what N proposals are compared by, FP32 [N, F].
 

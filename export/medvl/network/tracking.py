@@ -53,13 +53,17 @@ class _Active(Generic[A]):
 
     prompt: ObjectPrompt
     kept: Kept[A]
+    ends: tuple[int, int] | None = None
+    """As of :class:`medvl.network.groups.Placed`."""
     absent: int = 0
     """Slices in a row without it."""
 
     def goes_to(self, number: int, step: int, stop_after_absent: int) -> bool:
         """Whether the object is tracked on a slice."""
-        end = self.prompt.last_slice if step > 0 else self.prompt.first_slice
-        beyond = end is not None and (number - end) * step > 0
+        asked = self.prompt.last_slice if step > 0 else self.prompt.first_slice
+        beyond = any(
+            end is not None and (number - end) * step > 0 for end in (asked, self.ends and self.ends[step > 0])
+        )
         return not beyond and self.absent < stop_after_absent
 
 
@@ -95,7 +99,7 @@ class Tracker(Generic[F, A]):
     async def _track(self, group: Group[A], step: int, kept: Sequence[Kept[A]], work: Work) -> None:
         """Track a group in one direction until its objects have ended."""
         bank = MemoryBank(group.conditioning, self._depth, step, self._spec.max_conditioning_slices)
-        active = [_Active(member.prompt, own) for member, own in zip(group.members, kept, strict=True)]
+        active = [_Active(member.prompt, own, member.ends) for member, own in zip(group.members, kept, strict=True)]
         first, last = min(group.conditioning), max(group.conditioning)
         numbers = range(first + 1, self._depth) if step > 0 else range(first - 1, -1, -1)
         limit = self._spec.stop_after_absent
