@@ -110,6 +110,7 @@ def test_a_proposal_reaches_to_where_another_one_is_in_its_place():
     assert reach(meant, found, (3,), min_score=0.3) == (1, 7)
     assert reach(meant, found, (3,), min_score=0.9) == (0, DEPTH - 1)
     assert reach(meant, [meant], (3,), min_score=0.3) == (0, DEPTH - 1)
+    assert reach(meant, found, (2,), min_score=0.3) == (0, DEPTH - 1), "with parts beside it it may be one with them"
 
 
 def test_every_feature_is_a_number():

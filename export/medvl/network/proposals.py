@@ -148,10 +148,12 @@ def reach(
     """Return the first and the last slice about the key slices of a proposal up to which no other is in its place.
 
     Tracking would go on with what looks like it. Another one is in its place on a slice whose mask has no part of what
-    is meant, where one of the others reaches ``min_score``.
+    is meant, where one of the others reaches ``min_score``. What has other parts beside it on its key slices, as a rib
+    has, may be one thing with them: it reaches everywhere.
     """
-    others = np.max([p.scores for p in proposals], axis=0)
-    taken = np.flatnonzero((meant.scores == 0.0) & (others >= min_score))
+    others = np.max([np.zeros_like(meant.scores), *(p.scores for p in proposals if p is not meant)], axis=0)
+    alone = not others[list(key_slices)].any()
+    taken = np.flatnonzero((meant.scores == 0.0) & (others >= min_score)) if alone else np.zeros(0, np.intp)
     first = taken[taken < min(key_slices)].max(initial=-1) + 1
     last = taken[taken > max(key_slices)].min(initial=len(meant.scores)) - 1
     return int(first), int(last)
