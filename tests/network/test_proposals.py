@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import ProposalRule
-from medvl.network.proposals import FEATURES, Proposal, Proposals, ProposalScorer, features_of, reach
+from medvl.network.proposal_finder import ProposalFinder
+from medvl.network.proposals import FEATURES, Proposal, ProposalScorer, features_of, reach
 
 DEPTH, SIDE = 12, 16
 RULE = ProposalRule(min_score=0.1, min_share=0.1)
@@ -20,7 +21,7 @@ def square(row: int, column: int, size: int) -> NDArray[np.bool_]:
 
 
 def seen(shown: dict[int, NDArray[np.bool_]], scores: dict[int, float] | None = None) -> list[Proposal]:
-    proposals = Proposals(DEPTH, RULE)
+    proposals = ProposalFinder(DEPTH, RULE)
     for number in range(DEPTH):
         mask = shown.get(number, np.zeros((SIDE, SIDE), np.bool_))
         proposals.see(number, mask, (scores or {}).get(number, 0.8 if number in shown else 0.0))

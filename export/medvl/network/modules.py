@@ -24,6 +24,26 @@ from medvl.network.seg_projector import SegProjector
 from medvl.network.vision import VisionEncoder, cells_of
 
 
+class ProposalMap(nn.Linear):
+    """Maps [SEG] states [B, H] to weights of :data:`medvl.network.proposals.FEATURES`; begins with the score alone.
+
+    Parameters
+    ----------
+    width
+        H.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, len(FEATURES))
+
+    def reset_parameters(self) -> None:
+        """Choose what has the highest score, without drawing random numbers, whatever the state says."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.bias[FEATURES.index("score")] = 1.0
+
+
 @dataclass(frozen=True)
 class Modules:
     """The parts of a checkpoint besides its language model, in eval mode; their state dicts are its files.
@@ -31,7 +51,7 @@ class Modules:
     Attributes
     ----------
     proposals
-        Maps [SEG] states [B, H] to weights of :data:`medvl.network.proposals.FEATURES`; None without such a rule.
+        None without a rule of proposals.
     """
 
     checkpoint: Checkpoint
@@ -39,7 +59,7 @@ class Modules:
     projector: Projector
     seg_projector: SegProjector
     sam2: SAM2Base
-    proposals: nn.Linear | None
+    proposals: ProposalMap | None
 
     @classmethod
     def build(cls, checkpoint: Checkpoint) -> Self:
@@ -94,7 +114,7 @@ class Modules:
             projector=Projector(checkpoint.projector, low, high, width).eval(),
             seg_projector=SegProjector(width, sam.hidden_dim).eval(),
             sam2=sam,
-            proposals=nn.Linear(width, len(FEATURES)).eval() if checkpoint.segmentation.proposals else None,
+            proposals=ProposalMap(width).eval() if checkpoint.segmentation.proposals else None,
         )
 
     @property

@@ -24,7 +24,8 @@ from medvl.network.key_slices import choose_key_slices
 from medvl.network.listener import Listener, Work, tell_conditioning, tell_end, tell_prompted
 from medvl.network.memory_bank import Known
 from medvl.network.prompts import ObjectPrompt, SlicePrompt
-from medvl.network.proposals import Proposals, ProposalScorer, reach
+from medvl.network.proposal_finder import ProposalFinder
+from medvl.network.proposals import ProposalScorer, reach
 from medvl.network.room import Room
 from medvl.network.steps import A, Decoded, FeatureSource, Remembered, Steps
 from medvl.network.tracking import Tracker
@@ -120,7 +121,7 @@ class Propagation(Generic[F, A]):
         if prompt.seg_hidden is None:
             return Placed(prompt, tuple(named), 0.0)
         scores = [0.0] * self._depth
-        proposals = Proposals(self._depth, self._scorer.rule) if self._scorer else None
+        finder = ProposalFinder(self._depth, self._scorer.rule) if self._scorer else None
         allowed = [n for n in range(self._depth) if within(prompt, n)]
         for start in range(0, len(allowed), self._batch):
             numbers = allowed[start : start + self._batch]
@@ -128,13 +129,13 @@ class Propagation(Generic[F, A]):
             decoded = await self._steps.decode(features, [SlicePrompt(seg_hidden=prompt.seg_hidden)] * len(numbers))
             for number, score, mask in zip(numbers, scores_of(decoded), decoded.masks, strict=True):
                 scores[number] = score
-                if proposals:
-                    proposals.see(number, mask, score)
+                if finder:
+                    finder.see(number, mask, score)
             work.add(len(numbers))
         work.add(self._depth - len(allowed))
         rule, ends = self._spec.key_slices, None
         chosen = choose_key_slices(scores, rule)
-        if chosen and self._scorer and proposals and (found := proposals.found()):
+        if chosen and self._scorer and finder and (found := finder.found()):
             meant = self._scorer.meant(found, prompt.seg_hidden)
             # What is meant may be seen less well than something else that tells that there is anything.
             chosen = choose_key_slices(meant.scores.tolist(), rule) or (int(meant.scores.argmax()),)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvl.contracts.checkpoint import load_checkpoint
 from medvl.contracts.errors import InvalidRequest
@@ -25,9 +25,11 @@ from medvl.embedded.requests import request_pool
 from medvl.imaging.windows import Window
 from medvl.network.groups import scores_of
 from medvl.network.model import ReferenceModel
+from medvl.network.modules import ProposalMap
 from medvl.network.prompts import SlicePrompt
 from medvl.network.propagation import MAX_OBJECTS
-from medvl.network.proposals import FEATURES, Proposals, features_of
+from medvl.network.proposal_finder import ProposalFinder
+from medvl.network.proposals import FEATURES, features_of
 from medvl.network.torch_steps import SliceSource
 from medvl.training.cases import Case, CaseStore
 from medvl.training.language import target_of
@@ -102,9 +104,7 @@ class ProposalLearner:
         self._store = store
         self._folder = folder
         self._batch = batch
-        self.module = nn.Linear(load_checkpoint(reference).language.hidden_size, len(FEATURES))
-        nn.init.zeros_(self.module.weight)
-        nn.init.zeros_(self.module.bias)
+        self.module = ProposalMap(load_checkpoint(reference).language.hidden_size)
 
     def draw(self, step: int, rng: np.random.Generator) -> Compared:
         """Return the requests of some cases."""
@@ -192,10 +192,10 @@ def examples(case: Case, reference: ReferenceModel, rng: np.random.Generator) ->
         prompt = fill(request.text, volume.geometry.extent_mm)
         state = reference.language.seg_state(tokens, prompt, prompts.segment_answer)
         masks, scores = asyncio.run(_seen(reference, source, depth, state))
-        proposals = Proposals(depth, PROPOSAL_RULE)
+        finder = ProposalFinder(depth, PROPOSAL_RULE)
         for number in range(depth):
-            proposals.see(number, masks[number], scores[number])
-        if found := proposals.found():
+            finder.see(number, masks[number], scores[number])
+        if found := finder.found():
             truth = np.isin(planes, meant.values)
             dice = [_dice(masks[key], truth[key]) for key in (int(p.scores.argmax()) for p in found)]
             form = "one of several" if wanted.one_of_several else wanted.stratum[0]
