@@ -560,13 +560,6 @@ def test_key_slices(scores: list[float], chosen: tuple[int, ...]):
     assert choose_key_slices(scores, RULE) == chosen
 
 
-def test_further_key_slices_are_nearly_as_good_as_the_best():
-    """The first one needs no more than the least score."""
-    rule = KeySliceRule(max_slices=4, min_gap=1, min_score=0.3, min_of_best=0.8)
-    assert choose_key_slices([0.3, 0.65, 0.8, 0.63], rule) == (2, 1)
-    assert choose_key_slices([0.3, 0.0, 0.2], rule) == (0,)
-
-
 def telling_apart(feature: str, weight: float) -> ProposalScorer:
     """Return what chooses by one feature alone, whatever the state."""
     bias = np.zeros(len(FEATURES), np.float32)

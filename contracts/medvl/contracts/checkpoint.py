@@ -165,8 +165,6 @@ class KeySliceRule(_Value):
     """Least distance between two key slices, in slices."""
     min_score: float = Field(ge=0.0, le=1.0)
     """Below this best score the object is reported as not found."""
-    min_of_best: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the best score that a further key slice reaches, besides ``min_score``."""
 
 
 class ProposalRule(_Value):

@@ -228,7 +228,7 @@ def _fields(hashes: dict[str, str], training: str | None, *, proposals: bool) ->
             "stop_after_absent": 3,
             "heed_clicks_px": 8.0,
             "edges": {"within_px": 4.0, "sigma_px": 1.8, "noise": 3.0},
-            "key_slices": {"max_slices": 3, "min_gap": 1, "min_score": 0.3, "min_of_best": 0.8},
+            "key_slices": {"max_slices": 1, "min_gap": 4, "min_score": 0.3},
             "proposals": PROPOSAL_RULE.model_dump() if proposals else None,
         },
         "labels": [{"name": name, "snomed": {"code": code, "meaning": meaning}} for name, code, meaning in _LABELS],

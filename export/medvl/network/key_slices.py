@@ -23,18 +23,17 @@ def presence(object_score: float) -> float:
 def choose_key_slices(scores: Sequence[float], rule: KeySliceRule) -> tuple[int, ...]:
     """Choose the best slice, then further ones in the order of their score.
 
-    Every key slice reaches ``min_score`` and ``min_of_best`` of the best score, and lies at least ``min_gap`` slices
-    from the others, so that no slice without the object conditions its tracking. Ties go to the lower slice.
+    Every key slice reaches ``min_score`` and lies at least ``min_gap`` slices from the others, so that no slice
+    without the object conditions its tracking. Ties go to the lower slice.
 
     Returns
     -------
     tuple[int, ...]
         Slice numbers, best first; empty when the object is nowhere.
     """
-    least = max(rule.min_score, rule.min_of_best * max(scores, default=0.0))
     chosen: list[int] = []
     for number in sorted(range(len(scores)), key=lambda n: (-scores[n], n)):
-        if scores[number] < least or len(chosen) == rule.max_slices:
+        if scores[number] < rule.min_score or len(chosen) == rule.max_slices:
             break
         if all(abs(number - other) >= rule.min_gap for other in chosen):
             chosen.append(number)
