@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import ProposalRule
+from medvl.network.modules import ProposalMap
 from medvl.network.proposal_finder import ProposalFinder
 from medvl.network.proposals import FEATURES, Proposal, ProposalScorer, features_of, reach
 
@@ -21,11 +23,11 @@ def square(row: int, column: int, size: int) -> NDArray[np.bool_]:
 
 
 def seen(shown: dict[int, NDArray[np.bool_]], scores: dict[int, float] | None = None) -> list[Proposal]:
-    proposals = ProposalFinder(DEPTH, RULE)
+    finder = ProposalFinder(DEPTH, RULE)
     for number in range(DEPTH):
         mask = shown.get(number, np.zeros((SIDE, SIDE), np.bool_))
-        proposals.see(number, mask, (scores or {}).get(number, 0.8 if number in shown else 0.0))
-    return proposals.found()
+        finder.see(number, mask, (scores or {}).get(number, 0.8 if number in shown else 0.0))
+    return finder.found()
 
 
 def told(proposals: list[Proposal], name: str) -> list[float]:
@@ -120,3 +122,13 @@ def test_every_feature_is_a_number():
         features = features_of(seen(shown))
         assert features.shape == (1, len(FEATURES))
         assert np.isfinite(features).all()
+
+
+def test_a_map_begins_with_the_score_alone_and_draws_no_random_numbers():
+    """What is built behind it keeps its weights: an untrained checkpoint is the same with and without proposals."""
+    before = torch.get_rng_state()
+    untrained = ProposalMap(8)
+    assert torch.equal(torch.get_rng_state(), before)
+    scorer = ProposalScorer(untrained.weight.detach().numpy(), untrained.bias.detach().numpy(), RULE)
+    larger, better = seen({2: square(8, 8, 5), 8: square(1, 1, 2)}, {2: 0.4, 8: 0.9})
+    assert scorer.meant([larger, better], np.ones(8, np.float32)) is better
