@@ -23,11 +23,13 @@ from medvl.network.proposals import FEATURES
 from medvl.training import train
 from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.clips import clip_slices
-from medvl.training.descriptors import LENGTH, Place, descriptor, places, targets
+from medvl.training.descriptors import LENGTH, Place, absent, descriptor, places, targets
 from medvl.training.language import utterances
 from medvl.training.loop import Loop
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
 from medvl.training.proposals import Example, ProposalLearner, examples
+from medvl.training.segmentation import SegmentationLearner
+from medvl.training.words import Listening
 
 WIDE = Window(*phantom_checkpoint({}).windows[WINDOW])
 
@@ -88,6 +90,34 @@ def test_clips_teach_the_memory(out: Path):
         learner.module.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
     found = taught(learner, step=1)
     assert {"sam.memory_attention", "sam.memory_encoder", "sam.obj_ptr_proj", "sam.image_encoder"} <= found
+
+
+def test_words_teach_sam2_what_the_language_model_says(out: Path, case: Case):
+    """All of SAM2; what makes tokens of [SEG] states stands still, and what was said is that of the reference."""
+    learner = train.learner("words", out, "cpu")
+    assert isinstance(learner, SegmentationLearner)
+    with torch.no_grad():
+        learner.module.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
+    found = taught(learner)
+    assert {"sam.memory_attention", "sam.memory_encoder", "sam.obj_ptr_proj", "sam.image_encoder"} <= found
+    assert all(name.split(".")[0] in {"sam", "places"} for name in found)
+    (kept,) = out.glob("words-0/said/*.npz")
+    (reference,) = out.glob("words-0/checkpoint")
+    store = CaseStore(out / "cases", range(FIRST_SEED, FIRST_SEED + 1), WIDE)
+    shown, words = Listening(reference, kept.parent).draw(store, np.random.default_rng(0), 0)
+    model, rng = ReferenceModel.load(reference), np.random.default_rng(0)
+    prompts = model.checkpoint.language.prompts
+    tokens, (liver,) = (
+        model.vision_tokens(shown.volume(WIDE)),
+        (t for t in targets(case.truth, shown.places) if t.kind == "liver"),
+    )
+    said = [
+        model.language.seg_state(tokens, prompts.for_label("liver", shown.geometry.extent_mm), prompts.segment_answer)
+    ]
+    assert any(np.allclose(words.say(liver, rng), said, atol=1e-4) for _ in range(50))
+    assert words.can_say(absent("kidney_cyst")) == (
+        FindingKind.KIDNEY_CYST not in {f.kind for f in case.truth.findings}
+    )
 
 
 def test_language_is_taught_on_what_the_encoder_sees(out: Path):

@@ -31,6 +31,8 @@ FIRST_SEED = 1_000_000
 """Of training."""
 _WIDENED, _WIDEST = 0.5, 0.35
 """Share of draws with air around the image, and how much wider it may make the field of view."""
+_SHOWN = 1
+"""Stream of the dice for the field of view in which a case is always shown to those that keep what they saw."""
 _ILL = 2
 """Every so many cases have findings of many kinds: there are more small ones to learn from."""
 _BLANK = 50
@@ -158,6 +160,11 @@ class CaseStore:
         """Return the seed of one of the cases that a step knows."""
         known = min(len(self.seeds), self.first + self.more * step)
         return self.seeds[int(rng.integers(known))]
+
+    def shown(self, seed: int) -> Case:
+        """Return a case in a field of view that follows from its seed."""
+        case, rng = self.get(seed), np.random.default_rng([seed, _SHOWN])
+        return case.widened(rng) if rng.random() < _WIDENED else case
 
     def get(self, seed: int) -> Case:
         """Return a case, made the first time."""

@@ -17,13 +17,13 @@ from medvl.embedded.parts import BODY
 from medvl.network.prompts import PADDING, SlicePrompt, prompt_arrays
 from medvl.training.cases import Case, CaseStore
 from medvl.training.clicks import box, click
-from medvl.training.descriptors import KIND_NAMES, LENGTH, Target, absent, descriptor, targets
+from medvl.training.descriptors import KIND_NAMES, Target, absent, targets
+from medvl.training.words import Speaker, Words
 
 PromptKind = Literal["language", "point", "box", "clicks", "mask"]
 _KINDS: tuple[PromptKind, ...] = ("language", "point", "box", "clicks", "mask")
-_CHANCES = (0.3, 0.3, 0.1, 0.25, 0.05)
-_PLACED = 0.8
-"""Share of language prompts that tell the place."""
+_OTHERS = np.array([0.3, 0.1, 0.25, 0.05])
+"""How often the kinds behind the first are drawn, beside one another."""
 _SLICES, _OBJECTS, _ABSENT = 3, 5, 2
 _WITH_FINDINGS, _AT_ENDS = 0.75, 0.1
 """Share of slices where a finding is; and of slices at an end of the series, where little is left of what it cuts."""
@@ -60,8 +60,8 @@ class Prompted:
     """FP32 [N, P, 2]."""
     labels: Tensor
     """INT32 [N, P]."""
-    descriptors: Tensor
-    """FP32 [N, LENGTH]."""
+    said: Tensor
+    """FP32 [N, W], what words say of the object (:class:`medvl.training.words.Words`); 0 where they do not prompt."""
     spoken: Tensor
     """BOOL [N], whether words prompt the object."""
     drawn: Tensor
@@ -92,8 +92,15 @@ class Prompted:
         return replace(self, **{name: getattr(self, name)[at] for name in _OF_OBJECTS})
 
 
-def draw_prompted(
-    store: CaseStore, spec: SegmentationSpec, batch: int, step: int, rng: np.random.Generator, *, clips: bool
+def draw_prompted(  # noqa: PLR0917 - cases, how many of them, and the dice
+    store: CaseStore,
+    speaker: Speaker,
+    spec: SegmentationSpec,
+    batch: int,
+    step: int,
+    rng: np.random.Generator,
+    *,
+    clips: bool,
 ) -> Prompted:
     """Return prompted slices of cases that a step knows, or with ``clips`` the slices about them.
 
@@ -105,10 +112,10 @@ def draw_prompted(
     numbers, corrected = clip_slices(rng) if clips else ((0,), -1)
     drawn: list[Prompted] = []
     while len(drawn) < batch * (1 if clips else _SLICES) or not sum(len(d.clip) for d in drawn):
-        case = store.draw(rng, step)
+        case, words = speaker.draw(store, rng, step)
         found = targets(case.truth, case.places)
         starts = _slices_with_findings(case, found, 1 if clips else _SLICES, rng)
-        drawn.extend(_draw_clip(case, spec, found, int(n), numbers, corrected, rng) for n in starts)
+        drawn.extend(_draw_clip(case, words, spec, found, int(n), numbers, corrected, rng) for n in starts)
     return replace(_joined(drawn), numbers=torch.tensor(numbers), corrected=torch.tensor([corrected]))
 
 
@@ -132,6 +139,7 @@ def clip_slices(rng: np.random.Generator) -> tuple[tuple[int, ...], int]:
 
 def _draw_clip(  # noqa: PLR0917 - a case, a clip of it, and the dice
     case: Case,
+    words: Words,
     spec: SegmentationSpec,
     found: Sequence[Target],
     start: int,
@@ -149,11 +157,11 @@ def _draw_clip(  # noqa: PLR0917 - a case, a clip of it, and the dice
     for target in found:
         kinds[target.values[0]] = 1 + KIND_NAMES.index(target.kind)
     alone = len(relative) == 1
-    chosen, told = _choose(found, planes[0], rng, _OBJECTS if alone else _CLIP_OBJECTS, _ABSENT if alone else 0)
+    chosen, told = _choose(found, words, planes[0], rng, _OBJECTS if alone else _CLIP_OBJECTS, _ABSENT if alone else 0)
     prompts = [_prompt(kind, t, planes[0], rng) for t, kind in zip(chosen, told, strict=True)]
     points, labels = _points(prompts, spec.side)
-    words = [
-        descriptor(t, rng, placed=rng.random() < _PLACED) if kind == "language" else np.zeros(LENGTH, np.float32)
+    said = [
+        words.say(t, rng) if kind == "language" else np.zeros(words.width, np.float32)
         for t, kind in zip(chosen, told, strict=True)
     ]
     return Prompted(
@@ -164,7 +172,7 @@ def _draw_clip(  # noqa: PLR0917 - a case, a clip of it, and the dice
         values=torch.from_numpy(np.array([_members(t) for t in chosen], np.bool_).reshape(-1, 256)),
         points=torch.from_numpy(points),
         labels=torch.from_numpy(labels),
-        descriptors=torch.from_numpy(np.array(words, np.float32).reshape(-1, LENGTH)),
+        said=torch.from_numpy(np.array(said, np.float32).reshape(-1, words.width)),
         spoken=torch.tensor([kind == "language" for kind in told], dtype=torch.bool),
         drawn=torch.tensor([kind == "mask" for kind in told], dtype=torch.bool),
         clicks=torch.tensor([(kind == "clicks") * rng.integers(1, POINTS) for kind in told], dtype=torch.long),
@@ -174,19 +182,26 @@ def _draw_clip(  # noqa: PLR0917 - a case, a clip of it, and the dice
     )
 
 
-def _choose(
-    found: Sequence[Target], plane: NDArray[np.uint8], rng: np.random.Generator, most: int, absent_ones: int
+def _choose(  # noqa: PLR0917 - what there is, what can be said of it, and the dice
+    found: Sequence[Target],
+    words: Words,
+    plane: NDArray[np.uint8],
+    rng: np.random.Generator,
+    most: int,
+    absent_ones: int,
 ) -> tuple[list[Target], list[PromptKind]]:
     """Choose objects of a slice and how to prompt them, findings first; with words for some that are not on it."""
     areas = np.bincount(plane.ravel(), minlength=256)
     here = [t for t in found if areas[list(t.values)].sum() >= _LEAST_PIXELS]
     findings, organs = ([t for t in here if t.is_finding is wanted] for wanted in (True, False))
     chosen = (_smaller_first(findings, areas, rng)[:3] + _smaller_first(organs, areas, rng))[:most]
-    kinds: list[PromptKind] = list(rng.choice(np.array(_KINDS), size=len(chosen), p=_CHANCES))
+    chances = (words.share, *(1.0 - words.share) * _OTHERS / _OTHERS.sum())
+    kinds: list[PromptKind] = list(rng.choice(np.array(_KINDS), size=len(chosen), p=chances))
+    kinds = ["point" if k == "language" and not words.can_say(t) else k for t, k in zip(chosen, kinds, strict=True)]
     elsewhere = [t for t in found if not areas[list(t.values)].any()]
     missing = [absent(k) for k in KIND_NAMES if k != BODY and all(t.kind != k for t in found)]
-    for pool in (elsewhere, missing)[:absent_ones]:
-        if pool:
+    for candidates in (elsewhere, missing)[:absent_ones]:
+        if pool := [t for t in candidates if words.can_say(t)]:
             chosen.append(pool[rng.integers(len(pool))])
             kinds.append("language")
     return chosen, kinds

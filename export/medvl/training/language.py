@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import Qwen2ForCausalLM
@@ -203,7 +204,7 @@ class LanguageLearner:
         with torch.autocast(views.hu.device.type, torch.bfloat16):
             levels = self.module.encoder.levels(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
             tokens = self.module.projector(*(levels[stage] for stage in self._checkpoint.vision.feature_stages))
-            hidden = self._hidden(tokens, drawn)
+            hidden = _hidden(self.module.language, tokens, drawn.ids, drawn.owner, drawn.positions)
             logits = self.module.language.lm_head(hidden[drawn.asked])
         plain = cross_entropy(logits.float(), drawn.wanted, reduction="none")
         loss = (plain * drawn.weight).sum() / drawn.weight.sum()
@@ -227,20 +228,6 @@ class LanguageLearner:
         levels = (counts[stage] for stage in self._checkpoint.vision.feature_stages)
         tokens = [pooled(level, by) for level, by in zip(levels, self._pooling, strict=True)]
         return torch.cat([held.flatten(1, 3) for held in tokens], 1)
-
-    def _hidden(self, tokens: Tensor, drawn: Spoken) -> Tensor:
-        """Return the states [B * L, H] after the final norm, vision tokens left out."""
-        words = self.module.language.get_input_embeddings()(drawn.ids)
-        vision = tokens.shape[1]
-        before = torch.arange(vision).expand(len(tokens), -1)
-        out = self.module.language.model(
-            inputs_embeds=torch.cat([tokens.to(words.dtype), words], dim=1),
-            attention_mask=seen_by(drawn.owner, vision),
-            position_ids=torch.cat([before, vision + drawn.positions], dim=1),
-            use_cache=False,
-        )
-        hidden: Tensor = out.last_hidden_state[:, vision:].flatten(0, 1)
-        return hidden
 
     def _states(self, states: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of [SEG] states FP32 [n, H] against the descriptors [n, LENGTH] that they should say."""
@@ -312,6 +299,28 @@ def seen_by(owner: Tensor, vision: int) -> Tensor:
     return mask[:, None]
 
 
+def _hidden(language: Any, tokens: Tensor, ids: Tensor, owner: Tensor, positions: Tensor) -> Tensor:  # noqa: ANN401
+    """Return the states [B * L, H] after the final norm of :class:`Spoken` words behind vision tokens [B, T, H]."""
+    words = language.get_input_embeddings()(ids)
+    vision = tokens.shape[1]
+    before = torch.arange(vision).expand(len(tokens), -1)
+    out = language.model(
+        inputs_embeds=torch.cat([tokens.to(words.dtype), words], dim=1),
+        attention_mask=seen_by(owner, vision),
+        position_ids=torch.cat([before, vision + positions], dim=1),
+        use_cache=False,
+    )
+    hidden: Tensor = out.last_hidden_state[:, vision:].flatten(0, 1)
+    return hidden
+
+
+@torch.inference_mode()
+def states_of(language: Qwen2ForCausalLM, tokens: Tensor, pack: Pack) -> NDArray[np.float32]:
+    """Return the states FP32 [n, H] of the [SEG] tokens of a pack behind vision tokens FP32 [T, H]."""
+    ids, owner, positions = (torch.tensor([each]) for each in (pack.ids, pack.owner, pack.positions))
+    return np.asarray(_hidden(language, tokens[None], ids, owner, positions)[pack.seg].float().numpy())
+
+
 def _spoken(parts: Parts, packs: Sequence[Pack]) -> Spoken:
     """Return what is said about several cases as one batch; shorter sequences are filled up with words of nobody."""
     longest = max(len(p.ids) for p in packs)
@@ -348,11 +357,12 @@ def utterances(case: Case, templates: PromptTemplates, rng: np.random.Generator)
         Utterance(templates.for_question(asked.question, extent_mm), asked.answer, (), decisive=True)
         for asked in questions(truth, rng, _QUESTIONS)
     )
-    said.extend(_segmentation(wanted, case, templates) for wanted in requests(truth, rng, _REQUESTS))
+    said.extend(segmentation(wanted, case, templates) for wanted in requests(truth, rng, _REQUESTS))
     return said
 
 
-def _segmentation(request: SegmentRequest, case: Case, templates: PromptTemplates) -> Utterance:
+def segmentation(request: SegmentRequest, case: Case, templates: PromptTemplates) -> Utterance:
+    """Return a request for one mask, and the answer to it."""
     fill = templates.for_label if request.by_class else templates.for_text
     return Utterance(
         fill(request.text, case.geometry.extent_mm),

@@ -37,8 +37,6 @@ from medvl.training.language import target_of
 _SHARES = {("finding", True): 0.5, ("organ", True): 0.2, ("class", True): 0.2}
 """Of what can be asked for and is there; one of several findings is always asked for."""
 _WEIGHTS = {"one of several": 2.0, "finding": 1.0, "organ": 0.3, "class": 0.3}
-_WIDENED = 0.35
-"""Share of cases that are looked at in a wider field of view."""
 _MEANT = 0.4
 """Dice on its best slice from which on a proposal shows what is meant."""
 _COVERED = 0.3
@@ -137,9 +135,8 @@ class ProposalLearner:
         if not self._path(seed).is_file():
             if self._reference is None:
                 self._reference = ReferenceModel.load(self._reference_folder)
-            rng, case = np.random.default_rng([seed, len(FEATURES)]), self._store.get(seed)
-            shown = case.widened(rng) if rng.random() < _WIDENED else case
-            self.keep(seed, list(examples(shown, self._reference, rng)))
+            rng = np.random.default_rng([seed, len(FEATURES)])
+            self.keep(seed, list(examples(self._store.shown(seed), self._reference, rng)))
         with np.load(self._path(seed)) as kept:
             weights = kept["weights"].tolist()
             return [

@@ -23,6 +23,7 @@ from medvl.training.clicks import corrections
 from medvl.training.clips import POINTS, STRIDE, Prompted, draw_prompted
 from medvl.training.descriptors import KIND_NAMES, Teacher
 from medvl.training.losses import MaskLoss, mask_loss
+from medvl.training.words import Descriptions, Speaker
 
 _FINDING_WEIGHT = 3.0
 """Of a cell of a finding for the head."""
@@ -38,7 +39,7 @@ Maps = tuple[Tensor, Tensor, Tensor]
 class Segmenter(nn.Module):
     """SAM2 with the teacher of its language prompts, and a head that reads from its finest features what each place is.
 
-    The head is in no checkpoint. It teaches the image encoder what there is to tell apart long before prompts do.
+    Neither is in a checkpoint. The head teaches the image encoder what there is to tell apart long before prompts do.
     """
 
     def __init__(self, modules: Modules) -> None:
@@ -76,23 +77,38 @@ class SegmentationLearner:
         Clips of a step; three times as many single slices.
     clips
         Whether to train the memory on clips, too.
+    speaker
+        Says [SEG] states, of which the seg projector of ``modules`` makes tokens; by default descriptors are said, of
+        which the teacher makes them.
     """
 
-    def __init__(self, checkpoint: Checkpoint, modules: Modules, store: CaseStore, batch: int, *, clips: bool) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        modules: Modules,
+        store: CaseStore,
+        batch: int,
+        *,
+        clips: bool,
+        speaker: Speaker | None = None,
+    ) -> None:
         self._checkpoint = checkpoint
         self._store = store
         self._batch = batch
         self._clips = clips
+        self._speaker = speaker or Descriptions()
         self.module = Segmenter(modules)
         self.module.train()
         sam = self.module.sam
+        self._token = modules.seg_projector.requires_grad_(requires_grad=False) if speaker else self.module.teacher
         self._decoder = MaskDecoder(sam, modules.seg_projector)
         self._tracker = TrackStep(sam)
 
     def draw(self, step: int, rng: np.random.Generator) -> Prompted:
         """Return prompted slices; clips on every second step where they are trained."""
         clips = self._clips and step % 2 > 0
-        return draw_prompted(self._store, self._checkpoint.segmentation, self._batch, step, rng, clips=clips)
+        spec = self._checkpoint.segmentation
+        return draw_prompted(self._store, self._speaker, spec, self._batch, step, rng, clips=clips)
 
     def loss(self, step: int, drawn: Prompted) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the loss of a step."""
@@ -178,7 +194,7 @@ class SegmentationLearner:
     def _heads(self, maps: Maps, drawn: Prompted) -> tuple[AllMasks, Tensor]:
         f0, f1, f2 = maps
         words, given_masks = drawn.spoken[:, None].float(), drawn.drawn[:, None].float()
-        tokens = self._decoder.tokens(drawn.points, drawn.labels, self.module.teacher(drawn.descriptors), words)
+        tokens = self._decoder.tokens(drawn.points, drawn.labels, self._token(drawn.said), words)
         dense = self._decoder.dense(20.0 * avg_pool2d(drawn.masks(0)[:, None].float(), STRIDE) - 10.0, given_masks)
         found = decode_all(self.module.sam, self._decoder.image(f2), (f0, f1), tokens, dense)
         return found, (drawn.labels >= 0).sum(1) <= 1

@@ -9,6 +9,7 @@
     clips       SAM2                                    slices in a row, through the memory
     language    projector, language model, seg projector   what an encoder that has learnt to see makes of cases
     joint       the same, and the vision encoder        cases
+    words       SAM2                                    as clips, with what the language model really says
     proposals   which of several things a [SEG] state means    what all others have come to
 
 ``perception`` and ``language`` on one side and the stages of SAM2 on the other do not need each other: two
@@ -42,6 +43,7 @@ from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
 from medvl.training.perception import PerceptionLearner
 from medvl.training.proposals import ProposalLearner
 from medvl.training.segmentation import SegmentationLearner
+from medvl.training.words import Listening
 
 CASES = {"cpu": range(3600), "cuda": range(15_000)}
 """Phantoms that training draws from, unless it is told others: a GPU comes to all of them again and again."""
@@ -57,6 +59,7 @@ RECIPES = {
         Stage("clips", 6000, 3e-4, batch=1),
         Stage("language", 5000, 8e-4, batch=1),
         Stage("joint", 3000, 2e-4, batch=1),
+        Stage("words", 2400, 6e-5, batch=2, more_cases=1),
         _PROPOSALS,
     ),
     "cuda": (
@@ -64,11 +67,12 @@ RECIPES = {
         Stage("slices", 1880, 1e-3, batch=32, more_cases=2),
         Stage("clips", 3000, 6e-4, batch=48, first_cases=4000, more_cases=4),
         Stage("joint", 7200, 8e-4, batch=32, first_cases=4000, more_cases=4),
+        Stage("words", 1000, 2e-4, batch=48),
         _PROPOSALS,
     ),
 }
 """Stages by the device that they run on."""
-_SEGMENTATION = ("coarse", "slices", "clips")
+_SEGMENTATION = ("coarse", "slices", "clips", "words")
 """Stages of SAM2, each of which goes on from the one before."""
 SEED = 2601
 _LOW_POOLED, _HIGH_POOLED = (1, 2, 2), (1, 1, 1)
@@ -228,14 +232,19 @@ def _segmentation_learner(
     if stage.name == "coarse":
         spec = spec.model_copy(update={"side": spec.side // 2})
     sized = checkpoint.model_copy(update={"segmentation": spec})
-    modules = Modules.build(sized)
-    own = SegmentationLearner(sized, modules, store, stage.batch, clips=stage.name == "clips")
+    modules, speaker = Modules.build(sized), None
+    if stage.name == "words":
+        _take(modules.seg_projector, _averaged(out, "joint"), "seg_projector.")
+        folder = out / f"words-{steps_done(out, 'joint')}"
+        speaker = Listening(_reference(out, folder), folder / "said")
+    clips = stage.name in {"clips", "words"}
+    own = SegmentationLearner(sized, modules, store, stage.batch, clips=clips, speaker=speaker)
     order = [name for name in _SEGMENTATION if name in stages_on(device)]
     if before := order[: order.index(stage.name)]:
         # Nothing that is learnt depends on the side.
         own.module.load_state_dict(_averaged(out, before[-1]))
     # The language stage may be learning to stand in for the teacher of the slices by now: it must not move away.
-    own.module.teacher.requires_grad_(requires_grad=stage.name != "clips")
+    own.module.teacher.requires_grad_(requires_grad=not clips)
     return own
 
 
@@ -243,12 +252,17 @@ def _proposal_learner(stage: Stage, out: Path, store: CaseStore) -> ProposalLear
     """Return what learns from the checkpoint that the other stages have come to; what it has seen goes with that."""
     steps = (str(steps_done(out, name)) for name in (_segmenter_stage(out), "joint") if _averaged(out, name))
     folder = out / "-".join((stage.name, *steps))
+    return ProposalLearner(_reference(out, folder), store, folder / "seen", stage.batch)
+
+
+def _reference(out: Path, folder: Path) -> Path:
+    """Return the checkpoint that the other stages have come to, in a folder, written the first time."""
     reference = folder / "checkpoint"
     if not (reference / CHECKPOINT_FILE).is_file():
         with torch.device("cpu"):
             reference.mkdir(parents=True, exist_ok=True)
             _write(out, reference, proposals=False)
-    return ProposalLearner(reference, store, folder / "seen", stage.batch)
+    return reference
 
 
 def _language_learner(  # noqa: PLR0917 - what it is made of
