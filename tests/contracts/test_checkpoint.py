@@ -13,7 +13,7 @@ from medvl.contracts.errors import CheckpointError, UnknownLabel
 def test_a_good_checkpoint_is_read(checkpoint_fields):
     """Fields come back as frozen values, and derived ones follow."""
     checkpoint = parse_checkpoint(json.dumps(checkpoint_fields))
-    assert checkpoint.projector.tokens == 12
+    assert checkpoint.vision_tokens == 12
     assert checkpoint.label("lung_left").window == "lung"
 
 

@@ -75,7 +75,7 @@ def test_an_import_can_be_used(sources, tmp_path):
     """The torch reference loads it and answers; what it was made of is written in it."""
     result, _ = run(sources, tmp_path / "out")
     model = ReferenceModel.load(result.folder)
-    tokens = torch.zeros(model.checkpoint.projector.tokens, 64)
+    tokens = torch.zeros(model.checkpoint.vision_tokens, 64)
     assert model.language.answer(tokens, "Describe the findings.", 4).token_ids
     assert model.language.seg_state(tokens, "liver", " It is [SEG].").shape == (64,)
     made_of = json.loads((result.folder / SOURCES_FILE).read_text())

@@ -21,7 +21,7 @@ def checkpoint(preset: Path) -> Checkpoint:
 
 
 def vision(checkpoint: Checkpoint, seed: int) -> torch.Tensor:
-    shape = (checkpoint.projector.tokens, checkpoint.language.hidden_size)
+    shape = (checkpoint.vision_tokens, checkpoint.language.hidden_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from medvl.contracts.checkpoint import Checkpoint, load_checkpoint
+from medvl.contracts.checkpoint import Checkpoint, RegionSpec, load_checkpoint
+from medvl.contracts.errors import CheckpointError
 from medvl.embedded.preset import enliven
 from medvl.network.modules import Modules
+from medvl.network.regions import Regions
 from medvl.network.vision import VisionEncoder
 
 
@@ -45,7 +47,7 @@ def tokens(networks: Modules, volume: Tensor, window: tuple[float, float]) -> Te
 def test_a_volume_becomes_so_many_tokens(networks: Modules, checkpoint: Checkpoint, volume: Tensor):
     """As many and as wide as the checkpoint says, and not all the same."""
     found = tokens(networks, volume, (-200.0, 200.0))
-    assert found.shape == (1, checkpoint.projector.tokens, checkpoint.language.hidden_size)
+    assert found.shape == (1, checkpoint.vision_tokens, checkpoint.language.hidden_size)
     assert found.dtype == torch.float32
     assert found.std() > 0.01
 
@@ -96,3 +98,49 @@ def test_features_lie_where_their_voxels_do(networks: Modules, checkpoint: Check
     assert most[0] >= grid[0] // 2
     assert most[1] < max(grid[1] // 2, 1)
     assert most[2] >= grid[2] // 2
+
+
+@pytest.fixture
+def regions() -> Regions:
+    """Regions of which a cell's first channel is the score of the first kind, the second that of the other."""
+    found = Regions(RegionSpec(tokens=3, kinds=2, channels=4), ((4, 4, 6), 3), ((2, 2, 3), 8)).eval()
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.zero_()
+        found.embed.weight[:7].copy_(torch.eye(10)[3:])
+    return found
+
+
+@torch.inference_mode()
+def test_a_region_is_a_cell_that_stands_out(regions: Regions, monkeypatch: pytest.MonkeyPatch):
+    """The best first, whatever its kind; none beside a better one; each tells its scores and where it lies."""
+    scores = torch.zeros(1, 4, 4, 6, 2)
+    for (d, h, w), kind, score in (((0, 0, 0), 0, 3.0), ((1, 1, 1), 1, 2.0), ((3, 2, 5), 1, 5.0), ((0, 3, 3), 0, 1.0)):
+        scores[0, d, h, w, kind] = score
+    monkeypatch.setattr(regions, "scores", lambda *_: scores.flatten(1, 3))
+    fine, low = torch.rand(1, 96, 3), torch.rand(1, 12, 8)
+    told = regions(fine, low)[0, :, :7]
+    places = torch.tensor([[3.5 / 4, 2.5 / 4, 5.5 / 6], [0.5 / 4, 0.5 / 4, 0.5 / 6], [0.5 / 4, 3.5 / 4, 3.5 / 6]])
+    expected = torch.tensor([[0.0, 5.0], [3.0, 0.0], [1.0, 0.0]])
+    assert torch.allclose(told, torch.cat([expected, (2.0 * expected).sigmoid(), places], 1))
+
+
+@torch.inference_mode()
+def test_regions_come_before_the_other_tokens(networks: Modules, checkpoint: Checkpoint, volume: Tensor):
+    """Without them the others are the same, as those of a checkpoint that finds none."""
+    window, count = (-200.0, 200.0), checkpoint.vision_tokens - 225
+    spec = checkpoint.model_copy(update={"vision": checkpoint.vision.model_copy(update={"regions": None})})
+    plain = Modules.build(spec)
+    for name in ("vision_encoder", "projector"):
+        weights = networks.parts[name].state_dict()
+        plain.parts[name].load_state_dict({k: v for k, v in weights.items() if "region" not in k})
+    assert spec.vision_tokens == 225
+    assert torch.allclose(tokens(plain, volume, window), tokens(networks, volume, window)[:, count:], atol=1e-3)
+
+
+def test_more_regions_than_cells_are_refused(checkpoint: Checkpoint):
+    """With both numbers."""
+    regions = RegionSpec(tokens=65, kinds=1, channels=4)
+    spec = checkpoint.vision.model_copy(update={"grid": (32, 32, 32), "regions": regions})
+    with pytest.raises(CheckpointError, match="65 tokens cannot be found in 64 cells"):
+        VisionEncoder(spec)

@@ -131,7 +131,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         inputs = tensors(request)
         self.seen.volumes.append(inputs["volume_hu"][0])
         self.seen.seconds_left.append(context.time_remaining())
-        shape = (1, self.checkpoint.projector.tokens, self.checkpoint.language.hidden_size)
+        shape = (1, self.checkpoint.vision_tokens, self.checkpoint.language.hidden_size)
         return response_of(request, {"vision_tokens": np.full(shape, inputs["volume_hu"].mean(), self.vision_dtype)})
 
     async def ModelStreamInfer(self, request_iterator, context) -> AsyncIterator:  # noqa: N802

@@ -28,6 +28,7 @@ from medvl.training.language import utterances
 from medvl.training.loop import Loop
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
 from medvl.training.proposals import Example, ProposalLearner, examples
+from medvl.training.regions import LESIONS, lesions, padded, region_loss
 from medvl.training.segmentation import SegmentationLearner
 from medvl.training.words import Listening
 
@@ -62,7 +63,9 @@ def taught(learner: train.Learner, step: int = 1) -> set[str]:
 def test_perception_teaches_the_encoder_to_see(out: Path):
     """Encoder and heads; batch statistics stand still once they are gathered."""
     learner = train.learner("perception", out, "cpu")
-    assert {name.split(".")[0] for name in taught(learner)} == {"encoder", "heads"}
+    found = taught(learner)
+    assert {name.split(".")[0] for name in found} == {"encoder", "heads"}
+    assert "encoder.regions" in found
     learner.loss(10_000, learner.draw(0, np.random.default_rng(0)))
     norms = [m for m in learner.module.modules() if isinstance(m, nn.BatchNorm3d)]
     assert norms
@@ -310,6 +313,51 @@ def test_findings_count_by_the_cells_that_have_them():
 
     assert loss(4000, 0.0) == pytest.approx(loss(10, 0.0), rel=1e-3)
     assert loss(10, 6.0) < loss(10, 0.0) < 0.0
+
+
+def test_lesions_lie_where_a_part_shows_them(case: Case):
+    """In its own shares, however it is cut or widened; those whose middle is cut off are left out."""
+    shape = np.array(case.geometry.shape)
+    whole = np.stack([np.zeros(3, int), shape], 1)
+    found = lesions(case, whole, whole)
+    known = [f for f in case.truth.findings if (f.kind, f.organ) in LESIONS]
+    assert len(found) == len(known) > 0
+    for row, finding in zip(found, known, strict=True):
+        at = np.argwhere(case.voxels.labels == finding.value)
+        assert LESIONS[int(row[0])] == (finding.kind, finding.organ)
+        assert np.abs(row[1:4] * shape - (at.min(0) + at.max(0) + 1) / 2).max() < 1e-3
+    half = whole.copy()
+    half[0, 1] = int(found[0, 1] * shape[0]) + 1
+    part = lesions(case, whole, half)
+    assert len(part) == sum(row[1] * shape[0] < half[0, 1] for row in found)
+    assert part[0, 1] * half[0, 1] == pytest.approx(found[0, 1] * shape[0])
+    assert part[0, 4] * half[0, 1] == pytest.approx(found[0, 4] * shape[0])
+    widened = Parts.of([case.widened(np.random.default_rng(0)), case]).lesions
+    assert torch.equal(widened[1], padded([found])[0])
+    assert torch.allclose(widened[0, :, :2], widened[1, :, :2])
+
+
+def test_a_lesion_is_found_in_the_cell_of_its_middle():
+    """Not in those beside it, unless that is where another one is; nothing that fills up a batch is looked for."""
+    cells, kinds = (4, 4, 4), len(LESIONS)
+    size = [0.2, 0.2, 0.2]
+    drawn = padded(
+        [np.array([[0, 0.4, 0.4, 0.4, *size], [0, 0.4, 0.4, 0.9, *size]], np.float32), np.zeros((0, 7), np.float32)]
+    )
+    right = torch.full((2, 4, 4, 4, kinds), -9.0)
+    right[0, 1, 1, [1, 3], 0] = 9.0
+    least, shown = region_loss(right.flatten(1, 3), drawn, cells)
+    assert least < 1e-3
+    assert (shown["regions"], shown["beside"]) == (1.0, 0.0)
+    for at, kind in (((0, 1, 1, 1), 1), ((1, 1, 1, 1), 0), ((0, 3, 3, 3), 0)):
+        wrong = right.clone()
+        wrong[(*at, kind)] = 9.0
+        loss, shown = region_loss(wrong.flatten(1, 3), drawn, cells)
+        assert loss > 1.0
+        assert shown["beside"] == 0.5
+    beside = right.clone()
+    beside[0, 1, 1, 0, 0] = 9.0
+    assert least < region_loss(beside.flatten(1, 3), drawn, cells)[0] < loss
 
 
 def test_every_fiftieth_case_shows_no_patient(tmp_path: Path):

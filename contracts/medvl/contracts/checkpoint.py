@@ -41,6 +41,17 @@ class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class RegionSpec(_Value):
+    """Lesions that the encoder finds in the cells of the stage before the low level; each becomes a vision token."""
+
+    tokens: int = Field(gt=0)
+    """Regions of a volume, the most likely first."""
+    kinds: int = Field(gt=0)
+    """Of lesions that are told apart."""
+    channels: int = Field(gt=0)
+    """Width of the network that scores cells."""
+
+
 class VisionSpec(_Value):
     """The 3D vision encoder (DCFormer family)."""
 
@@ -60,6 +71,8 @@ class VisionSpec(_Value):
     stem: Literal["decomposed", "full"] = "decomposed"
     """The stem's first convolution: three along single axes, which pass three of sixteen voxels (the public design), or
     one over the whole block, which sees every voxel."""
+    regions: RegionSpec | None = None
+    """None in the public design."""
 
 
 class ProjectorSpec(_Value):
@@ -71,11 +84,6 @@ class ProjectorSpec(_Value):
     high_tokens: tuple[int, ...]
     """Tokens after each mixer layer on the high-level features."""
     mlp_depth: int = Field(gt=0)
-
-    @property
-    def tokens(self) -> int:
-        """Number of vision tokens: those of the low level come first."""
-        return self.low_tokens[-1] + self.high_tokens[-1]
 
 
 class PromptTemplates(_Value):
@@ -263,6 +271,12 @@ class Checkpoint(_Value):
         if self.language.prompts.segment_answer.count(self.language.seg_token) != 1:
             raise ValueError(f"prompt segment_answer must hold {self.language.seg_token} once")
         return self
+
+    @property
+    def vision_tokens(self) -> int:
+        """T, vision tokens of a volume: those of regions come first, then those of the low and of the high level."""
+        regions = self.vision.regions
+        return (regions.tokens if regions else 0) + self.projector.low_tokens[-1] + self.projector.high_tokens[-1]
 
     @cached_property
     def digest(self) -> str:

@@ -110,7 +110,7 @@ _STAGES = (
         "features_low",
         _FP32,
         ("T_low", "C_low"),
-        "features of the low-level stage, tokens in C order of d, h, w",
+        "features of the low-level stage, tokens in C order of d, h, w; then regions, where a checkpoint has them",
     ),
     TensorSpec(
         "features_high",

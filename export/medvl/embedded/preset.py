@@ -198,6 +198,7 @@ def _fields(hashes: dict[str, str], training: str | None, *, proposals: bool) ->
             "depths": (1, 2, 3, 2, 1),
             "kernel_sizes": (7, 5, 5, 3),
             "feature_stages": (2, 3),
+            "regions": {"tokens": 16, "kinds": 6, "channels": 48},
         },
         "projector": {"architecture": "mixer", "low_tokens": (150, 150), "high_tokens": (75, 75), "mlp_depth": 2},
         "language": {

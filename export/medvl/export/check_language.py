@@ -101,7 +101,7 @@ def _tokenizer_mismatches(tokenizer: Any, language: LanguageSpec, config: dict[s
 
 def _length_mismatches(tokenizer: Any, checkpoint: Checkpoint) -> Iterator[str]:  # noqa: ANN401
     """Yield a line for every limit that leaves no room for prompt and vision tokens: no request could be answered."""
-    language, vision = checkpoint.language, checkpoint.projector.tokens
+    language, vision = checkpoint.language, checkpoint.vision_tokens
     prompts = language.prompts
     for field, template, limit in (
         ("max_report_tokens", prompts.report, language.max_report_tokens),

@@ -106,12 +106,12 @@ class Modules:
 
     @classmethod
     def _assembled(cls, checkpoint: Checkpoint, sam: SAM2Base) -> Self:
-        low, high = feature_shapes(checkpoint)
-        width = checkpoint.language.hidden_size
+        low, high = stage_shapes(checkpoint)
+        width, regions = checkpoint.language.hidden_size, checkpoint.vision.regions
         return cls(
             checkpoint=checkpoint,
             vision_encoder=VisionEncoder(checkpoint.vision).eval(),
-            projector=Projector(checkpoint.projector, low, high, width).eval(),
+            projector=Projector(checkpoint.projector, low, high, width, regions.tokens if regions else 0).eval(),
             seg_projector=SegProjector(width, sam.hidden_dim).eval(),
             sam2=sam,
             proposals=ProposalMap(width).eval() if checkpoint.segmentation.proposals else None,
@@ -165,7 +165,7 @@ class Modules:
             "C_low": low.channels,
             "T_high": high.tokens,
             "C_high": high.channels,
-            "T": self.checkpoint.projector.tokens,
+            "T": self.checkpoint.vision_tokens,
             "H": self.checkpoint.language.hidden_size,
             "C": channels,
             "C_4": channels // 4,
@@ -196,7 +196,14 @@ _FILLS = frozenset(
 
 
 def feature_shapes(checkpoint: Checkpoint) -> tuple[TokenShape, TokenShape]:
-    """Return the shapes of the low and the high level of the vision encoder's features."""
+    """Return the shapes of what the vision encoder hands on of the low and of the high level."""
+    low, high = stage_shapes(checkpoint)
+    regions = checkpoint.vision.regions
+    return TokenShape(low.tokens + (regions.tokens if regions else 0), low.channels), high
+
+
+def stage_shapes(checkpoint: Checkpoint) -> tuple[TokenShape, TokenShape]:
+    """Return the shapes of the low and of the high level of the vision encoder, without regions."""
     low, high = (_shape(checkpoint, stage) for stage in checkpoint.vision.feature_stages)
     return low, high
 

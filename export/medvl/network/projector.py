@@ -62,9 +62,11 @@ class Projector(nn.Module):
     Parameters
     ----------
     low, high
-        Shapes of the two stages of features.
+        Shapes of the two stages of features, without regions.
     hidden_size
         Width of the language model.
+    regions
+        Tokens of the low level, the last ones, that are regions and pass the mixer by.
 
     Raises
     ------
@@ -72,7 +74,9 @@ class Projector(nn.Module):
         When both stages do not have the same number of layers, or the width cannot be halved as often.
     """
 
-    def __init__(self, spec: ProjectorSpec, low: TokenShape, high: TokenShape, hidden_size: int) -> None:
+    def __init__(
+        self, spec: ProjectorSpec, low: TokenShape, high: TokenShape, hidden_size: int, regions: int = 0
+    ) -> None:
         super().__init__()
         layers = len(spec.low_tokens)
         if layers != len(spec.high_tokens) or hidden_size % 2**layers:
@@ -82,6 +86,8 @@ class Projector(nn.Module):
             )
         self.low_mixer = _mixer(low, spec.low_tokens, hidden_size, spec.mlp_depth)
         self.high_mixer = _mixer(high, spec.high_tokens, hidden_size, spec.mlp_depth)
+        self.region_mlp = _region_mlp(low.channels, hidden_size) if regions else None
+        self.cells = low.tokens
 
     def forward(self, features_low: Tensor, features_high: Tensor) -> Tensor:
         """Project features.
@@ -89,19 +95,26 @@ class Projector(nn.Module):
         Parameters
         ----------
         features_low, features_high
-            FP32 [B, T_low, C_low] and [B, T_high, C_high].
+            FP32 [B, T_low, C_low], regions included, and [B, T_high, C_high].
 
         Returns
         -------
         Tensor
-            ``vision_tokens`` FP32 [B, T, H], those of the low level first.
+            ``vision_tokens`` FP32 [B, T, H]: regions, where there are any, the low level, the high level.
         """
-        low, high = features_low, features_high
+        low, high, before = features_low, features_high, []
+        if self.region_mlp is not None:
+            before.append(self.region_mlp(low[:, self.cells :]))
+            low = low[:, : self.cells]
         for layer in self.low_mixer:
             low = layer(low)
         for layer in self.high_mixer:
             high = layer(high)
-        return torch.cat([low, high], dim=1)
+        return torch.cat([*before, low, high], dim=1)
+
+
+def _region_mlp(channels: int, hidden_size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, 2 * hidden_size), nn.GELU(), nn.Linear(2 * hidden_size, hidden_size))
 
 
 def _mixer(before: TokenShape, tokens: Sequence[int], hidden_size: int, depth: int) -> nn.ModuleList:

@@ -6,6 +6,8 @@ A state dict of Med3DVLM's DCFormer loads unchanged. Facts (names, kernel sizes,
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import VisionSpec
+from medvl.contracts.errors import CheckpointError
+from medvl.network.regions import Regions
 
 STEM_KERNEL = 7
 STEM_STRIDE = 4
@@ -118,12 +122,27 @@ class DCFormer(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """CT volume to the features of two stages (model ``vision_encoder`` of the contract)."""
+    """CT volume to the features of two stages (model ``vision_encoder`` of the contract).
+
+    Raises
+    ------
+    CheckpointError
+        When there are to be more regions than cells to find them in.
+    """
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.stages = spec.feature_stages
         self.encoder = DCFormer(spec)
+        self.regions: Regions | None = None
+        if spec.regions:
+            fine, low = ((cells_of(spec, stage), spec.dims[stage]) for stage in (self.stages[0] - 1, self.stages[0]))
+            if spec.regions.tokens > math.prod(fine[0]):
+                raise CheckpointError(
+                    f"vision.regions: {spec.regions.tokens} tokens cannot be found in {math.prod(fine[0])} cells."
+                )
+            self.regions = Regions(spec.regions, fine, low)
+        self.fine_cells = cells_of(spec, self.stages[0] - 1)
 
     def forward(self, volume_hu: Tensor, window_hu: Tensor) -> tuple[Tensor, Tensor]:
         """Encode volumes.
@@ -139,11 +158,21 @@ class VisionEncoder(nn.Module):
         -------
         tuple[Tensor, Tensor]
             ``features_low`` FP32 [B, T_low, C_low] and ``features_high`` FP32 [B, T_high, C_high], tokens in C order
-            of d, h, w.
+            of d, h, w; the last of the low ones are regions, where the encoder finds any.
         """
-        levels = self.levels(volume_hu, window_hu)
+        return self.features(self.levels(volume_hu, window_hu))
+
+    def features(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what goes on of the outputs of the stem and of every stage; see :meth:`forward`."""
         low, high = (levels[stage] for stage in self.stages)
+        if self.regions is not None:
+            low = torch.cat([low, self.regions(*levels[self.stages[0] - 1 : self.stages[0] + 1])], 1)
         return low, high
+
+    def region_scores(self, levels: Sequence[Tensor]) -> Tensor:
+        """Return :meth:`medvl.network.regions.Regions.scores` of the outputs of the stem and of every stage."""
+        assert self.regions is not None
+        return self.regions.scores(*levels[self.stages[0] - 1 : self.stages[0] + 1])
 
     def levels(self, volume_hu: Tensor, window_hu: Tensor) -> list[Tensor]:
         """Return the tokens of the stem and of every stage up to the last one that goes on; see :meth:`forward`."""

@@ -94,7 +94,7 @@ def _prompts(language: LanguageSpec) -> list[tuple[str, bool]]:
 
 def _vision_tokens(reference: LanguageModel, checkpoint: Checkpoint, count: int) -> torch.Tensor:
     """Return FP32 [count, T, H]."""
-    shape = (count, checkpoint.projector.tokens, checkpoint.language.hidden_size)
+    shape = (count, checkpoint.vision_tokens, checkpoint.language.hidden_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * reference.embedding_size
 
 

@@ -103,7 +103,7 @@ class TritonPythonModel:
 
     async def _warm_up(self) -> None:
         """Answer once, [SEG] included: what fails here would fail every request."""
-        language, tokens = self._checkpoint.language, self._checkpoint.projector.tokens
+        language, tokens = self._checkpoint.language, self._checkpoint.vision_tokens
         template = language.prompts.segment_answer
         arrays: dict[str, np.ndarray] = {
             "vision_tokens": np.zeros((tokens, language.hidden_size), np.float32),

@@ -91,7 +91,7 @@ class PromptBuilder:
             When the text is empty, or the vision tokens have a wrong shape or hold values that are not finite:
             vLLM's engine would end over them, for every request.
         """
-        wanted = (self._checkpoint.projector.tokens, self._checkpoint.language.hidden_size)
+        wanted = (self._checkpoint.vision_tokens, self._checkpoint.language.hidden_size)
         if vision_tokens.shape != wanted:
             raise InvalidRequest(f"Tensor vision_tokens should be {list(wanted)} but is {list(vision_tokens.shape)}.")
         if not np.isfinite(vision_tokens).all():

@@ -30,6 +30,7 @@ from medvl.training.cases import Case, CaseStore
 from medvl.training.descriptors import LENGTH, Target, Teacher, absent, descriptor, finding_target, targets
 from medvl.training.perception import (
     READ,
+    REGION_WEIGHT,
     Grids,
     Parts,
     cells_of_counts,
@@ -42,6 +43,7 @@ from medvl.training.perception import (
     read_levels,
     window_of,
 )
+from medvl.training.regions import region_loss
 
 _QUESTIONS, _REQUESTS = 10, 8
 _MULTIPLE = 64
@@ -125,7 +127,8 @@ class Spoken:
 
     seeds: tuple[int, ...]
     edges: Tensor
-    """INT64 [B, 3, 2], as of :class:`medvl.training.perception.Parts`."""
+    lesions: Tensor
+    """As of :class:`medvl.training.perception.Parts`."""
     ids: Tensor
     """INT64 [B, L]."""
     owner: Tensor
@@ -203,7 +206,7 @@ class LanguageLearner:
         views = self._grids.views(drawn.seeds, drawn.edges)
         with torch.autocast(views.hu.device.type, torch.bfloat16):
             levels = self.module.encoder.levels(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
-            tokens = self.module.projector(*(levels[stage] for stage in self._checkpoint.vision.feature_stages))
+            tokens = self.module.projector(*self.module.encoder.features(levels))
             hidden = _hidden(self.module.language, tokens, drawn.ids, drawn.owner, drawn.positions)
             logits = self.module.language.lm_head(hidden[drawn.asked])
         plain = cross_entropy(logits.float(), drawn.wanted, reduction="none")
@@ -212,12 +215,17 @@ class LanguageLearner:
         decisive = (drawn.weight > 1).float()
         shown = {"words": right.mean(), "decisive": (right * decisive).sum() / decisive.sum()}
         counts = counts_of(views.kinds, len(levels))
-        seeing, seen = read_cells(self.module.token_head(tokens.float()), cells_of_counts(self._of_tokens(counts)))
+        held = self._of_tokens(counts)
+        # Regions come first; what they tell is no cell's.
+        seeing, seen = read_cells(self.module.token_head(tokens[:, -held.shape[1] :].float()), cells_of_counts(held))
         loss, shown = loss + seeing, shown | seen
         if self._joint:
             read = [head(level.float()) for head, level in zip(self.module.heads, levels, strict=True)]
             seeing, seen = read_levels(read, counts)
             loss, shown = loss + _LEVELS_WEIGHT * seeing, shown | seen
+            scores = self.module.encoder.region_scores(levels)
+            finding, found = region_loss(scores.float(), drawn.lesions, self.module.encoder.fine_cells)
+            loss, shown = loss + REGION_WEIGHT * finding, shown | found
         if len(drawn.seg):
             extra, more = self._states(hidden[drawn.seg].float(), drawn.truth)
             loss, shown = loss + extra, shown | more
@@ -337,6 +345,7 @@ def _spoken(parts: Parts, packs: Sequence[Pack]) -> Spoken:
     return Spoken(
         seeds=parts.seeds,
         edges=parts.edges,
+        lesions=parts.lesions,
         ids=rows("ids"),
         owner=rows("owner"),
         positions=rows("positions"),

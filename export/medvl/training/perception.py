@@ -23,6 +23,7 @@ from medvl.embedded.truth import FindingKind, Truth
 from medvl.network.modules import Modules
 from medvl.network.vision import STEM_STRIDE, VisionEncoder
 from medvl.training.cases import Case, CaseStore
+from medvl.training.regions import lesions, padded, region_loss
 
 _KINDS = 1 + len(ORGANS) + len(FindingKind)
 """What a voxel can be: nothing, an organ, a finding."""
@@ -35,6 +36,8 @@ _MOST_CROPPED = 0.35
 _SPARE = 0.25
 """Share of a GPU's memory that cases leave to the networks."""
 _FINDING_WEIGHT, _AMOUNT_WEIGHT = 0.1, 1.0
+REGION_WEIGHT = 0.3
+"""Of the loss of regions beside that of what the heads read."""
 _FEWEST = 0.25
 """Cells with a kind of finding, by volume, that its loss is divided by at least."""
 _SCALED, _SHIFTED_HU, _NOISE_HU = 0.03, 15.0, 15.0
@@ -48,6 +51,8 @@ class Parts:
     seeds: tuple[int, ...]
     edges: Tensor
     """INT64 [B, 3, 2], first voxel along slices, rows and columns and the one behind the last; there is air outside."""
+    lesions: Tensor
+    """FP32 [B, M, NUMBERS], what :func:`medvl.training.regions.lesions` says of each."""
 
     @classmethod
     def of(cls, cases: Iterable[Case], within: Iterable[NDArray[np.intp]] | None = None) -> Parts:
@@ -55,7 +60,8 @@ class Parts:
         cases = tuple(cases)
         whole = [_edges(case) for case in cases]
         edges = whole if within is None else [w[:, :1] + part for w, part in zip(whole, within, strict=True)]
-        return cls(tuple(case.seed for case in cases), torch.from_numpy(np.stack(edges)))
+        shown = padded([lesions(*each) for each in zip(cases, whole, edges, strict=True)])
+        return cls(tuple(case.seed for case in cases), torch.from_numpy(np.stack(edges)), shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +167,12 @@ class Seeing(nn.Module):
         self.encoder = encoder
         self.heads = heads(channels)
 
-    def forward(self, volume_hu: Tensor, window_hu: Tensor) -> list[Tensor]:
-        """Return what each head reads, FP32 [B, cells, organs + 2 kinds]."""
+    def forward(self, volume_hu: Tensor, window_hu: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what each head reads, FP32 [B, cells, organs + 2 kinds], and the scores of regions."""
         with torch.autocast(volume_hu.device.type, torch.bfloat16):
             levels = self.encoder.levels(volume_hu, window_hu)
-        return [head(level.float()) for head, level in zip(self.heads, levels, strict=True)]
+            scores = self.encoder.region_scores(levels)
+        return [head(level.float()) for head, level in zip(self.heads, levels, strict=True)], scores.float()
 
 
 class PerceptionLearner:
@@ -205,8 +212,10 @@ class PerceptionLearner:
         if step >= _STATISTICS_STEPS:
             freeze_statistics(self.module)
         views = self._grids.views(drawn.seeds, drawn.edges)
-        read = self.module(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
-        return read_levels(read, counts_of(views.kinds, len(read)))
+        read, scores = self.module(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
+        loss, shown = read_levels(read, counts_of(views.kinds, len(read)))
+        extra, more = region_loss(scores, drawn.lesions, self.module.encoder.fine_cells)
+        return loss + REGION_WEIGHT * extra, shown | more
 
 
 def freeze_statistics(module: nn.Module) -> None:

@@ -118,7 +118,7 @@ def _language_canary(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
     """Return a request for one token about a volume of zeros."""
     language = checkpoint.language
     return {
-        "vision_tokens": np.zeros((checkpoint.projector.tokens, language.hidden_size), np.float32),
+        "vision_tokens": np.zeros((checkpoint.vision_tokens, language.hidden_size), np.float32),
         "prompt": np.frombuffer(language.prompts.report.encode(), np.uint8),
         "options": np.frombuffer(LanguageOptions(max_tokens=1).to_bytes(), np.uint8),
     }

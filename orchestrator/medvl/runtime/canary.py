@@ -76,7 +76,7 @@ class Canary:
             return
 
     async def _generate_one_token(self) -> None:
-        tokens, width = self._checkpoint.projector.tokens, self._checkpoint.language.hidden_size
+        tokens, width = self._checkpoint.vision_tokens, self._checkpoint.language.hidden_size
         inputs = {
             "vision_tokens": np.zeros((tokens, width), np.float32),
             "prompt": _bytes(self._checkpoint.language.prompts.report.encode()),
