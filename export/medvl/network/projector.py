@@ -86,7 +86,8 @@ class Projector(nn.Module):
             )
         self.low_mixer = _mixer(low, spec.low_tokens, hidden_size, spec.mlp_depth)
         self.high_mixer = _mixer(high, spec.high_tokens, hidden_size, spec.mlp_depth)
-        self.region_mlp = _region_mlp(low.channels, hidden_size) if regions else None
+        with torch.random.fork_rng(devices=[]):  # as the encoder's regions
+            self.region_mlp = _region_mlp(low.channels, hidden_size) if regions else None
         self.cells = low.tokens
 
     def forward(self, features_low: Tensor, features_high: Tensor) -> Tensor:

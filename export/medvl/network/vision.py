@@ -141,7 +141,9 @@ class VisionEncoder(nn.Module):
                 raise CheckpointError(
                     f"vision.regions: {spec.regions.tokens} tokens cannot be found in {math.prod(fine[0])} cells."
                 )
-            self.regions = Regions(spec.regions, fine, low)
+            # What an untrained checkpoint draws for everything else is the same with regions and without.
+            with torch.random.fork_rng(devices=[]):
+                self.regions = Regions(spec.regions, fine, low)
         self.fine_cells = cells_of(spec, self.stages[0] - 1)
 
     def forward(self, volume_hu: Tensor, window_hu: Tensor) -> tuple[Tensor, Tensor]:
