@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from medvl.contracts.checkpoint import Checkpoint, LanguageSpec
+from medvl.contracts.checkpoint import Checkpoint, LanguageSpec, VisionSpec
 from medvl.contracts.errors import CheckpointError, InvalidRequest
 from medvl.serving.prompting import PromptBuilder, plain_tokenizer
 
@@ -42,12 +42,13 @@ def checkpoint(**language: object) -> Checkpoint:
     """Return a checkpoint of which only the parts that prompts depend on are real."""
     prompts = {"segment_answer": "Sure, it is [SEG]."}
     return Checkpoint.model_construct(
+        vision=VisionSpec.model_construct(regions=None),
         language=LanguageSpec.model_construct(
             **{"hidden_size": H, "dtype": "float32", "image_token": "<image>", "seg_token": "[SEG]", "splice": "prefix"}
             | {"prompts": Fields(**prompts)}
             | language
         ),
-        projector=Fields(tokens=T),
+        projector=Fields(low_tokens=(T - 1,), high_tokens=(1,)),
     )
 
 
