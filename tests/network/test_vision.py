@@ -144,3 +144,16 @@ def test_more_regions_than_cells_are_refused(checkpoint: Checkpoint):
     spec = checkpoint.vision.model_copy(update={"grid": (32, 32, 32), "regions": regions})
     with pytest.raises(CheckpointError, match="65 tokens cannot be found in 64 cells"):
         VisionEncoder(spec)
+
+
+def test_regions_leave_the_dice_of_everything_else_alone(checkpoint: Checkpoint):
+    """What is built behind them keeps its weights: an untrained checkpoint is the same with and without regions."""
+    plain = checkpoint.model_copy(update={"vision": checkpoint.vision.model_copy(update={"regions": None})})
+    built = []
+    for each in (checkpoint, plain):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            built.append(Modules.build(each))
+    for with_regions, without in zip(*(modules.parts.values() for modules in built), strict=True):
+        weights = with_regions.state_dict()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in without.state_dict().items())

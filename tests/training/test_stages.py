@@ -110,13 +110,9 @@ def test_words_teach_sam2_what_the_language_model_says(out: Path, case: Case):
     shown, words = Listening(reference, kept.parent).draw(store, np.random.default_rng(0), 0)
     model, rng = ReferenceModel.load(reference), np.random.default_rng(0)
     prompts = model.checkpoint.language.prompts
-    tokens, (liver,) = (
-        model.vision_tokens(shown.volume(WIDE)),
-        (t for t in targets(case.truth, shown.places) if t.kind == "liver"),
-    )
-    said = [
-        model.language.seg_state(tokens, prompts.for_label("liver", shown.geometry.extent_mm), prompts.segment_answer)
-    ]
+    prompt = prompts.for_label("liver", shown.geometry.extent_mm)
+    said = model.language.seg_state(model.vision_tokens(shown.volume(WIDE)), prompt, prompts.segment_answer)
+    liver = next(t for t in targets(case.truth, shown.places) if t.kind == "liver")
     assert any(np.allclose(words.say(liver, rng), said, atol=1e-4) for _ in range(50))
     assert words.can_say(absent("kidney_cyst")) == (
         FindingKind.KIDNEY_CYST not in {f.kind for f in case.truth.findings}
