@@ -51,7 +51,7 @@ def one_round(model: ReferenceModel, volume: Volume, question: str, click: tuple
     language = model.checkpoint.language
     prompt = language.prompts.for_question(question, volume.geometry.extent_mm)
     begun_s = time.perf_counter()
-    tokens = model.vision_tokens(volume)
+    tokens = model.encode(volume).tokens
     encode_ms = (time.perf_counter() - begun_s) * 1000
     begun_s = time.perf_counter()
     model.language.answer(tokens, prompt, 1)

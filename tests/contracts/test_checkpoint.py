@@ -9,6 +9,8 @@ import pytest
 from medvl.contracts.checkpoint import PromptTemplates, load_checkpoint, parse_checkpoint
 from medvl.contracts.errors import CheckpointError, UnknownLabel
 
+CHOOSING_REGIONS = {"min_score": 0.1, "min_share": 0.1, "regions": {"min_score": 0.3, "reach": 1.5}}
+
 
 def test_a_good_checkpoint_is_read(checkpoint_fields):
     """Fields come back as frozen values, and derived ones follow."""
@@ -48,6 +50,7 @@ def test_the_digest_depends_on_the_content_alone(checkpoint_fields):
         (lambda c: c["language"]["prompts"].update(ask="?"), "prompt ask lacks {question}"),
         (lambda c: c["language"]["prompts"].update(segment_answer="no"), "prompt segment_answer must hold [SEG] once"),
         (lambda c: c["files"].update(x="short"), "files.x: String should match pattern"),
+        (lambda c: c["segmentation"].update(proposals=CHOOSING_REGIONS), "proposals.regions needs vision.regions"),
     ],
 )
 def test_a_broken_field_is_named(checkpoint_fields, break_it, line):

@@ -13,11 +13,13 @@ import pytest
 from medvl.contracts.checkpoint import KeySliceRule, ProposalRule, SegmentationSpec
 from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import MAX_POINTS
+from medvl.network.groups import ABSENT
 from medvl.network.key_slices import choose_key_slices
 from medvl.network.memory_bank import Known
 from medvl.network.prompts import POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays
 from medvl.network.propagation import MAX_OBJECTS, Propagation
 from medvl.network.proposals import FEATURES, ProposalScorer
+from medvl.network.region_choice import Outline
 from medvl.network.room import Room
 from medvl.network.steps import Bank, Decoded, Remembered
 
@@ -603,6 +605,83 @@ def test_nothing_is_meant_where_nothing_is_seen_well(spec: SegmentationSpec):
     scorer = telling_apart("centre_slice", 1.0)
     asyncio.run(Propagation(steps, steps, DEPTH, spec, heard, scorer=scorer).run([by_text(1)]))
     assert heard.endings[1][:2] == (False, ())
+
+
+@dataclass
+class Drawn(Heard):
+    """What propagation told of objects whose names are not those of what they look like."""
+
+    masks: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def prompted(self, object_id: int, number: int, mask_logits: np.ndarray, score: float) -> None:
+        self.prompted_on.append((object_id, number))
+
+    def worked_on(self, object_id: int, number: int, mask_logits: np.ndarray, presence: float) -> None:
+        self.masks[number] = mask_logits
+
+
+WORDS, BOX, MIDDLE = 5, 1, 3
+"""What an echo sees of the words of a text, of the box of a region and of its middle."""
+
+
+REGION = Outline(np.array([10.5, 0.0, MIDDLE]), np.array([2.0, 4.0, MIDDLE - BOX]), reach=1.5)
+"""About slice 10; of the four cells of an echo, on slices of eight pixels, its disc has the first."""
+
+
+def found_by_text(spec: SegmentationSpec, steps: Echo, outline: Outline | None, prompt: ObjectPrompt) -> Drawn:
+    spec, heard = spec.model_copy(update={"side": 8}), Drawn()
+    outlined = Propagation(steps, steps, DEPTH, spec, heard, Room(2**20), outlined=lambda state: outline)
+    asyncio.run(outlined.run([prompt]))
+    return heard
+
+
+@pytest.mark.parametrize("words", [range(2, 6), range(0)], ids=["words show another place", "words show nothing"])
+def test_a_text_is_prompted_where_the_region_lies_that_it_means(spec: SegmentationSpec, words: range):
+    """On the slice that shows it best; its mask ends where it cannot reach."""
+    steps = Echo({WORDS: words, BOX: range(3, 18), MIDDLE: range(0)})
+    heard = found_by_text(spec, steps, REGION, by_text(WORDS))
+    found, (key_slice,), _ = heard.endings[WORDS]
+    assert found
+    assert key_slice in range(9, 12)
+    assert set(heard.masks) == set(range(6, 15)), "one and a half half extents from its middle, and one slice more"
+    assert heard.masks[10].tolist() == [[10, BOX], [BOX, BOX]]
+    assert (heard.masks[6] == ABSENT).all()
+    assert heard.work[-1] == (2 * DEPTH, 2 * DEPTH)
+
+
+def test_the_words_themselves_may_show_a_region_best(spec: SegmentationSpec):
+    """What they show there is asked for like its box and its middle."""
+    steps = Echo({WORDS: range(8, 13), BOX: range(0), MIDDLE: range(0)})
+    heard = found_by_text(spec, steps, REGION, by_text(WORDS))
+    assert heard.endings[WORDS][0]
+    assert heard.masks[10][0].tolist() == [10, WORDS]
+
+
+def test_a_region_of_which_nothing_is_seen_is_none(spec: SegmentationSpec):
+    """The words choose their key slices as without it."""
+    steps = Echo({WORDS: range(2, 6), BOX: range(0), MIDDLE: range(0)})
+    for outline in (REGION, None):
+        heard = found_by_text(spec, steps, outline, by_text(WORDS))
+        assert heard.endings[WORDS][:2] == (True, (2,))
+
+
+def test_who_points_at_something_needs_no_region(spec: SegmentationSpec):
+    """Points beside a text tell where it is; so do first and last slices that a region does not touch."""
+    steps = Echo({WORDS: range(2, 6), BOX: range(3, 18), MIDDLE: range(0)})
+    pointed = replace(by_text(WORDS), points={3: (PromptPoint(float(WORDS), 0.5, POSITIVE),)})
+    bounded = replace(by_text(WORDS), last_slice=6)
+    for prompt in (pointed, bounded):
+        heard = found_by_text(spec, steps, REGION, prompt)
+        assert max(heard.endings[WORDS][1]) <= 3
+
+
+def test_a_correction_frees_an_object_from_its_region(spec: SegmentationSpec):
+    """Whoever corrects it may say that it reaches further."""
+    steps = Echo({WORDS: range(2, 6), BOX: range(3, 18), MIDDLE: range(0)})
+    corrected = replace(by_text(WORDS), corrections=({12: (PromptPoint(float(BOX), 0.5, POSITIVE),)},))
+    heard = found_by_text(spec, steps, REGION, corrected)
+    assert min(heard.masks) < 7
+    assert max(heard.masks) > 13
 
 
 def test_a_slice_has_only_so_many_points():

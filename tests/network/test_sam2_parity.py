@@ -56,11 +56,11 @@ class Heard:
     found: dict[int, bool] = field(default_factory=dict)
     kept: dict[int, Known[Tensor]] = field(default_factory=dict)
 
-    def prompted(self, object_id: int, number: int, mask_logits: Tensor, score: float) -> None:
+    def prompted(self, object_id: int, number: int, mask_logits: np.ndarray, score: float) -> None:
         self.prompted_on.append((object_id, number))
 
-    def worked_on(self, object_id: int, number: int, mask_logits: Tensor, presence: float) -> None:
-        self.logits.setdefault(object_id, {})[number] = mask_logits.numpy()
+    def worked_on(self, object_id: int, number: int, mask_logits: np.ndarray, presence: float) -> None:
+        self.logits.setdefault(object_id, {})[number] = mask_logits
 
     def progress(self, done: int, total: int) -> None:
         self.work.append((done, total))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def volume(checkpoint: Checkpoint) -> Tensor:
 
 
 def tokens(networks: Modules, volume: Tensor, window: tuple[float, float]) -> Tensor:
-    low, high = networks.networks["vision_encoder"](volume, torch.tensor([window]))
+    low, high, _ = networks.networks["vision_encoder"](volume, torch.tensor([window]))
     projected: Tensor = networks.networks["projector"](low, high)
     return projected
 
@@ -113,16 +114,26 @@ def regions() -> Regions:
 
 @torch.inference_mode()
 def test_a_region_is_a_cell_that_stands_out(regions: Regions, monkeypatch: pytest.MonkeyPatch):
-    """The best first, whatever its kind; none beside a better one; each tells its scores and where it lies."""
+    """The best first, whatever its kind; none beside a better one; each tells its scores and where it lies.
+
+    To the language model it tells the cell, to the segmenter its middle and how far it reaches.
+    """
     scores = torch.zeros(1, 4, 4, 6, 2)
     for (d, h, w), kind, score in (((0, 0, 0), 0, 3.0), ((1, 1, 1), 1, 2.0), ((3, 2, 5), 1, 5.0), ((0, 3, 3), 0, 1.0)):
         scores[0, d, h, w, kind] = score
-    monkeypatch.setattr(regions, "scores", lambda *_: scores.flatten(1, 3))
+    outlines = torch.zeros(1, 4, 4, 6, 6)
+    outlines[0, 3, 2, 5] = torch.tensor([0.5, -0.5, 0.25, math.log(2.0), 0.0, math.log(3.0)])
+    monkeypatch.setattr(regions, "read", lambda *_: (scores.flatten(1, 3), outlines.flatten(1, 3)))
     fine, low = torch.rand(1, 96, 3), torch.rand(1, 12, 8)
-    told = regions(fine, low)[0, :, :7]
+    told, found = (each[0] for each in regions(fine, low))
+    told = told[:, :7]
     places = torch.tensor([[3.5 / 4, 2.5 / 4, 5.5 / 6], [0.5 / 4, 0.5 / 4, 0.5 / 6], [0.5 / 4, 3.5 / 4, 3.5 / 6]])
     expected = torch.tensor([[0.0, 5.0], [3.0, 0.0], [1.0, 0.0]])
     assert torch.allclose(told, torch.cat([expected, (2.0 * expected).sigmoid(), places], 1))
+    assert torch.equal(found[:, 6:], expected)
+    assert torch.allclose(found[0, :6], torch.tensor([4.0 / 4, 2.0 / 4, 5.75 / 6, 2.0 / 4, 1.0 / 4, 3.0 / 6]))
+    assert torch.allclose(found[1:, :3], places[1:])
+    assert torch.allclose(found[1:, 3:6], 1.0 / torch.tensor([4.0, 4.0, 6.0]))
 
 
 @torch.inference_mode()
@@ -136,6 +147,11 @@ def test_regions_come_before_the_other_tokens(networks: Modules, checkpoint: Che
         plain.parts[name].load_state_dict({k: v for k, v in weights.items() if "region" not in k})
     assert spec.vision_tokens == 225
     assert torch.allclose(tokens(plain, volume, window), tokens(networks, volume, window)[:, count:], atol=1e-3)
+    for modules, regions in ((networks, count), (plain, 1)):
+        found = modules.networks["vision_encoder"](volume, torch.tensor([window]))[2]
+        assert found.shape == (1, modules.axes["G"], modules.axes["n_region"])
+        assert len(found[0]) == regions
+    assert found[0, 0].sigmoid()[-1] < 1e-9, "the one region of an encoder that finds none is nothing"
 
 
 def test_more_regions_than_cells_are_refused(checkpoint: Checkpoint):

@@ -24,6 +24,8 @@ from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS, QUANTISATION_PA
 from medvl.imaging.masks import pack_mask
 
 CANARY_SERIES = "0" * 64
+REGIONS = np.full((16, 12), 0.5, np.float32)
+"""Of every series."""
 USAGE = messages.LanguageUsage(
     prompt_tokens=11, completion_tokens=7, finish_reason="stop", queue_ms=1.0, prefill_ms=2.0, decode_ms=3.0
 )
@@ -132,7 +134,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.seen.volumes.append(inputs["volume_hu"][0])
         self.seen.seconds_left.append(context.time_remaining())
         shape = (1, self.checkpoint.vision_tokens, self.checkpoint.language.hidden_size)
-        return response_of(request, {"vision_tokens": np.full(shape, inputs["volume_hu"].mean(), self.vision_dtype)})
+        tokens = np.full(shape, inputs["volume_hu"].mean(), self.vision_dtype)
+        return response_of(request, {"vision_tokens": tokens, "regions": REGIONS[np.newaxis]})
 
     async def ModelStreamInfer(self, request_iterator, context) -> AsyncIterator:  # noqa: N802
         async for request in request_iterator:
@@ -171,6 +174,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _segment(self, inputs, context):
         await self.segmenter.passed()
+        if "seg_hidden" in inputs:
+            assert np.array_equal(inputs["regions"], REGIONS), "language may mean what the encoder has found"
         request = messages.SegmenterRequest.model_validate_json(inputs["request"].tobytes())
         if request.series != CANARY_SERIES:
             self.seen.segmenter.append(request)

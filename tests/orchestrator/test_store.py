@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from medvl.contracts.errors import Overloaded, SeriesNotResident
 from medvl.imaging.volume import Volume
 from medvl.orchestrator.admission import Admission
-from medvl.orchestrator.cache import ArrayCache
+from medvl.orchestrator.cache import BoundedCache
 from medvl.orchestrator.store import SeriesStore
 
 from .conftest import Series
@@ -65,8 +65,8 @@ async def test_what_cannot_fit_evicts_nothing():
 
 @given(sizes=st.lists(st.integers(1, 60), max_size=20))
 def test_the_cache_is_bounded_in_bytes(sizes):
-    """The newest array is kept unless it alone is above the bound."""
-    cache: ArrayCache[int] = ArrayCache(40)
+    """The newest value is kept unless it alone is above the bound."""
+    cache: BoundedCache[int, np.ndarray] = BoundedCache(40)
     for number, size in enumerate(sizes):
         cache.put(number % 5, np.zeros(size, np.uint8))
         assert cache.nbytes <= 40

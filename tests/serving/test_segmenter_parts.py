@@ -25,7 +25,11 @@ from medvl.serving.triton_steps import Spent, TritonSteps, encode
 
 SIDE, H = 64, 8
 SHAPE = (6, 20, 30)
-CHECKPOINT = SimpleNamespace(segmentation=SimpleNamespace(side=SIDE), language=SimpleNamespace(hidden_size=H))
+CHECKPOINT = SimpleNamespace(
+    segmentation=SimpleNamespace(side=SIDE),
+    language=SimpleNamespace(hidden_size=H),
+    vision=SimpleNamespace(regions=SimpleNamespace(kinds=6)),
+)
 
 
 def point(
@@ -192,6 +196,14 @@ def test_tensors_that_do_not_fit_are_refused(slices, states, named):
     """Slices of another volume or size, and states of another width or with NaN, go no further."""
     with pytest.raises(InvalidRequest, match=named):
         check_request(request(GOOD), CHECKPOINT, slices, states, None)
+
+
+@pytest.mark.parametrize("regions", [np.zeros((2, 5), np.float32), np.full((2, 12), np.inf, np.float32)])
+def test_regions_that_do_not_fit_are_refused(regions):
+    """As many numbers as the checkpoint's kinds make, all finite."""
+    with pytest.raises(InvalidRequest, match="regions should hold finite rows of 12"):
+        check_request(request(GOOD), CHECKPOINT, None, None, None, regions=regions)
+    check_request(request(GOOD), CHECKPOINT, None, None, None, regions=np.zeros((2, 12), np.float32))
 
 
 class Recorder:

@@ -175,6 +175,15 @@ class KeySliceRule(_Value):
     """Below this best score the object is reported as not found."""
 
 
+class RegionRule(_Value):
+    """How a text chooses a region that the vision encoder has found, and what is made of it."""
+
+    min_score: float = Field(gt=0.0, lt=1.0)
+    """Of a region's best kind; less likely ones are not chosen from."""
+    reach: float = Field(ge=1.0)
+    """Half extents from its middle that its mask stays within, until somebody corrects it."""
+
+
 class ProposalRule(_Value):
     """How the several things that a text's masks show become proposals, of which the [SEG] state chooses one."""
 
@@ -182,6 +191,8 @@ class ProposalRule(_Value):
     """Of a slice whose mask belongs to proposals."""
     min_share: float = Field(gt=0.0, le=1.0)
     """Of a slice's mask that a part of it must have; less is a crumb."""
+    regions: RegionRule | None = None
+    """How a text chooses one of the encoder's regions instead; None where it never does."""
 
 
 class EdgeRule(_Value):
@@ -270,6 +281,8 @@ class Checkpoint(_Value):
             raise ValueError("a label is listed twice")
         if self.language.prompts.segment_answer.count(self.language.seg_token) != 1:
             raise ValueError(f"prompt segment_answer must hold {self.language.seg_token} once")
+        if self.segmentation.proposals and self.segmentation.proposals.regions and not self.vision.regions:
+            raise ValueError("segmentation.proposals.regions needs vision.regions")
         return self
 
     @property

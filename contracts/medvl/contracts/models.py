@@ -22,6 +22,8 @@ AXES: Mapping[str, str] = MappingProxyType(
         "C_low": "channels of the encoder's low-level stage",
         "T_high": "tokens of the encoder's high-level stage",
         "C_high": "channels of the encoder's high-level stage",
+        "G": "regions",
+        "n_region": "numbers of a region",
         "T": "vision tokens",
         "H": "width of the language model",
         "D": "slices of the source series",
@@ -119,6 +121,13 @@ _STAGES = (
         "features of the high-level stage, tokens in C order of d, h, w",
     ),
 )
+_REGIONS = TensorSpec(
+    "regions",
+    _FP32,
+    ("G", "n_region"),
+    "middle and half extents in shares of slices, rows and columns, then the logit of every kind; a single row that is "
+    "nothing where a checkpoint finds none",
+)
 _VISION_TOKENS = TensorSpec("vision_tokens", _FP32, ("T", "H"), "vision tokens in the language model's embedding space")
 
 _SLICES = TensorSpec("slices", _UINT8, ("S", "S"), "windowed slice, 0 to 255, rows to posterior, columns to left")
@@ -177,7 +186,7 @@ _MODELS = (
         Kind.NETWORK,
         "3D vision encoder; clips and scales HU inside the graph",
         _VOLUME,
-        _STAGES,
+        (*_STAGES, _REGIONS),
         max_batch_size=4,
         queue_delay_us=2000,
     ),
@@ -192,12 +201,16 @@ _MODELS = (
     ModelSpec(
         "encode_volume",
         Kind.ENSEMBLE,
-        "a CT volume to vision tokens",
+        "a CT volume to vision tokens and regions",
         _VOLUME,
-        (_VISION_TOKENS,),
+        (_VISION_TOKENS, _REGIONS),
         max_batch_size=4,
         steps=(
-            EnsembleStep("vision_encoder", {s.name: s.name for s in _VOLUME}, {s.name: s.name for s in _STAGES}),
+            EnsembleStep(
+                "vision_encoder",
+                {s.name: s.name for s in _VOLUME},
+                {s.name: s.name for s in (*_STAGES, _REGIONS)},
+            ),
             EnsembleStep("projector", {s.name: s.name for s in _STAGES}, {"vision_tokens": "vision_tokens"}),
         ),
     ),
@@ -330,6 +343,7 @@ _MODELS = (
                 "packed masks of the request's objects, one after another",
                 optional=True,
             ),
+            TensorSpec(_REGIONS.name, _FP32, _REGIONS.shape, "of encode_volume, beside seg_hidden", optional=True),
         ),
         (
             TensorSpec("event", _UINT8, ("n_event",), "JSON of a medvl.contracts.messages.SegmenterEvent"),

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint, ProposalRule
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint, ProposalRule, RegionRule
 from medvl.contracts.manifest import files_of, sha256_of
 from medvl.embedded.vocabulary import EOS, IMAGE, SEG, train_tokenizer
 from medvl.network.modules import Modules
@@ -48,7 +48,8 @@ _SAM2 = {
     "memory_encoder.fuser.layer.dim": CHANNELS,
 }
 
-PROPOSAL_RULE = ProposalRule(min_score=0.1, min_share=0.05)
+REGION_RULE = RegionRule(min_score=0.3, reach=1.6)
+PROPOSAL_RULE = ProposalRule(min_score=0.1, min_share=0.05, regions=REGION_RULE)
 
 UNTRAINED = "Random weights from a seed, made by medvl.embedded.preset; no data."
 

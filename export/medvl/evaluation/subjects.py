@@ -17,7 +17,7 @@ from medvl.contracts.errors import InvalidRequest
 from medvl.evaluation.clicks import Click, VoxelBox
 from medvl.imaging.volume import Volume
 from medvl.network.memory_bank import Known
-from medvl.network.model import ReferenceMask, ReferenceModel
+from medvl.network.model import Encoded, ReferenceMask, ReferenceModel
 from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE, ObjectPrompt, PromptPoint
 from medvl.network.torch_steps import SliceSource
 
@@ -109,8 +109,8 @@ class _KeepingModel(ReferenceModel):
 
     kept: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-    def vision_tokens(self, volume: Volume) -> Tensor:
-        return self._once(volume, "vision tokens", lambda: ReferenceModel.vision_tokens(self, volume))
+    def encode(self, volume: Volume) -> Encoded:
+        return self._once(volume, "encoded", lambda: ReferenceModel.encode(self, volume))
 
     def slice_source(self, volume: Volume, window: str) -> SliceSource:
         return self._once(volume, window, lambda: ReferenceModel.slice_source(self, volume, window))

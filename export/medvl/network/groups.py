@@ -5,10 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medvl.network.key_slices import slice_score
 from medvl.network.memory_bank import POINTERS, Known
-from medvl.network.prompts import ObjectPrompt
+from medvl.network.prompts import ObjectPrompt, SlicePrompt
+from medvl.network.region_choice import Outline
 from medvl.network.steps import A, Decoded, Remembered
+
+ABSENT = -1024.0
+"""SAM2's logit of an object that is not on a slice."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sought:
+    """A region that a text means, and how it is prompted on its key slice."""
+
+    outline: Outline
+    prompt: SlicePrompt
 
 
 @dataclass(frozen=True)
@@ -21,6 +36,19 @@ class Placed:
     """Of the best slice that a text was looked for on; 0 without a text."""
     ends: tuple[int, int] | None = None
     """First and last slice that it is tracked to until somebody corrects it; None where nothing is in its way."""
+    sought: Sought | None = None
+    """How the region is prompted that its text means; None where a text or anything else prompts its key slices."""
+
+    def on(self, number: int) -> SlicePrompt:
+        """Return the prompt on a key slice, without corrections."""
+        return self.sought.prompt if self.sought else self.prompt.on(number)
+
+    def bounded(self, number: int, mask_logits: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+        """Return the logits FP32 [f_4, f_4] of its mask on a slice of ``side`` pixels, absent where it cannot be."""
+        if self.sought is None:
+            return mask_logits
+        within = self.sought.outline.within(number, len(mask_logits), side)
+        return np.where(within, mask_logits, np.float32(ABSENT))
 
     @property
     def together(self) -> tuple[object, ...]:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
-from medvl.network.groups import Group, scores_of, within
+import numpy as np
+from numpy.typing import NDArray
+
+from medvl.network.groups import Group, Placed, scores_of, within
 from medvl.network.key_slices import presence
-from medvl.network.prompts import ObjectPrompt
-from medvl.network.steps import A, ArrayLike, Decoded
+from medvl.network.steps import A, Decoded
 
-A_contra = TypeVar("A_contra", bound=ArrayLike, contravariant=True)
+Values = NDArray[np.float32]
 
 
-class Listener(Protocol[A_contra]):
+class Listener(Protocol):
     """Whoever is told what propagation finds, as it finds it."""
 
-    def prompted(self, object_id: int, number: int, mask_logits: A_contra, score: float) -> None:
+    def prompted(self, object_id: int, number: int, mask_logits: Values, score: float) -> None:
         """Take the mask of a prompted slice, logits FP32 [f_4, f_4], before any tracking."""
 
-    def worked_on(self, object_id: int, number: int, mask_logits: A_contra, presence: float) -> None:
+    def worked_on(self, object_id: int, number: int, mask_logits: Values, presence: float) -> None:
         """Take the mask of a slice and how sure the network is that the object is on it, 0 to 1."""
 
     def progress(self, done: int, total: int) -> None:
@@ -34,7 +36,7 @@ class Listener(Protocol[A_contra]):
 class Work:
     """Slices to look at, and how many have been; what is not needed in the end counts as done."""
 
-    listener: Listener[Any]
+    listener: Listener
     total: int
     done: int = 0
 
@@ -44,28 +46,37 @@ class Work:
         self.listener.progress(self.done, self.total)
 
 
-def tell_prompted(listener: Listener[A], group: Group[A], number: int, decoded: Decoded[A]) -> None:
-    """Tell the masks of a prompted slice at once, where nothing is left to correct."""
-    if group.final:
-        for row, (member, score) in enumerate(zip(group.members, scores_of(decoded), strict=True)):
-            listener.prompted(member.prompt.object_id, number, decoded.mask_logits[row][0], score)
+@dataclass(frozen=True)
+class Teller:
+    """Tells a listener what is found on slices of ``side`` pixels."""
+
+    listener: Listener
+    side: int
+
+    def prompted(self, group: Group[A], number: int, decoded: Decoded[A]) -> None:
+        """Tell the masks of a prompted slice at once, where nothing is left to correct."""
+        if group.final:
+            for row, (member, score) in enumerate(zip(group.members, scores_of(decoded), strict=True)):
+                self.listener.prompted(member.prompt.object_id, number, self._mask(member, number, decoded, row), score)
+
+    def conditioning(self, group: Group[A]) -> None:
+        """Tell the masks of all prompted slices, where nothing is left to correct."""
+        if group.final:
+            for number, remembered in group.conditioning.items():
+                self.worked_on(number, group.members, remembered.decoded)
+
+    def worked_on(self, number: int, members: Sequence[Placed], decoded: Decoded[A]) -> None:
+        """Tell the masks of a slice to whom it belongs."""
+        for row, (member, (score,)) in enumerate(zip(members, decoded.object_score.tolist(), strict=True)):
+            if within(member.prompt, number):
+                mask = self._mask(member, number, decoded, row)
+                self.listener.worked_on(member.prompt.object_id, number, mask, presence(score))
+
+    def _mask(self, member: Placed, number: int, decoded: Decoded[A], row: int) -> Values:
+        return member.bounded(number, np.asarray(decoded.mask_logits[row][0]), self.side)
 
 
-def tell_conditioning(listener: Listener[A], group: Group[A]) -> None:
-    """Tell the masks of all prompted slices, where nothing is left to correct."""
-    if group.final:
-        for number, remembered in group.conditioning.items():
-            tell(listener, number, [member.prompt for member in group.members], remembered.decoded)
-
-
-def tell(listener: Listener[A], number: int, prompts: Sequence[ObjectPrompt], decoded: Decoded[A]) -> None:
-    """Tell the masks of a slice to whom it belongs."""
-    for row, (prompt, (score,)) in enumerate(zip(prompts, decoded.object_score.tolist(), strict=True)):
-        if within(prompt, number):
-            listener.worked_on(prompt.object_id, number, decoded.mask_logits[row][0], presence(score))
-
-
-def tell_end(listener: Listener[A], group: Group[A]) -> None:
+def tell_end(listener: Listener, group: Group[A]) -> None:
     """Tell that nothing more will come of the objects of a group."""
     scores = {number: scores_of(r.decoded) for number, r in group.conditioning.items()}
     seen = {number: r.decoded.object_score.tolist() for number, r in group.conditioning.items()}

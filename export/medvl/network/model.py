@@ -29,6 +29,22 @@ _KEPT_BYTES = 2**30
 """Of one object, for its next correction."""
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What model ``encode_volume`` says of a volume.
+
+    Attributes
+    ----------
+    tokens
+        Vision tokens FP32 [T, H].
+    regions
+        FP32 [G, n_region].
+    """
+
+    tokens: Tensor
+    regions: NDArray[np.float32]
+
+
 @dataclass
 class ReferenceMask:
     """One object.
@@ -52,14 +68,14 @@ class ReferenceMask:
     known: Known[Tensor] | None = None
     """What a further correction can go on from."""
 
-    def prompted(self, object_id: int, number: int, mask_logits: Tensor, score: float) -> None:
+    def prompted(self, object_id: int, number: int, mask_logits: NDArray[np.float32], score: float) -> None:
         """Keep the logits of a prompted slice."""
-        self.first_logits[number] = mask_logits.numpy()
+        self.first_logits[number] = mask_logits
 
-    def worked_on(self, object_id: int, number: int, mask_logits: Tensor, presence: float) -> None:
+    def worked_on(self, object_id: int, number: int, mask_logits: NDArray[np.float32], presence: float) -> None:
         """Keep the mask of a slice."""
         own = self.given.get(number)
-        self.mask[number] = self.masks(number, mask_logits.numpy()) if own is None else own
+        self.mask[number] = self.masks(number, mask_logits) if own is None else own
 
     def progress(self, done: int, total: int) -> None:
         """Nobody waits here."""
@@ -94,25 +110,25 @@ class ReferenceModel:
         return cls(checkpoint, Modules.load(folder, checkpoint), LanguageModel(folder, checkpoint.language))
 
     @torch.inference_mode()
-    def vision_tokens(self, volume: Volume) -> Tensor:
-        """Return the vision tokens FP32 [T, H] of a canonical volume."""
+    def encode(self, volume: Volume) -> Encoded:
+        """Return what the vision encoder and the projector make of a canonical volume."""
         vision = self.checkpoint.vision
         grid = torch.from_numpy(to_grid(volume.hu, vision.grid))[None]
         window = torch.tensor([self.checkpoint.windows[vision.window]], dtype=torch.float32)
-        tokens: Tensor = self.modules.projector(*self.modules.vision_encoder(grid, window))
-        return tokens[0]
+        low, high, regions = self.modules.vision_encoder(grid, window)
+        return Encoded(self.modules.projector(low, high)[0], regions[0].numpy())
 
     def report(self, volume: Volume) -> ReferenceText:
         """Write the report of a canonical volume, greedily."""
         language = self.checkpoint.language
         prompt = language.prompts.for_report(volume.geometry.extent_mm)
-        return self.language.answer(self.vision_tokens(volume), prompt, language.max_report_tokens)
+        return self.language.answer(self.encode(volume).tokens, prompt, language.max_report_tokens)
 
     def ask(self, volume: Volume, question: str) -> ReferenceText:
         """Answer a question about a canonical volume, greedily."""
         language = self.checkpoint.language
         prompt = language.prompts.for_question(question, volume.geometry.extent_mm)
-        return self.language.answer(self.vision_tokens(volume), prompt, language.max_answer_tokens)
+        return self.language.answer(self.encode(volume).tokens, prompt, language.max_answer_tokens)
 
     def segment_label(self, volume: Volume, name: str) -> ReferenceMask:
         """Segment a class by name."""
@@ -156,8 +172,11 @@ class ReferenceModel:
         unchanged = {number: given[number] for number in prompt.kept_slices}
         masks = SliceMasks(transform, source.slices.__getitem__, spec.edges)
         found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), masks, unchanged)
-        depth, room, scorer = volume.geometry.shape[0], Room(_KEPT_BYTES), self.modules.scorer
-        propagation = Propagation(self.steps, source, depth, spec, found, room, scorer=scorer)
+        depth, room, outlined = volume.geometry.shape[0], Room(_KEPT_BYTES), None
+        if (chooser := self.modules.region_scorer) and prompt.seg_hidden is not None:
+            outlined = chooser.outlined(self.encode(volume).regions, depth, transform)
+        scorer = self.modules.scorer
+        propagation = Propagation(self.steps, source, depth, spec, found, room, scorer=scorer, outlined=outlined)
         earlier = {} if known is None else {prompt.object_id: known}
         asyncio.run(propagation.run([prompt], earlier, keep=found.keep))
         return found
@@ -189,7 +208,7 @@ class ReferenceModel:
     def seg_state(self, volume: Volume, prompt: str) -> NDArray[np.float32]:
         """Return the [SEG] state FP32 [H] of the forced answer to a prompt."""
         answer = self.checkpoint.language.prompts.segment_answer
-        return self.language.seg_state(self.vision_tokens(volume), prompt, answer)
+        return self.language.seg_state(self.encode(volume).tokens, prompt, answer)
 
     def _segment_words(self, volume: Volume, prompt: str, window: str) -> ReferenceMask:
         return self.segment(volume, ObjectPrompt(0, {}, self.seg_state(volume, prompt)), window)

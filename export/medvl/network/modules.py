@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
@@ -18,6 +20,8 @@ from medvl.contracts.checkpoint import PARTS, PROPOSALS, Checkpoint
 from medvl.contracts.errors import CheckpointError
 from medvl.network.projector import Projector, TokenShape
 from medvl.network.proposals import FEATURES, ProposalScorer
+from medvl.network.region_choice import OUTLINE, RegionScorer, feature_count
+from medvl.network.regions import NOTHING
 from medvl.network.sam2_build import STRIDE, build_sam, build_sam_shapes
 from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, MaskPrompt, MemoryEncoder, TrackStep
 from medvl.network.seg_projector import SegProjector
@@ -27,14 +31,26 @@ from medvl.network.vision import VisionEncoder, cells_of
 class ProposalMap(nn.Linear):
     """Maps [SEG] states [B, H] to weights of :data:`medvl.network.proposals.FEATURES`; begins with the score alone.
 
+    ``regions`` maps them to weights of :func:`medvl.network.region_choice.features_of_regions`; begins with none.
+
     Parameters
     ----------
     width
         H.
+    kinds
+        Of regions; 0 where texts choose none.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, kinds: int = 0) -> None:
         super().__init__(width, len(FEATURES))
+        self.regions: nn.Linear | None = None
+        if kinds:
+            with torch.random.fork_rng(devices=[]):  # as the encoder's regions
+                self.regions = nn.Linear(width, feature_count(kinds))
+            nn.init.zeros_(self.regions.weight)
+            nn.init.zeros_(self.regions.bias)
+            with torch.no_grad():
+                self.regions.bias[-1] = 1.0
 
     def reset_parameters(self) -> None:
         """Choose what has the highest score, without drawing random numbers, whatever the state says."""
@@ -114,7 +130,7 @@ class Modules:
             projector=Projector(checkpoint.projector, low, high, width, regions.tokens if regions else 0).eval(),
             seg_projector=SegProjector(width, sam.hidden_dim).eval(),
             sam2=sam,
-            proposals=ProposalMap(width).eval() if checkpoint.segmentation.proposals else None,
+            proposals=_proposals(checkpoint),
         )
 
     @property
@@ -129,8 +145,15 @@ class Modules:
         rule = self.checkpoint.segmentation.proposals
         if self.proposals is None or rule is None:
             return None
-        weight, bias = (tensor.detach().numpy() for tensor in (self.proposals.weight, self.proposals.bias))
-        return ProposalScorer(weight, bias, rule)
+        return ProposalScorer(*_values(self.proposals), rule)
+
+    @property
+    def region_scorer(self) -> RegionScorer | None:
+        """What chooses among regions, where the checkpoint has it."""
+        rule = self.checkpoint.segmentation.proposals
+        if self.proposals is None or self.proposals.regions is None or rule is None or rule.regions is None:
+            return None
+        return RegionScorer(*_values(self.proposals.regions), rule.regions)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -150,7 +173,8 @@ class Modules:
         """Lengths of the axes that the checkpoint fixes, by the names of the contract."""
         low, high = feature_shapes(self.checkpoint)
         side, channels = self.checkpoint.segmentation.side, self.sam2.hidden_dim
-        d, h, w = self.checkpoint.vision.grid
+        vision = self.checkpoint.vision
+        d, h, w = vision.grid
         f = side // STRIDE
         return {
             "d": d,
@@ -165,6 +189,8 @@ class Modules:
             "C_low": low.channels,
             "T_high": high.tokens,
             "C_high": high.channels,
+            "G": vision.regions.tokens if vision.regions else len(NOTHING),
+            "n_region": OUTLINE + (vision.regions.kinds if vision.regions else 1),
             "T": self.checkpoint.vision_tokens,
             "H": self.checkpoint.language.hidden_size,
             "C": channels,
@@ -193,6 +219,18 @@ _FILLS = frozenset(
     | {"xavier_normal_", "xavier_uniform_", "zeros_", "ones_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_"}
 )
 """What :mod:`torch.nn.init` and its functions call on a tensor."""
+
+
+def _proposals(checkpoint: Checkpoint) -> ProposalMap | None:
+    rule, regions = checkpoint.segmentation.proposals, checkpoint.vision.regions
+    if rule is None:
+        return None
+    kinds = regions.kinds if rule.regions and regions else 0
+    return ProposalMap(checkpoint.language.hidden_size, kinds).eval()
+
+
+def _values(linear: nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return linear.weight.detach().numpy(), linear.bias.detach().numpy()
 
 
 def feature_shapes(checkpoint: Checkpoint) -> tuple[TokenShape, TokenShape]:

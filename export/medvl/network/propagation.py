@@ -17,15 +17,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from medvl.contracts.checkpoint import SegmentationSpec
-from medvl.network.groups import Group, Placed, scores_of, within
+from medvl.network.groups import Group, Placed, Sought, scores_of, within
 from medvl.network.heed import full, heeded, positive, unstrayed
 from medvl.network.key_slices import choose_key_slices
-from medvl.network.listener import Listener, Work, tell_conditioning, tell_end, tell_prompted
+from medvl.network.listener import Listener, Teller, Work, tell_end
 from medvl.network.memory_bank import Known
 from medvl.network.prompts import ObjectPrompt, SlicePrompt
 from medvl.network.proposal_finder import ProposalFinder
 from medvl.network.proposals import ProposalScorer, reach
+from medvl.network.region_choice import Outline, Outlined
 from medvl.network.room import Room
 from medvl.network.steps import A, Decoded, FeatureSource, Remembered, Steps
 from medvl.network.tracking import Tracker
@@ -57,6 +60,8 @@ class Propagation(Generic[F, A]):
         Objects, or slices without memory, that one call takes; it changes no result.
     scorer
         Of a checkpoint that tells several things apart which look like what a text means.
+    outlined
+        Of the volume, where a text may mean a region that the vision encoder has found.
     """
 
     def __init__(  # noqa: PLR0917 - what it works on, who listens, and two bounds
@@ -65,10 +70,11 @@ class Propagation(Generic[F, A]):
         source: FeatureSource[F],
         depth: int,
         spec: SegmentationSpec,
-        listener: Listener[A],
+        listener: Listener,
         room: Room | None = None,
         batch: int = MAX_OBJECTS,
         scorer: ProposalScorer | None = None,
+        outlined: Outlined | None = None,
     ) -> None:
         self._steps = steps
         self._source = source
@@ -78,7 +84,9 @@ class Propagation(Generic[F, A]):
         self._room = Room(0) if room is None else room
         self._batch = min(batch, MAX_OBJECTS)
         self._scorer = scorer
-        self._tracker = Tracker(steps, source, depth, spec, listener)
+        self._outlined = outlined
+        self._teller = Teller(listener, spec.side)
+        self._tracker = Tracker(steps, source, depth, spec, self._teller)
 
     async def run(
         self,
@@ -135,13 +143,38 @@ class Propagation(Generic[F, A]):
         work.add(self._depth - len(allowed))
         rule, ends = self._spec.key_slices, None
         chosen = choose_key_slices(scores, rule)
+        # Points and masks beside a text tell better than a region where its object is.
+        outline = self._outlined(prompt.seg_hidden) if self._outlined and not named else None
+        if outline and (placed := await self._sought(prompt, outline, max(scores))):
+            return placed
         if chosen and self._scorer and finder and (found := finder.found()):
             meant = self._scorer.meant(found, prompt.seg_hidden)
             # What is meant may be seen less well than something else that tells that there is anything.
             chosen = choose_key_slices(meant.scores.tolist(), rule) or (int(meant.scores.argmax()),)
-            # Points and masks beside a text tell better than it does how far its object reaches.
+            # So do they how far it reaches.
             ends = None if named else reach(meant, found, chosen, rule.min_score)
         return Placed(prompt, (*chosen, *(n for n in named if n not in chosen)), max(scores), ends)
+
+    async def _sought(self, prompt: ObjectPrompt, outline: Outline, score: float) -> Placed | None:
+        """Place a region on the slice and with the prompt that show it best; None where SAM2 sees nothing of it."""
+        numbers = [n for n in outline.slices(self._depth) if within(prompt, n)]
+        ways = SlicePrompt(seg_hidden=prompt.seg_hidden), *outline.prompts()
+        asked = [(number, own) for number in numbers for own in ways]
+        features = dict(zip(numbers, await self._source.get(numbers), strict=True))
+        shown: list[tuple[float, int, SlicePrompt]] = []
+        for start in range(0, len(asked), self._batch):
+            part = asked[start : start + self._batch]
+            decoded = await self._steps.decode([features[number] for number, _ in part], [own for _, own in part])
+            there = [logit > 0 for (logit,) in decoded.object_score.tolist()]
+            for (number, own), mask, seen, is_there in zip(part, decoded.masks, scores_of(decoded), there, strict=True):
+                disc = outline.disc(number, len(mask), self._spec.side)
+                both, either = int(np.count_nonzero(mask & disc)), int(np.count_nonzero(mask | disc))
+                if is_there and both:
+                    shown.append((seen * both / either, number, own))
+        if not shown:
+            return None
+        _, number, own = max(shown, key=lambda one: one[0])
+        return Placed(prompt, (number,), score, outline.ends(self._depth), Sought(outline, own))
 
     def _groups(self, placed: Sequence[Placed], work: Work) -> Iterator[Group[A]]:
         """Yield the objects by their key slices, as many as one call takes; those that are nowhere have ended."""
@@ -164,8 +197,8 @@ class Propagation(Generic[F, A]):
             if number in prompts[0].given_slices:
                 group.conditioning[number] = await self._steps.given(features, [p.masks[number] for p in prompts])
             else:
-                await self._decode(group, number, features, [p.on(number) for p in prompts])
-        tell_conditioning(self._listener, group)
+                await self._decode(group, number, features, [member.on(number) for member in group.members])
+        self._teller.conditioning(group)
 
     async def _corrected(self, prompt: ObjectPrompt, known: Known[A]) -> Group[A]:
         """Decode an object on the slices of its next correction, none of which learns of the others."""
@@ -184,8 +217,8 @@ class Propagation(Generic[F, A]):
                 slice_prompt = SlicePrompt(points, prompt.seg_hidden)
                 remembered = await self._heeding(features, slice_prompt, last.decoded, remembered)
                 group.conditioning[number] = remembered
-                tell_prompted(self._listener, group, number, remembered.decoded)
-        tell_conditioning(self._listener, group)
+                self._teller.prompted(group, number, remembered.decoded)
+        self._teller.conditioning(group)
         return group
 
     async def _heeding(
@@ -214,7 +247,7 @@ class Propagation(Generic[F, A]):
         """Decode the prompts of one slice without memory, tell what they show, and remember it."""
         decoded = await self._steps.decode([features] * len(prompts), prompts)
         # Somebody waits for this mask; its memory is for the tracking.
-        tell_prompted(self._listener, group, number, decoded)
+        self._teller.prompted(group, number, decoded)
         memory = await self._steps.remember(features, decoded.mask_logits, decoded.object_score)
         group.conditioning[number] = Remembered(decoded, memory)
 

@@ -2,7 +2,8 @@
 
 A vision token covers many cells, and lesions that share one are hard to count from it. Here the cells of a finer stage
 are scored for kinds of lesions, as CenterNet does (arXiv 1904.07850): one that scores higher than its neighbours is a
-region, and the best of them go on, each with what it looks like, how it scores and where it lies.
+region, and the best of them go on, each with what it looks like, how it scores and where it lies. Where the middle of a
+lesion is between cells, and how far it reaches, is read from the same cells.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, gelu, interpolate, max_pool3d
 
 from medvl.contracts.checkpoint import RegionSpec
+from medvl.network.region_choice import OUTLINE
 
 _NEIGHBOURS = 3
 """Cells along a side among which a region is the best."""
@@ -23,6 +25,10 @@ _SHARPNESS = 2.0
 """Of what is told of a score beside its logit: hardly more than whether a lesion is there."""
 _DROPPED_INPUT, _DROPPED = 0.1, 0.2
 """Shares of what is left out in training."""
+
+_OUTLINE_CHANNELS = 64
+NOTHING = ((0.0,) * OUTLINE + (_BESIDE,),)
+"""The regions [1, OUTLINE + 1] of an encoder that finds none."""
 
 Cells = tuple[int, int, int]
 
@@ -39,6 +45,7 @@ class Regions(nn.Module):
     """
 
     places: Tensor
+    share: Tensor
 
     def __init__(self, spec: RegionSpec, fine: tuple[Cells, int], low: tuple[Cells, int]) -> None:
         super().__init__()
@@ -49,23 +56,34 @@ class Regions(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.convs = nn.ModuleList(nn.Conv3d(width, width, 3, padding=1) for _ in range(2))
         self.score = nn.Linear(width, spec.kinds)
+        self.around = nn.Conv3d(width, _OUTLINE_CHANNELS, 3, padding=1)
+        self.outline = nn.Linear(_OUTLINE_CHANNELS, OUTLINE)
         self.embed = nn.Linear(fine_channels + 2 * spec.kinds + 3, low_channels)
         nn.init.constant_(self.score.bias, _SELDOM)
         centres = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in self.cells), indexing="ij")
         self.register_buffer("places", torch.stack(centres, -1).flatten(0, 2), persistent=False)
+        self.register_buffer("share", 1.0 / torch.tensor(self.cells), persistent=False)
 
-    def scores(self, fine: Tensor, low: Tensor) -> Tensor:
-        """Return the logits FP32 [B, cells, kinds] of lesions whose middle is in a cell; see :meth:`forward`."""
+    def read(self, fine: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is read from every cell; see :meth:`forward`.
+
+        Returns
+        -------
+        tuple[Tensor, Tensor]
+            Logits FP32 [B, cells, kinds] of lesions whose middle is in a cell; and of a lesion whose middle is in it or
+            beside it FP32 [B, cells, OUTLINE] how far that is from the cell's, and the logarithms of its half extents,
+            in cells.
+        """
         coarse = self.low(self._dropped(self.low_norm(low), _DROPPED_INPUT))
         coarse = interpolate(_planes(coarse, self.low_cells), size=self.cells, mode="trilinear", align_corners=False)
         seen = self.fine(self._dropped(self.fine_norm(fine), _DROPPED_INPUT))
         x = gelu(seen + coarse.flatten(2).mT + self.place(2.0 * self.places - 1.0))
         for norm, conv in zip(self.norms, self.convs, strict=True):
             x = x + gelu(conv(_planes(norm(x), self.cells)).flatten(2).mT)
-        scores: Tensor = self.score(self._dropped(x, _DROPPED))
-        return scores
+        around = gelu(self.around(_planes(x, self.cells))).flatten(2).mT
+        return self.score(self._dropped(x, _DROPPED)), self.outline(self._dropped(around, _DROPPED))
 
-    def forward(self, fine: Tensor, low: Tensor) -> Tensor:
+    def forward(self, fine: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """Find regions.
 
         Parameters
@@ -75,20 +93,27 @@ class Regions(nn.Module):
 
         Returns
         -------
-        Tensor
-            FP32 [B, R, C_low], the most likely first.
+        tuple[Tensor, Tensor]
+            The most likely first: what the language model is told of them, FP32 [B, G, C_low]; and FP32
+            [B, G, OUTLINE + kinds] their middle and half extents in shares of d, h and w, and their logits.
         """
-        scores = self.scores(fine, low)
+        scores, outlines = self.read(fine, low)
         best = _planes(scores.amax(-1, keepdim=True), self.cells)
         around = max_pool3d(best, _NEIGHBOURS, 1, _NEIGHBOURS // 2)
         _, at = torch.where(best == around, best, _BESIDE).flatten(1).topk(self.count, 1)
         places = self.places.expand(fine.shape[0], -1, -1)
         told = torch.cat([self.fine_norm(fine), scores, (_SHARPNESS * scores).sigmoid(), places], -1)
-        regions: Tensor = self.embed(told.gather(1, at[..., None].expand(-1, -1, told.shape[-1])))
-        return regions
+        middle, half = outlines[..., :3] * self.share + places, outlines[..., 3:].exp() * self.share
+        found = torch.cat([middle, half, scores], -1)
+        return self.embed(_rows(told, at)), _rows(found, at)
 
     def _dropped(self, x: Tensor, share: float) -> Tensor:
         return dropout(x, share, self.training)
+
+
+def _rows(tokens: Tensor, at: Tensor) -> Tensor:
+    """Return the tokens [B, T, C] at indices [B, R]."""
+    return tokens.gather(1, at[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def _planes(tokens: Tensor, cells: Cells) -> Tensor:

@@ -14,10 +14,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from medvl.contracts.checkpoint import SegmentationSpec
-from medvl.network.groups import Group
-from medvl.network.listener import Listener, Work, tell
+from medvl.network.groups import Group, Placed
+from medvl.network.listener import Teller, Work
 from medvl.network.memory_bank import Known, MemoryBank
-from medvl.network.prompts import ObjectPrompt
 from medvl.network.room import Share
 from medvl.network.steps import A, Decoded, FeatureSource, Remembered, Steps
 
@@ -51,33 +50,30 @@ class Kept(Generic[A]):
 class _Active(Generic[A]):
     """An object that one direction still tracks."""
 
-    prompt: ObjectPrompt
+    placed: Placed
     kept: Kept[A]
-    ends: tuple[int, int] | None = None
-    """As of :class:`medvl.network.groups.Placed`."""
     absent: int = 0
     """Slices in a row without it."""
 
     def goes_to(self, number: int, step: int, stop_after_absent: int) -> bool:
         """Whether the object is tracked on a slice."""
-        asked = self.prompt.last_slice if step > 0 else self.prompt.first_slice
-        beyond = any(
-            end is not None and (number - end) * step > 0 for end in (asked, self.ends and self.ends[step > 0])
-        )
+        prompt, ends = self.placed.prompt, self.placed.ends
+        asked = prompt.last_slice if step > 0 else prompt.first_slice
+        beyond = any(end is not None and (number - end) * step > 0 for end in (asked, ends and ends[step > 0]))
         return not beyond and self.absent < stop_after_absent
 
 
 class Tracker(Generic[F, A]):
-    """Tracks the groups of one request; parameters as of :class:`medvl.network.propagation.Propagation`."""
+    """Tracks the groups of one request and tells; parameters as of :class:`medvl.network.propagation.Propagation`."""
 
     def __init__(
-        self, steps: Steps[F, A], source: FeatureSource[F], depth: int, spec: SegmentationSpec, listener: Listener[A]
+        self, steps: Steps[F, A], source: FeatureSource[F], depth: int, spec: SegmentationSpec, teller: Teller
     ) -> None:
         self._steps = steps
         self._source = source
         self._depth = depth
         self._spec = spec
-        self._listener = listener
+        self._teller = teller
 
     async def track(self, group: Group[A], share: Share, work: Work) -> dict[int, Known[A]]:
         """Track a group; return what corrections can go on from, by object, as far as its share of the room goes."""
@@ -99,7 +95,7 @@ class Tracker(Generic[F, A]):
     async def _track(self, group: Group[A], step: int, kept: Sequence[Kept[A]], work: Work) -> None:
         """Track a group in one direction until its objects have ended."""
         bank = MemoryBank(group.conditioning, self._depth, step, self._spec.max_conditioning_slices)
-        active = [_Active(member.prompt, own, member.ends) for member, own in zip(group.members, kept, strict=True)]
+        active = [_Active(member, own) for member, own in zip(group.members, kept, strict=True)]
         first, last = min(group.conditioning), max(group.conditioning)
         numbers = range(first + 1, self._depth) if step > 0 else range(first - 1, -1, -1)
         limit = self._spec.stop_after_absent
@@ -122,7 +118,7 @@ class Tracker(Generic[F, A]):
             for row, one in enumerate(active):
                 self._keep(group, one.kept, number, remembered, row)
             if group.final:
-                tell(self._listener, number, [one.prompt for one in active], remembered.decoded)
+                self._teller.worked_on(number, [one.placed for one in active], remembered.decoded)
             for one, (score,) in zip(active, remembered.decoded.object_score.tolist(), strict=True):
                 # Between prompted slices the object is known to come back.
                 between = step > 0 and number < last
@@ -147,7 +143,7 @@ class Tracker(Generic[F, A]):
         )
         for number, remembered in {**earlier.tracked, **downward, **upward}.items():
             if remembered is not None and number not in group.conditioning:
-                tell(self._listener, number, [group.members[0].prompt], remembered.decoded)
+                self._teller.worked_on(number, group.members, remembered.decoded)
                 self._keep(group, kept, number, remembered, 0)
         work.add(self._depth)
 
@@ -155,11 +151,11 @@ class Tracker(Generic[F, A]):
         self, group: Group[A], earlier: Known[A], kept: Kept[A], step: int, found: dict[int, Remembered[A] | None]
     ) -> None:
         """Track one object in one direction; a slice beyond its end becomes None."""
-        prompt = group.members[0].prompt
-        corrected = prompt.corrections[-1]
+        (placed,) = group.members
+        corrected = placed.prompt.corrections[-1]
         passed = {n: r for n, r in earlier.passed(step).items() if n not in group.conditioning}
         bank = MemoryBank(group.conditioning, self._depth, step, self._spec.max_conditioning_slices, passed)
-        one, agreeing = _Active(prompt, kept), 0
+        one, agreeing = _Active(placed, kept), 0
         begin, end = (min(corrected), self._depth) if step > 0 else (max(corrected), -1)
         for number in range(begin, end, step):
             if number in corrected:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import VisionSpec
 from medvl.contracts.errors import CheckpointError
-from medvl.network.regions import Regions
+from medvl.network.regions import NOTHING, Regions
 
 STEM_KERNEL = 7
 STEM_STRIDE = 4
@@ -122,13 +122,15 @@ class DCFormer(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """CT volume to the features of two stages (model ``vision_encoder`` of the contract).
+    """CT volume to the features of two stages and to regions (model ``vision_encoder`` of the contract).
 
     Raises
     ------
     CheckpointError
         When there are to be more regions than cells to find them in.
     """
+
+    nothing: Tensor
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
@@ -145,8 +147,9 @@ class VisionEncoder(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 self.regions = Regions(spec.regions, fine, low)
         self.fine_cells = cells_of(spec, self.stages[0] - 1)
+        self.register_buffer("nothing", torch.tensor(NOTHING), persistent=False)
 
-    def forward(self, volume_hu: Tensor, window_hu: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, volume_hu: Tensor, window_hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode volumes.
 
         Parameters
@@ -158,23 +161,25 @@ class VisionEncoder(nn.Module):
 
         Returns
         -------
-        tuple[Tensor, Tensor]
+        tuple[Tensor, Tensor, Tensor]
             ``features_low`` FP32 [B, T_low, C_low] and ``features_high`` FP32 [B, T_high, C_high], tokens in C order
-            of d, h, w; the last of the low ones are regions, where the encoder finds any.
+            of d, h, w; the last of the low ones are regions, where the encoder finds any. Then ``regions`` FP32
+            [B, G, n_region], the same ones as :meth:`medvl.network.regions.Regions.forward` places them.
         """
         return self.features(self.levels(volume_hu, window_hu))
 
-    def features(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def features(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return what goes on of the outputs of the stem and of every stage; see :meth:`forward`."""
         low, high = (levels[stage] for stage in self.stages)
-        if self.regions is not None:
-            low = torch.cat([low, self.regions(*levels[self.stages[0] - 1 : self.stages[0] + 1])], 1)
-        return low, high
+        if self.regions is None:
+            return low, high, self.nothing.expand(low.shape[0], -1, -1)
+        told, regions = self.regions(*levels[self.stages[0] - 1 : self.stages[0] + 1])
+        return torch.cat([low, told], 1), high, regions
 
-    def region_scores(self, levels: Sequence[Tensor]) -> Tensor:
-        """Return :meth:`medvl.network.regions.Regions.scores` of the outputs of the stem and of every stage."""
+    def read_regions(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return :meth:`medvl.network.regions.Regions.read` of the outputs of the stem and of every stage."""
         assert self.regions is not None
-        return self.regions.scores(*levels[self.stages[0] - 1 : self.stages[0] + 1])
+        return self.regions.read(*levels[self.stages[0] - 1 : self.stages[0] + 1])
 
     def levels(self, volume_hu: Tensor, window_hu: Tensor) -> list[Tensor]:
         """Return the tokens of the stem and of every stage up to the last one that goes on; see :meth:`forward`."""

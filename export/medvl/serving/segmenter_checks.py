@@ -15,6 +15,7 @@ from medvl.contracts.messages import (
     SegmenterRequest,
     check_points_per_slice,
 )
+from medvl.network.region_choice import OUTLINE
 
 
 def check_request(
@@ -23,6 +24,8 @@ def check_request(
     slices: np.ndarray | None,
     seg_hidden: np.ndarray | None,
     masks: np.ndarray | None,
+    *,
+    regions: np.ndarray | None = None,
 ) -> None:
     """Check a request of ``volume_segmenter`` whose tensors have the right dtype and rank.
 
@@ -38,6 +41,7 @@ def check_request(
         raise InvalidRequest("The request has an empty volume or no objects.")
     _check_slices(request, checkpoint.segmentation.side, slices)
     _check_states(request, checkpoint.language.hidden_size, seg_hidden)
+    _check_regions(checkpoint, regions)
     for object_id, times in Counter(o.object_id for o in request.objects).items():
         if times > 1:
             raise InvalidRequest(f"Object {object_id} is described {times} times: give all its prompts at once.")
@@ -61,6 +65,13 @@ def _check_states(request: SegmenterRequest, width: int, states: np.ndarray | No
     for row in (o.seg_row for o in request.objects if o.seg_row is not None):
         if not 0 <= row < count:
             raise InvalidRequest(f"An object names row {row} of seg_hidden, which has {count}.")
+
+
+def _check_regions(checkpoint: Checkpoint, regions: np.ndarray | None) -> None:
+    spec = checkpoint.vision.regions
+    width = OUTLINE + (spec.kinds if spec else 1)
+    if regions is not None and (regions.shape[1] != width or not np.isfinite(regions).all()):
+        raise InvalidRequest(f"Tensor regions should hold finite rows of {width} values.")
 
 
 def _check_object(prompts: ObjectPrompts, shape: tuple[int, int, int]) -> None:

@@ -19,6 +19,7 @@ from medvl.contracts.models import MODELS
 from medvl.imaging.resample import FitTransform
 from medvl.network.propagation import MAX_OBJECTS, Propagation
 from medvl.network.proposals import ProposalScorer
+from medvl.network.region_choice import RegionScorer
 from medvl.network.room import Room
 from medvl.network.slice_mask import SliceMasks
 from medvl.serving.bls import infer
@@ -63,6 +64,7 @@ class TritonPythonModel:
         folder, rule = Path(args["model_repository"]), self._checkpoint.segmentation.proposals
         weights = folder / args["model_version"] / PROPOSALS_FILE
         self._scorer = ProposalScorer.load(weights, rule) if rule else None
+        self._region_scorer = RegionScorer.load(weights, rule) if rule else None
         paths = graphs_beside(folder, args["model_version"])
         self._graphs = paths and OwnGraphs(
             paths,
@@ -128,7 +130,8 @@ class TritonPythonModel:
     async def _segment(self, arrays: Arrays, reply: Reply) -> None:
         start_s = time.perf_counter()
         request, slices = _read(arrays["request"]), arrays.pop("slices", None)
-        check_request(request, self._checkpoint, slices, arrays.get("seg_hidden"), arrays.get("masks"))
+        states, given, regions = (arrays.get(name) for name in ("seg_hidden", "masks", "regions"))
+        check_request(request, self._checkpoint, slices, states, given, regions=regions)
         key = SeriesKey(request.series, request.window_hu, self._checkpoint.digest)
         if slices is not None:
             self._store.put(key, slices)
@@ -167,7 +170,11 @@ class TritonPythonModel:
         findings = Findings(tell, past.keep, unchanged, past.local, depth, masks)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
-        propagation = Propagation(steps, source, depth, spec, findings, self._room, self._object_batch, self._scorer)
+        regions, chooser = arrays.get("regions"), self._region_scorer
+        outlined = chooser.outlined(regions, depth, transform) if chooser and regions is not None else None
+        propagation = Propagation(
+            steps, source, depth, spec, findings, self._room, self._object_batch, self._scorer, outlined
+        )
         await propagation.run(prompts, known, past.local, past.keep_known)
 
 

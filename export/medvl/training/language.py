@@ -206,7 +206,8 @@ class LanguageLearner:
         views = self._grids.views(drawn.seeds, drawn.edges)
         with torch.autocast(views.hu.device.type, torch.bfloat16):
             levels = self.module.encoder.levels(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
-            tokens = self.module.projector(*self.module.encoder.features(levels))
+            low, high, _ = self.module.encoder.features(levels)
+            tokens = self.module.projector(low, high)
             hidden = _hidden(self.module.language, tokens, drawn.ids, drawn.owner, drawn.positions)
             logits = self.module.language.lm_head(hidden[drawn.asked])
         plain = cross_entropy(logits.float(), drawn.wanted, reduction="none")
@@ -223,8 +224,8 @@ class LanguageLearner:
             read = [head(level.float()) for head, level in zip(self.module.heads, levels, strict=True)]
             seeing, seen = read_levels(read, counts)
             loss, shown = loss + _LEVELS_WEIGHT * seeing, shown | seen
-            scores = self.module.encoder.region_scores(levels)
-            finding, found = region_loss(scores.float(), drawn.lesions, self.module.encoder.fine_cells)
+            scores, outlines = (read.float() for read in self.module.encoder.read_regions(levels))
+            finding, found = region_loss(scores, outlines, drawn.lesions, self.module.encoder.fine_cells)
             loss, shown = loss + REGION_WEIGHT * finding, shown | found
         if len(drawn.seg):
             extra, more = self._states(hidden[drawn.seg].float(), drawn.truth)

@@ -167,12 +167,13 @@ class Seeing(nn.Module):
         self.encoder = encoder
         self.heads = heads(channels)
 
-    def forward(self, volume_hu: Tensor, window_hu: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return what each head reads, FP32 [B, cells, organs + 2 kinds], and the scores of regions."""
+    def forward(self, volume_hu: Tensor, window_hu: Tensor) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+        """Return what each head reads, FP32 [B, cells, organs + 2 kinds], and what is read of regions."""
         with torch.autocast(volume_hu.device.type, torch.bfloat16):
             levels = self.encoder.levels(volume_hu, window_hu)
-            scores = self.encoder.region_scores(levels)
-        return [head(level.float()) for head, level in zip(self.heads, levels, strict=True)], scores.float()
+            scores, outlines = self.encoder.read_regions(levels)
+        read = [head(level.float()) for head, level in zip(self.heads, levels, strict=True)]
+        return read, (scores.float(), outlines.float())
 
 
 class PerceptionLearner:
@@ -212,9 +213,9 @@ class PerceptionLearner:
         if step >= _STATISTICS_STEPS:
             freeze_statistics(self.module)
         views = self._grids.views(drawn.seeds, drawn.edges)
-        read, scores = self.module(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
+        read, (scores, outlines) = self.module(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
         loss, shown = read_levels(read, counts_of(views.kinds, len(read)))
-        extra, more = region_loss(scores, drawn.lesions, self.module.encoder.fine_cells)
+        extra, more = region_loss(scores, outlines, drawn.lesions, self.module.encoder.fine_cells)
         return loss + REGION_WEIGHT * extra, shown | more
 
 

@@ -1,8 +1,8 @@
-"""[SEG] states learn to choose among proposals: what a text's masks show, and which of it is meant.
+"""[SEG] states learn to choose: among what a text's masks show, and among the regions that the encoder finds.
 
 Everything else stands still. A case is looked at once, as the torch reference does it, and what was found is kept: the
-[SEG] state of each request, its proposals as :mod:`medvl.network.proposals` compares them, and how well the best slice
-of each shows what was meant.
+[SEG] state of each request, its proposals as :mod:`medvl.network.proposals` compares them and how well the best slice
+of each shows what was meant, and regions as :mod:`medvl.network.region_choice` compares them and which is meant.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import load_checkpoint
 from medvl.contracts.errors import InvalidRequest
-from medvl.embedded.preset import PROPOSAL_RULE
-from medvl.embedded.requests import request_pool
+from medvl.embedded.preset import PROPOSAL_RULE, REGION_RULE
+from medvl.embedded.requests import SegmentRequest, request_pool
 from medvl.imaging.windows import Window
 from medvl.network.groups import scores_of
 from medvl.network.model import ReferenceModel
@@ -30,33 +30,46 @@ from medvl.network.prompts import SlicePrompt
 from medvl.network.propagation import MAX_OBJECTS
 from medvl.network.proposal_finder import ProposalFinder
 from medvl.network.proposals import FEATURES, features_of
+from medvl.network.region_choice import features_of_regions, likely_regions
 from medvl.network.torch_steps import SliceSource
 from medvl.training.cases import Case, CaseStore
+from medvl.training.descriptors import Place
 from medvl.training.language import target_of
+from medvl.training.regions import LESIONS
 
-_SHARES = {("finding", True): 0.5, ("organ", True): 0.2, ("class", True): 0.2}
-"""Of what can be asked for and is there; one of several findings is always asked for."""
+_SHARES = {("finding", True): 0.5, ("organ", True): 0.2, ("class", True): 0.2, ("finding", False): 0.3}
+"""Of what can be asked for; one of several findings is always asked for."""
 _WEIGHTS = {"one of several": 2.0, "finding": 1.0, "organ": 0.3, "class": 0.3}
 _MEANT = 0.4
 """Dice on its best slice from which on a proposal shows what is meant."""
+_NEAR = 1.2
+"""Half extents along each axis between the middle of what is meant and that of a region that shows it, at most."""
 _COVERED = 0.3
 """Share of a cell from which on it belongs to an object."""
+_SHRINK = 1e-4
+"""Of squared weights that choose regions, in the loss."""
+_KEPT = ("state", "features", "dice", "regions", "meant")
+"""Of an example, beside its weight."""
 _STATE_NOISE = 0.16
 """Spread of what is added to states, whose own is 0.3: requests are few beside the numbers of a state."""
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A request and its proposals.
+    """A request and what it can choose from.
 
     Attributes
     ----------
     state
         FP32 [H].
     features
-        FP32 [N, F] of its proposals.
+        FP32 [N, F] of its proposals; none where nothing is there that they could show.
     dice
         FP32 [N], of the mask and what is meant, on the best slice of each.
+    regions
+        FP32 [G + 1, F] of the likely regions and of none of them.
+    meant
+        FP32 [G + 1], 1 for those that show what is meant, or for none of them.
     weight
         In the loss.
     """
@@ -64,21 +77,32 @@ class Example:
     state: NDArray[np.float32]
     features: NDArray[np.float32]
     dice: NDArray[np.float32]
+    regions: NDArray[np.float32]
+    meant: NDArray[np.float32]
     weight: float
 
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """B requests with at most N proposals each."""
+    """B requests that choose among at most N things each."""
 
     states: Tensor
     """FP32 [B, H]."""
     features: Tensor
     """FP32 [B, N, F]."""
-    dice: Tensor
-    """FP32 [B, N]; -1 behind the last proposal of a request."""
+    worth: Tensor
+    """FP32 [B, N], how well each shows what is meant, 0 to 1; -1 behind the last one of a request."""
     weight: Tensor
     """FP32 [B]."""
+
+    def loss(self, chooser: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Return how unlikely those are that show what is meant, and the mean worth of what is chosen."""
+        there, meant = self.worth >= 0, self.worth >= _MEANT
+        weights = chooser(self.states + _STATE_NOISE * torch.randn_like(self.states))
+        scores = torch.einsum("bnf,bf->bn", self.features, weights).masked_fill(~there, -torch.inf)
+        likely = scores.log_softmax(1).masked_fill(~meant, -torch.inf).logsumexp(1)
+        chosen = self.worth.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+        return -(likely * self.weight).sum() / self.weight.sum(), chosen.mean()
 
 
 class ProposalLearner:
@@ -102,30 +126,33 @@ class ProposalLearner:
         self._store = store
         self._folder = folder
         self._batch = batch
-        self.module = ProposalMap(load_checkpoint(reference).language.hidden_size)
+        checkpoint = load_checkpoint(reference)
+        kinds = checkpoint.vision.regions.kinds if checkpoint.vision.regions else 0
+        self.module = ProposalMap(checkpoint.language.hidden_size, kinds)
 
-    def draw(self, step: int, rng: np.random.Generator) -> Compared:
-        """Return the requests of some cases."""
+    def draw(self, step: int, rng: np.random.Generator) -> tuple[Compared, Compared]:
+        """Return the requests of some cases, with their proposals and with their regions."""
         seeds = [self._store.seed(rng, step) for _ in range(self._batch)]
-        return compared([example for seed in seeds for example in self._examples(seed)])
+        found = [example for seed in seeds for example in self._examples(seed)]
+        return among_proposals(found), among_regions(found)
 
-    def loss(self, step: int, drawn: Compared) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return how unlikely the proposals are that show what is meant."""
-        there, meant = drawn.dice >= 0, drawn.dice >= _MEANT
-        weights = self.module(drawn.states + _STATE_NOISE * torch.randn_like(drawn.states))
-        scores = torch.einsum("bnf,bf->bn", drawn.features, weights).masked_fill(~there, -torch.inf)
-        likely = scores.log_softmax(1).masked_fill(~meant, -torch.inf).logsumexp(1)
-        chosen = drawn.dice.gather(1, scores.argmax(1, keepdim=True))[:, 0]
-        loss = -(likely * drawn.weight).sum() / drawn.weight.sum()
-        return loss, {"dice": chosen.mean(), "best": drawn.dice.amax(1).mean()}
+    def loss(self, step: int, drawn: tuple[Compared, Compared]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return how unlikely the proposals and the regions are that show what is meant."""
+        proposals, regions = drawn
+        loss, dice = proposals.loss(self.module)
+        shown = {"dice": dice, "best": proposals.worth.amax(1).mean()}
+        if self.module.regions is not None:
+            more, right = regions.loss(self.module.regions)
+            # Few requests tell apart more regions than they should from so many numbers of a state.
+            loss = loss + more + _SHRINK * self.module.regions.weight.square().sum()
+            shown["regions"] = right
+        return loss, shown
 
     def keep(self, seed: int, found: Sequence[Example]) -> None:
         """Keep what was found in a case."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(seed)
-        arrays = {
-            f"{name}_{i}": getattr(e, name) for i, e in enumerate(found) for name in ("state", "features", "dice")
-        }
+        arrays = {f"{name}_{i}": getattr(e, name) for i, e in enumerate(found) for name in _KEPT}
         # Written under the name of this process first: several may look at the same case.
         own = path.with_suffix(f".{os.getpid()}.npz")
         np.savez(own, weights=np.array([e.weight for e in found]), **arrays)
@@ -138,46 +165,58 @@ class ProposalLearner:
             rng = np.random.default_rng([seed, len(FEATURES)])
             self.keep(seed, list(examples(self._store.shown(seed), self._reference, rng)))
         with np.load(self._path(seed)) as kept:
-            weights = kept["weights"].tolist()
             return [
-                Example(kept[f"state_{i}"], kept[f"features_{i}"], kept[f"dice_{i}"], weight)
-                for i, weight in enumerate(weights)
+                Example(**{name: kept[f"{name}_{i}"] for name in _KEPT}, weight=float(weight))
+                for i, weight in enumerate(kept["weights"])
             ]
 
     def _path(self, seed: int) -> Path:
         return self._folder / f"{seed}.npz"
 
 
-def compared(drawn: list[Example]) -> Compared:
-    """Return requests as one batch; those without a proposal that shows what is meant teach nothing.
+def among_proposals(drawn: Sequence[Example]) -> Compared:
+    """Return requests and their proposals; those without one that shows what is meant teach nothing.
 
     Raises
     ------
     InvalidRequest
         When there is none that does.
     """
-    useful = [e for e in drawn if e.dice.max() >= _MEANT]
+    useful = [e for e in drawn if e.dice.max(initial=0.0) >= _MEANT]
     if not useful:
         raise InvalidRequest("Nothing that was asked for in these cases is seen: proposals need a trained checkpoint.")
-    longest = max(len(e.dice) for e in useful)
-    features = np.zeros((len(useful), longest, len(FEATURES)), np.float32)
-    dice = np.full((len(useful), longest), -1.0, np.float32)
-    for row, example in enumerate(useful):
-        features[row, : len(example.dice)], dice[row, : len(example.dice)] = example.features, example.dice
+    return _compared(useful, [e.features for e in useful], [e.dice for e in useful])
+
+
+def among_regions(drawn: Sequence[Example]) -> Compared:
+    """Return requests and the likely regions."""
+    return _compared(drawn, [e.regions for e in drawn], [e.meant for e in drawn])
+
+
+def _compared(
+    drawn: Sequence[Example], features: Sequence[NDArray[np.float32]], worth: Sequence[NDArray[np.float32]]
+) -> Compared:
+    longest = max(map(len, worth))
+    rows = np.zeros((len(drawn), longest, features[0].shape[1]), np.float32)
+    values = np.full((len(drawn), longest), -1.0, np.float32)
+    for row, (own, each) in enumerate(zip(features, worth, strict=True)):
+        rows[row, : len(own)], values[row, : len(each)] = own, each
     return Compared(
-        torch.from_numpy(np.stack([e.state for e in useful])),
-        torch.from_numpy(features),
-        torch.from_numpy(dice),
-        torch.tensor([e.weight for e in useful]),
+        torch.from_numpy(np.stack([e.state for e in drawn])),
+        torch.from_numpy(rows),
+        torch.from_numpy(values),
+        torch.tensor([e.weight for e in drawn]),
     )
 
 
 def examples(case: Case, reference: ReferenceModel, rng: np.random.Generator) -> Iterator[Example]:
-    """Look for what can be asked for in a case and is there."""
+    """Look for what can be asked for in a case."""
     checkpoint, depth = reference.checkpoint, case.geometry.shape[0]
     spec, prompts = checkpoint.segmentation, checkpoint.language.prompts
     volume = case.volume(Window(*checkpoint.windows[spec.window]))
-    tokens = reference.vision_tokens(volume)
+    encoded = reference.encode(volume)
+    likely = likely_regions(encoded.regions, REGION_RULE)
+    compared, nothing = features_of_regions(likely), np.zeros((0, len(FEATURES)), np.float32)
     source = reference.slice_source(volume, spec.window)
     planes = case.planes(np.arange(depth), spec)
     for wanted in request_pool(case.truth):
@@ -187,7 +226,13 @@ def examples(case: Case, reference: ReferenceModel, rng: np.random.Generator) ->
         meant = target_of(request, case)
         fill = prompts.for_label if request.by_class else prompts.for_text
         prompt = fill(request.text, volume.geometry.extent_mm)
-        state = reference.language.seg_state(tokens, prompt, prompts.segment_answer)
+        state = reference.language.seg_state(encoded.tokens, prompt, prompts.segment_answer)
+        form = "one of several" if wanted.one_of_several else wanted.stratum[0]
+        shown = shows(likely, _lesion(request, case))
+        example = Example(state, nothing, nothing[:, 0], compared, shown, _WEIGHTS[form])
+        if not wanted.present:
+            yield example
+            continue
         masks, scores = asyncio.run(_seen(reference, source, depth, state))
         finder = ProposalFinder(depth, PROPOSAL_RULE)
         for number in range(depth):
@@ -195,8 +240,25 @@ def examples(case: Case, reference: ReferenceModel, rng: np.random.Generator) ->
         if found := finder.found():
             truth = np.isin(planes, meant.values)
             dice = [_dice(masks[key], truth[key]) for key in (int(p.scores.argmax()) for p in found)]
-            form = "one of several" if wanted.one_of_several else wanted.stratum[0]
-            yield Example(state, features_of(found), np.array(dice, np.float32), _WEIGHTS[form])
+            example = replace(example, features=features_of(found), dice=np.array(dice, np.float32))
+        yield example
+
+
+def _lesion(request: SegmentRequest, case: Case) -> Place | None:
+    """Return the place of what is meant, if it is of a kind that regions show."""
+    findings = [case.truth.findings[number] for number in request.findings]
+    places = [case.places.get(f.value or 0) for f in findings if (f.kind, f.organ) in LESIONS]
+    return places[0] if len(places) == len(findings) == 1 else None
+
+
+def shows(regions: NDArray[np.float32], place: Place | None) -> NDArray[np.float32]:
+    """Return 1 FP32 [G + 1] for the regions whose middle is in a place, or else for none of them."""
+    shown = np.zeros(len(regions) + 1, np.float32)
+    if place is not None:
+        away = np.abs(regions[:, :3] - np.array(place.centre)) / np.array(place.half_extent)
+        shown[:-1] = (away <= _NEAR).all(1)
+    shown[-1] = not shown.any()
+    return shown
 
 
 async def _seen(

@@ -1,4 +1,4 @@
-"""The encoder learns to find lesions one by one: in which cell of its finer stage the middle of each lies."""
+"""The encoder learns to find lesions one by one: in which cell of its finer stage the middle of each is, and where."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, smooth_l1_loss
 
 from medvl.embedded.truth import FindingKind
 from medvl.training.cases import Case
@@ -26,6 +26,10 @@ NUMBERS = 7
 """Of a lesion: its kind, and its centre (3) and half extent (3) in shares of what is shown."""
 _SPREAD, _NARROWEST = 0.65, 0.6
 """Of the bump around a lesion, in its mean radius; and at least, in cells."""
+_BESIDE = 1.05
+"""Cells along each axis from the middle of a lesion up to which its outline is learnt from a cell."""
+_NEAR = 0.1
+"""Errors of an outline below which they count squared; in cells, and of logarithms."""
 
 
 def lesions(case: Case, whole: NDArray[np.intp], part: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -51,13 +55,15 @@ def padded(drawn: Sequence[NDArray[np.float32]]) -> Tensor:
     return torch.from_numpy(rows)
 
 
-def region_loss(scores: Tensor, drawn: Tensor, cells: tuple[int, int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return CenterNet's focal loss (arXiv 1904.07850) of scores, and how well the lesions are found.
+def region_loss(
+    scores: Tensor, outlines: Tensor, drawn: Tensor, cells: tuple[int, int, int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return CenterNet's focal loss (arXiv 1904.07850) of scores with that of outlines, and how well lesions are found.
 
     Parameters
     ----------
-    scores
-        FP32 [B, cells, kinds], logits.
+    scores, outlines
+        As :meth:`medvl.network.regions.Regions.read` reads them.
     drawn
         FP32 [B, M, NUMBERS].
     cells
@@ -79,5 +85,18 @@ def region_loss(scores: Tensor, drawn: Tensor, cells: tuple[int, int, int]) -> t
     right = -((1 - p) ** 2) * logsigmoid(scores)
     wrong = -((1 - heat) ** 4) * p**2 * logsigmoid(-scores)
     loss = torch.where(middle, right, wrong).sum() / middle.sum().clamp(min=1)
+    away = centre[:, :, None] - places
+    nearest = apart.masked_fill(~there[..., None], torch.inf).argmin(1)
+    own = nearest[:, None, :, None].expand(-1, 1, -1, 3)
+    away = away.gather(1, own)[:, 0]
+    sizes = half.clamp(min=1e-3).log().gather(1, nearest[..., None].expand(-1, -1, 3))
+    close = there.any(1, keepdim=True) & (away.abs().amax(-1) <= _BESIDE)
+    each = smooth_l1_loss(outlines, torch.cat([away, sizes], -1), beta=_NEAR, reduction="none").mean(-1)
+    loss = loss + (each * close).sum() / close.sum().clamp(min=1)
     said = scores > 0
-    return loss, {"regions": (said & middle).sum() / middle.sum(), "beside": (said & (heat < 0.1)).sum() / len(scores)}
+    off = (outlines[..., :3] - away).abs().mean(-1)
+    return loss, {
+        "regions": (said & middle).sum() / middle.sum(),
+        "beside": (said & (heat < 0.1)).sum() / len(scores),
+        "off": (off * close).sum() / close.sum(),
+    }

@@ -156,7 +156,7 @@ class Listening:
         pool = [w for w in request_pool(case.truth) for _ in range(_PHRASINGS if w.present else 1)]
         asked = [segmentation(w.phrased(rng), case, checkpoint.language.prompts) for w in pool]
         window = Window(*checkpoint.windows[checkpoint.segmentation.window])
-        tokens = reference.vision_tokens(case.volume(window))
+        tokens = reference.encode(case.volume(window)).tokens
         said: dict[Meant, list[NDArray[np.float32]]] = defaultdict(list)
         for one, state in zip(asked, states_of(language, tokens, Pack.of(asked, tokenizer)), strict=True):
             (target,) = one.targets

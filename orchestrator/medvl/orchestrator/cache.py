@@ -5,47 +5,54 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-import numpy as np
-from numpy.typing import NDArray
+
+class Sized(Protocol):
+    """What knows how large it is, as arrays do."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+
 
 K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound=Sized)
 
 
-class ArrayCache(Generic[K]):
-    """The most recently used arrays, bounded in bytes; an array above the bound is not kept."""
+class BoundedCache(Generic[K, V]):
+    """The most recently used values, bounded in bytes; one above the bound is not kept."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._arrays: OrderedDict[K, NDArray[Any]] = OrderedDict()
+        self._values: OrderedDict[K, V] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
         return self._bytes
 
-    def get(self, key: K) -> NDArray[Any] | None:
-        """Return the array of a key, or None."""
-        array = self._arrays.get(key)
-        if array is not None:
-            self._arrays.move_to_end(key)
-        return array
+    def get(self, key: K) -> V | None:
+        """Return the value of a key, or None."""
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
 
-    def put(self, key: K, array: NDArray[Any]) -> None:
-        """Keep an array; the least recently used make room."""
+    def put(self, key: K, value: V) -> None:
+        """Keep a value; the least recently used make room."""
         self._drop(key)
-        while self._arrays and self._bytes + array.nbytes > self._max_bytes:
-            self._drop(next(iter(self._arrays)))
-        if array.nbytes <= self._max_bytes:
-            self._arrays[key] = array
-            self._bytes += array.nbytes
+        while self._values and self._bytes + value.nbytes > self._max_bytes:
+            self._drop(next(iter(self._values)))
+        if value.nbytes <= self._max_bytes:
+            self._values[key] = value
+            self._bytes += value.nbytes
 
     def _drop(self, key: K) -> None:
-        array = self._arrays.pop(key, np.empty(0))
-        self._bytes -= array.nbytes
+        if (value := self._values.pop(key, None)) is not None:
+            self._bytes -= value.nbytes
 
 
 class KeyedLocks(Generic[K]):

@@ -73,7 +73,8 @@ async def _segment(
     described: bool,
 ) -> None:
     questions = [o.prompt for o in objects.values() if o.prompt is not None]
-    hidden = await _hidden_states(work, vision, questions) if described else None
+    encoded = await vision.encode(work) if described else None
+    hidden = await _hidden_states(work, encoded.tokens, questions) if encoded else None
     prompts, masks = [], b""
     for row, (i, o) in enumerate(objects.items()):
         given = GivenMask(start=len(masks), length=len(o.mask)) if o.mask else None
@@ -89,14 +90,14 @@ async def _segment(
                 earlier_sha256=o.earlier_sha256,
             )
         )
-    prompted = PromptedObjects(window, tuple(prompts), hidden, masks, options.local)
+    regions = encoded.regions if encoded else None
+    prompted = PromptedObjects(window, tuple(prompts), hidden, regions, masks, options.local)
     captions = {i: Caption(o.label, o.words) for i, o in objects.items()}
     await emit_masks(work, prompted, captions, previews=options.previews, cleanup=options.cleanup)
 
 
-async def _hidden_states(work: Work, vision: VisionEncoder, prompts: Sequence[str]) -> NDArray[Any]:
+async def _hidden_states(work: Work, tokens: NDArray[Any], prompts: Sequence[str]) -> NDArray[Any]:
     """Return float32 [n, H]: the [SEG] state that the language model gives each prompt."""
-    tokens = await vision.tokens(work)
     with work.call.stages.measure("generate"):
         async with asyncio.TaskGroup() as group:
             states = [group.create_task(_hidden_state(work, tokens, prompt)) for prompt in prompts]

@@ -55,6 +55,8 @@ class PromptedObjects:
         Their prompts; ``seg_row`` counts rows of ``seg_hidden``.
     seg_hidden
         float32 [n_seg, H], or None when language prompts no object.
+    regions
+        float32 [G, n_region] of the series, which language may mean.
     masks
         Packed masks that ``objects`` name by their bytes.
     local
@@ -64,6 +66,7 @@ class PromptedObjects:
     window: str
     objects: tuple[ObjectPrompts, ...]
     seg_hidden: NDArray[Any] | None = None
+    regions: NDArray[Any] | None = None
     masks: bytes = b""
     local: bool = False
 
@@ -125,6 +128,8 @@ def _inputs(series: StoredSeries, prompted: PromptedObjects, window_hu: HuRange)
     inputs: dict[str, NDArray[Any]] = {"request": np.frombuffer(request.to_bytes(), np.uint8)}
     if prompted.seg_hidden is not None:
         inputs["seg_hidden"] = prompted.seg_hidden
+    if prompted.regions is not None:
+        inputs["regions"] = prompted.regions
     if prompted.masks:
         inputs["masks"] = np.frombuffer(prompted.masks, np.uint8)
     return inputs

@@ -14,7 +14,7 @@ from medvl.orchestrator.language import GeneratedText, LanguageDelta, generate
 from medvl.orchestrator.masks import Caption, emit_masks
 from medvl.orchestrator.segmentation import PromptedObjects
 from medvl.orchestrator.transcript import ResolvedSeg, Transcript
-from medvl.orchestrator.vision import VisionEncoder
+from medvl.orchestrator.vision import Encoded, VisionEncoder
 from medvl.orchestrator.work import Work
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -34,16 +34,18 @@ async def write_text(work: Work, vision: VisionEncoder, prompt: str, options: La
     MedvlError
         What failed first; the rest has been cancelled.
     """
-    tokens = await vision.tokens(work)
+    encoded = await vision.encode(work)
     async with (
         asyncio.TaskGroup() as segmenting,
-        aclosing(generate(work.triton, tokens, prompt, options, work.call)) as deltas,
+        aclosing(generate(work.triton, encoded.tokens, prompt, options, work.call)) as deltas,
     ):
         with work.call.stages.measure("generate"):
-            return await _follow(work, deltas, segmenting)
+            return await _follow(work, encoded, deltas, segmenting)
 
 
-async def _follow(work: Work, deltas: AsyncIterator[LanguageDelta], segmenting: asyncio.TaskGroup) -> GeneratedText:
+async def _follow(
+    work: Work, encoded: Encoded, deltas: AsyncIterator[LanguageDelta], segmenting: asyncio.TaskGroup
+) -> GeneratedText:
     transcript = Transcript(work.checkpoint.language.seg_token)
     start_s, usage = time.monotonic(), None
     async for delta in deltas:
@@ -53,17 +55,18 @@ async def _follow(work: Work, deltas: AsyncIterator[LanguageDelta], segmenting: 
         if delta.text:
             await work.emitter.emit(pb.Event(text=pb.TextDelta(text=delta.text)))
         for seg in resolved:
-            segmenting.create_task(_segment(work, seg))
+            segmenting.create_task(_segment(work, encoded, seg))
         usage = delta.usage or usage
     assert usage is not None, "an answer without its end has raised"
     work.call.spent(usage)
     return GeneratedText(transcript.text, transcript.resolved, usage)
 
 
-async def _segment(work: Work, seg: ResolvedSeg) -> None:
+async def _segment(work: Work, encoded: Encoded, seg: ResolvedSeg) -> None:
     prompted = PromptedObjects(
         window=work.checkpoint.segmentation.window,
         objects=(ObjectPrompts(object_id=seg.index, seg_row=0),),
         seg_hidden=seg.hidden[np.newaxis],
+        regions=encoded.regions,
     )
     await emit_masks(work, prompted, {seg.index: Caption(span=seg.span)}, previews=False)

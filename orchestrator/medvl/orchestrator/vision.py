@@ -1,8 +1,9 @@
-"""The vision encoder behind Triton: a series to vision tokens, computed once."""
+"""The vision encoder behind Triton: a series to vision tokens and regions, computed once."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.imaging.resample import to_grid
-from medvl.orchestrator.cache import ArrayCache, KeyedLocks
+from medvl.orchestrator.cache import BoundedCache, KeyedLocks
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.store import StoredSeries
 from medvl.orchestrator.triton import Triton
@@ -20,8 +21,29 @@ from medvl.wire.v1 import medvl_pb2 as pb
 _Key = tuple[str, str]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """What ``encode_volume`` says of a series.
+
+    Attributes
+    ----------
+    tokens
+        Vision tokens float32 [T, H] in the language model's embedding space.
+    regions
+        float32 [G, n_region], for the segmenter.
+    """
+
+    tokens: NDArray[Any]
+    regions: NDArray[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.tokens.nbytes + self.regions.nbytes
+
+
 class VisionEncoder:
-    """Vision tokens by series and checkpoint (which fixes grid and window), cached, one computation for each at a time.
+    """Vision tokens and regions by series and checkpoint (which fixes grid and window), each computed once and cached.
 
     Parameters
     ----------
@@ -33,18 +55,16 @@ class VisionEncoder:
 
     def __init__(self, triton: Triton, max_cache_bytes: int) -> None:
         self._triton = triton
-        self._cache: ArrayCache[_Key] = ArrayCache(max_cache_bytes)
+        self._cache: BoundedCache[_Key, Encoded] = BoundedCache(max_cache_bytes)
         self._locks: KeyedLocks[_Key] = KeyedLocks()
 
     @property
     def cached_bytes(self) -> int:
-        """Vision tokens held, in bytes."""
+        """Vision tokens and regions held, in bytes."""
         return self._cache.nbytes
 
-    async def tokens(self, work: Work) -> NDArray[Any]:
-        """Return the vision tokens of a series, float32 [T, H] in the language model's embedding space.
-
-        Progress is told where they have to be computed.
+    async def encode(self, work: Work) -> Encoded:
+        """Return what a series is encoded to; progress is told where that has to be computed.
 
         Raises
         ------
@@ -53,15 +73,15 @@ class VisionEncoder:
         """
         key = (work.series.digest, work.checkpoint.digest)
         async with self._locks.of(key):
-            tokens = self._cache.get(key)
-            if tokens is None:
+            encoded = self._cache.get(key)
+            if encoded is None:
                 await work.emitter.progress(pb.STAGE_ENCODE, key, 0, 1)
-                tokens = await self._encode(work.series, work.checkpoint, work.call)
-                self._cache.put(key, tokens)
+                encoded = await self._encode(work.series, work.checkpoint, work.call)
+                self._cache.put(key, encoded)
                 await work.emitter.progress(pb.STAGE_ENCODE, key, 1, 1)
-        return tokens
+        return encoded
 
-    async def _encode(self, series: StoredSeries, checkpoint: Checkpoint, call: Call) -> NDArray[Any]:
+    async def _encode(self, series: StoredSeries, checkpoint: Checkpoint, call: Call) -> Encoded:
         vision = checkpoint.vision
         with call.stages.measure("preprocess"):
             grid = await asyncio.to_thread(to_grid, series.volume.hu, vision.grid)
@@ -74,5 +94,4 @@ class VisionEncoder:
                 },
                 call,
             )
-        tokens: NDArray[Any] = outputs["vision_tokens"][0]
-        return tokens
+        return Encoded(outputs["vision_tokens"][0], outputs["regions"][0])
