@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from medvl.contracts.checkpoint import RegionRule
-from medvl.imaging.resample import FitTransform
 from medvl.network.groups import ABSENT, Placed, Sought
 from medvl.network.modules import ProposalMap
 from medvl.network.prompts import BOX_FIRST, BOX_SECOND, POSITIVE, ObjectPrompt, SlicePrompt
@@ -16,6 +15,7 @@ from medvl.network.region_choice import OUTLINE, Outline, RegionScorer, feature_
 KINDS = 2
 RULE = RegionRule(min_score=0.3, reach=1.5)
 DEPTH, SIDE, SIZE = 10, 64, 32
+SHAPE = DEPTH, 43, SIDE
 
 
 def regions(*found: tuple[float, float, float]) -> np.ndarray:
@@ -84,14 +84,14 @@ def test_a_map_begins_with_no_region():
 
 @pytest.fixture
 def outline() -> Outline:
-    """In slices of 40 x 60 pixels that lie padded in the square: rows end at two thirds of it."""
+    """On slices that lie padded in the square: rows end at two thirds of it."""
     region = np.array([0.46, 0.5, 0.25, 0.2, 0.1, 0.125, 3.0, -3.0], np.float32)
-    return Outline.of(region, DEPTH, FitTransform(40, 60, SIDE, "pad"), RULE.reach)
+    return Outline.of(region, SHAPE, RULE.reach)
 
 
 def test_an_outline_lies_on_the_fitted_slices(outline: Outline):
     """In the pixels in which SAM2 is prompted."""
-    height = FitTransform(40, 60, SIDE, "pad").fitted_shape[0]
+    _, height, _ = SHAPE
     assert outline.middle.tolist() == pytest.approx([4.6, height / 2, 16.0])
     assert outline.half.tolist() == pytest.approx([2.0, height / 10, 8.0])
     assert list(outline.slices(DEPTH)) == [3, 4, 5]
@@ -134,5 +134,5 @@ def test_a_mask_stays_within_its_outline(outline: Outline):
 def test_an_outline_beyond_the_volume_is_looked_for_at_its_end(middle: float, slices: list[int]):
     """A middle is read, not measured: it may lie a little outside."""
     region = np.array([middle, 0.5, 0.5, 0.1, 0.1, 0.1], np.float32)
-    outline = Outline.of(region, DEPTH, FitTransform(40, 60, SIDE, "pad"), RULE.reach)
+    outline = Outline.of(region, SHAPE, RULE.reach)
     assert list(outline.slices(DEPTH)) == slices

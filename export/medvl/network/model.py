@@ -174,7 +174,7 @@ class ReferenceModel:
         found = ReferenceMask(np.zeros(volume.hu.shape, np.bool_), masks, unchanged)
         depth, room, outlined = volume.geometry.shape[0], Room(_KEPT_BYTES), None
         if (chooser := self.modules.region_scorer) and prompt.seg_hidden is not None:
-            outlined = chooser.outlined(self.encode(volume).regions, depth, transform)
+            outlined = chooser.outlined(self.encode(volume).regions, (depth, *transform.fitted_shape))
         scorer = self.modules.scorer
         propagation = Propagation(self.steps, source, depth, spec, found, room, scorer=scorer, outlined=outlined)
         earlier = {} if known is None else {prompt.object_id: known}

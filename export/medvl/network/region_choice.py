@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from medvl.contracts.checkpoint import ProposalRule, RegionRule
-from medvl.imaging.resample import FitTransform
 from medvl.network.prompts import BOX_FIRST, BOX_SECOND, POSITIVE, PromptPoint, SlicePrompt
 
 OUTLINE = 6
@@ -42,9 +41,9 @@ class Outline:
     reach: float
 
     @classmethod
-    def of(cls, region: Array, depth: int, transform: FitTransform, reach: float) -> Self:
-        """Lay a region, in shares of a volume, on its fitted slices."""
-        lengths = np.array([depth, *transform.fitted_shape], np.float64)
+    def of(cls, region: Array, shape: tuple[int, int, int], reach: float) -> Self:
+        """Lay a region, in shares of a volume, on its fitted slices; ``shape`` counts these, their rows and columns."""
+        lengths = np.array(shape, np.float64)
         return cls(region[:3] * lengths, region[3:OUTLINE] * lengths, reach)
 
     def slices(self, depth: int) -> range:
@@ -121,12 +120,12 @@ class RegionScorer:
         chosen = int((features_of_regions(likely) @ (self.weight @ seg_hidden + self.bias)).argmax())
         return likely[chosen] if chosen < len(likely) else None
 
-    def outlined(self, regions: Array, depth: int, transform: FitTransform) -> Outlined:
-        """Return what tells outlines in one volume."""
+    def outlined(self, regions: Array, shape: tuple[int, int, int]) -> Outlined:
+        """Return what tells outlines in one volume; ``shape`` as in :meth:`Outline.of`."""
 
         def outline(seg_hidden: Array) -> Outline | None:
             region = self.meant(regions, seg_hidden)
-            return None if region is None else Outline.of(region, depth, transform, self.rule.reach)
+            return None if region is None else Outline.of(region, shape, self.rule.reach)
 
         return outline
 

@@ -171,7 +171,8 @@ class TritonPythonModel:
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
         regions, chooser = arrays.get("regions"), self._region_scorer
-        outlined = chooser.outlined(regions, depth, transform) if chooser and regions is not None else None
+        shape = depth, *transform.fitted_shape
+        outlined = chooser.outlined(regions, shape) if chooser and regions is not None else None
         propagation = Propagation(
             steps, source, depth, spec, findings, self._room, self._object_batch, self._scorer, outlined
         )
