@@ -21,16 +21,17 @@ from medvl.imaging.resample import to_grid
 from medvl.imaging.windows import Window, to_uint8
 from medvl.network.model import ReferenceModel
 from medvl.network.proposals import FEATURES
-from medvl.network.region_choice import features_of_regions
+from medvl.network.region_choice import OUTLINE, features_of_regions
 from medvl.training import train
 from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.clips import clip_slices
 from medvl.training.descriptors import LENGTH, Place, absent, descriptor, places, targets
 from medvl.training.language import utterances
-from medvl.training.loop import Loop
+from medvl.training.loop import Loop, on_device
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
 from medvl.training.proposals import Example, ProposalLearner, examples
 from medvl.training.regions import LESIONS, lesions, padded, region_loss
+from medvl.training.reports import ReportLearner, shown_by
 from medvl.training.segmentation import SegmentationLearner
 from medvl.training.words import Listening
 
@@ -106,8 +107,8 @@ def test_words_teach_sam2_what_the_language_model_says(out: Path, case: Case):
     found = taught(learner)
     assert {"sam.memory_attention", "sam.memory_encoder", "sam.obj_ptr_proj", "sam.image_encoder"} <= found
     assert all(name.split(".")[0] in {"sam", "places"} for name in found)
-    (kept,) = out.glob("words-0/said/*.npz")
-    (reference,) = out.glob("words-0/checkpoint")
+    (kept,) = out.glob("words-0-0/said/*.npz")
+    (reference,) = out.glob("words-0-0/checkpoint")
     store = CaseStore(out / "cases", range(FIRST_SEED, FIRST_SEED + 1), WIDE)
     shown, words = Listening(reference, kept.parent).draw(store, np.random.default_rng(0), 0)
     model, rng = ReferenceModel.load(reference), np.random.default_rng(0)
@@ -130,6 +131,48 @@ def test_language_is_taught_on_what_the_encoder_sees(out: Path):
     assert joint == alone | {"encoder", "heads"}
 
 
+def test_reports_teach_what_regions_show(out: Path):
+    """The language model and what makes tokens of regions; before a step nothing has moved."""
+    learner = train.learner("reports", out, "cpu")
+    assert isinstance(learner, ReportLearner)
+    assert taught(learner) == {"region_mlp.0", "region_mlp.2", "language.model"}
+    drawn = learner.draw(1, np.random.default_rng(3))
+    _, shown = learner.loss(1, drawn)
+    assert shown["moved"] < 1e-6
+    regions = phantom_checkpoint({}).vision.regions
+    assert regions is not None
+    assert drawn.told.shape[1] == regions.tokens
+    assert drawn.others.shape[1] == phantom_checkpoint({}).vision_tokens - regions.tokens
+    with torch.no_grad():
+        learner.module.region_mlp[2].bias.add_(1.0)
+    assert learner.loss(1, drawn)[1]["moved"] > shown["moved"]
+    assert all(seed > FIRST_SEED for seed in drawn.spoken.seeds), "the encoder has learnt from the first one"
+
+
+def test_a_report_leaves_out_lesions_that_no_region_shows(case: Case):
+    """A likely region of their kind whose middle they reach, or nearly; all else is told, seen or not."""
+    cells, kinds = (12, 20, 20), len(LESIONS)
+    told = [f for f in case.truth.findings if (f.kind, f.organ) in LESIONS]
+    others = [f for f in case.truth.findings if (f.kind, f.organ) not in LESIONS]
+    assert told
+    assert others
+    one = told[0]
+    place, kind = case.places[one.value or 0], LESIONS.index((one.kind, one.organ))
+
+    def region(score: float, kind: int, away: float = 0.0) -> np.ndarray:
+        row = np.full(OUTLINE + kinds, -9.0, np.float32)
+        row[:3] = np.array(place.centre) + away * (np.array(place.half_extent) + 1.0 / np.array(cells))
+        row[OUTLINE + kind] = score
+        return row[None]
+
+    shown = shown_by(region(1.0, kind, 0.9), case, cells).findings
+    assert one in shown
+    for unlike in (region(-1.0, kind), region(1.0, (kind + 1) % kinds), region(1.0, kind, 1.1)):
+        assert one not in shown_by(unlike, case, cells).findings
+    for found in (shown, shown_by(region(-1.0, kind), case, cells).findings):
+        assert [f for f in found if f in others] == others
+
+
 def test_proposals_teach_a_state_what_it_means(out: Path):
     """From what was seen once: a state that says "the smaller" comes to choose it, and nothing else changes."""
     learner = train.learner("proposals", out, "cpu")
@@ -145,7 +188,8 @@ def test_proposals_teach_a_state_what_it_means(out: Path):
     learner.keep(FIRST_SEED, [*said, unseen])
     drawn = learner.draw(0, np.random.default_rng(0))
     batch = train.stages_on("cpu")["proposals"].batch
-    assert [len(among.states) for among in drawn] == [2 * batch, 3 * batch]
+    assert [len(among.states) for among in (drawn.proposals, drawn.regions)] == [2 * batch, 3 * batch]
+    assert torch.equal(on_device(drawn).regions.worth, drawn.regions.worth)
     optimiser = torch.optim.SGD(learner.module.parameters(), 0.1)
     before, _ = learner.loss(0, drawn)
     for _ in range(50):

@@ -22,7 +22,7 @@ from medvl.embedded.facts import seg_targets
 from medvl.embedded.questions import questions
 from medvl.embedded.report import write_report
 from medvl.embedded.requests import SegmentRequest, requests
-from medvl.embedded.truth import FindingKind
+from medvl.embedded.truth import FindingKind, Truth
 from medvl.embedded.vocabulary import EOS, SEG
 from medvl.network.modules import Modules
 from medvl.network.projector import MixerLayer
@@ -199,7 +199,7 @@ class LanguageLearner:
         cases = [self._store.draw(rng, step) for _ in range(self._batch)]
         prompts = self._checkpoint.language.prompts
         packs = [Pack.of(utterances(case, prompts, rng), self._tokenizer) for case in cases]
-        return _spoken(Parts.of(cases), packs)
+        return spoken(Parts.of(cases), packs)
 
     def loss(self, step: int, drawn: Spoken) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the loss of everything that is said about the cases of a batch."""
@@ -208,7 +208,7 @@ class LanguageLearner:
             levels = self.module.encoder.levels(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
             low, high, _ = self.module.encoder.features(levels)
             tokens = self.module.projector(low, high)
-            hidden = _hidden(self.module.language, tokens, drawn.ids, drawn.owner, drawn.positions)
+            hidden = hidden_of(self.module.language, tokens, drawn.ids, drawn.owner, drawn.positions)
             logits = self.module.language.lm_head(hidden[drawn.asked])
         plain = cross_entropy(logits.float(), drawn.wanted, reduction="none")
         loss = (plain * drawn.weight).sum() / drawn.weight.sum()
@@ -308,7 +308,7 @@ def seen_by(owner: Tensor, vision: int) -> Tensor:
     return mask[:, None]
 
 
-def _hidden(language: Any, tokens: Tensor, ids: Tensor, owner: Tensor, positions: Tensor) -> Tensor:  # noqa: ANN401
+def hidden_of(language: Any, tokens: Tensor, ids: Tensor, owner: Tensor, positions: Tensor) -> Tensor:  # noqa: ANN401
     """Return the states [B * L, H] after the final norm of :class:`Spoken` words behind vision tokens [B, T, H]."""
     words = language.get_input_embeddings()(ids)
     vision = tokens.shape[1]
@@ -327,10 +327,10 @@ def _hidden(language: Any, tokens: Tensor, ids: Tensor, owner: Tensor, positions
 def states_of(language: Qwen2ForCausalLM, tokens: Tensor, pack: Pack) -> NDArray[np.float32]:
     """Return the states FP32 [n, H] of the [SEG] tokens of a pack behind vision tokens FP32 [T, H]."""
     ids, owner, positions = (torch.tensor([each]) for each in (pack.ids, pack.owner, pack.positions))
-    return np.asarray(_hidden(language, tokens[None], ids, owner, positions)[pack.seg].float().numpy())
+    return np.asarray(hidden_of(language, tokens[None], ids, owner, positions)[pack.seg].float().numpy())
 
 
-def _spoken(parts: Parts, packs: Sequence[Pack]) -> Spoken:
+def spoken(parts: Parts, packs: Sequence[Pack]) -> Spoken:
     """Return what is said about several cases as one batch; shorter sequences are filled up with words of nobody."""
     longest = max(len(p.ids) for p in packs)
     length = -(-longest // _MULTIPLE) * _MULTIPLE
@@ -358,11 +358,20 @@ def _spoken(parts: Parts, packs: Sequence[Pack]) -> Spoken:
     )
 
 
-def utterances(case: Case, templates: PromptTemplates, rng: np.random.Generator) -> list[Utterance]:
-    """Return a report, some answers and some segmentations of a case."""
+def utterances(
+    case: Case, templates: PromptTemplates, rng: np.random.Generator, reported: Truth | None = None
+) -> list[Utterance]:
+    """Return a report, some answers and some segmentations of a case.
+
+    Parameters
+    ----------
+    reported
+        What the report tells, if not all that is there.
+    """
     truth, extent_mm = case.truth, case.geometry.extent_mm
-    report = tuple(finding_target(truth.findings[i], case.places) for i in seg_targets(truth))
-    said = [Utterance(templates.for_report(extent_mm), write_report(truth, rng), report, decisive=False)]
+    reported = truth if reported is None else reported
+    report = tuple(finding_target(reported.findings[i], case.places) for i in seg_targets(reported))
+    said = [Utterance(templates.for_report(extent_mm), write_report(reported, rng), report, decisive=False)]
     said.extend(
         Utterance(templates.for_question(asked.question, extent_mm), asked.answer, (), decisive=True)
         for asked in questions(truth, rng, _QUESTIONS)

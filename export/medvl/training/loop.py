@@ -16,7 +16,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -242,10 +242,14 @@ def _seed_of(seed: int, step: int) -> int:
 
 
 def on_device(drawn: Any) -> Any:  # noqa: ANN401 - a dataclass
-    """Return a dataclass with its tensors on torch's default device."""
-    device = torch.get_default_device()
-    found = {f.name: getattr(drawn, f.name) for f in fields(drawn)}
-    return replace(drawn, **{n: v.to(device, non_blocking=True) for n, v in found.items() if isinstance(v, Tensor)})
+    """Return a dataclass with its tensors, and those of dataclasses that it holds, on torch's default device."""
+    moved = {f.name: getattr(drawn, f.name) for f in fields(drawn)}
+    for name, value in moved.items():
+        if isinstance(value, Tensor):
+            moved[name] = value.to(torch.get_default_device(), non_blocking=True)
+        elif is_dataclass(value):
+            moved[name] = on_device(value)
+    return replace(drawn, **moved)
 
 
 def averaged(folder: Path, stage: str) -> dict[str, Tensor]:

@@ -105,6 +105,14 @@ class Compared:
         return -(likely * self.weight).sum() / self.weight.sum(), chosen.mean()
 
 
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """Requests of some cases with their proposals, and with their regions."""
+
+    proposals: Compared
+    regions: Compared
+
+
 class ProposalLearner:
     """The stage ``proposals``.
 
@@ -130,19 +138,18 @@ class ProposalLearner:
         kinds = checkpoint.vision.regions.kinds if checkpoint.vision.regions else 0
         self.module = ProposalMap(checkpoint.language.hidden_size, kinds)
 
-    def draw(self, step: int, rng: np.random.Generator) -> tuple[Compared, Compared]:
+    def draw(self, step: int, rng: np.random.Generator) -> Choices:
         """Return the requests of some cases, with their proposals and with their regions."""
         seeds = [self._store.seed(rng, step) for _ in range(self._batch)]
         found = [example for seed in seeds for example in self._examples(seed)]
-        return among_proposals(found), among_regions(found)
+        return Choices(among_proposals(found), among_regions(found))
 
-    def loss(self, step: int, drawn: tuple[Compared, Compared]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, step: int, drawn: Choices) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return how unlikely the proposals and the regions are that show what is meant."""
-        proposals, regions = drawn
-        loss, dice = proposals.loss(self.module)
-        shown = {"dice": dice, "best": proposals.worth.amax(1).mean()}
+        loss, dice = drawn.proposals.loss(self.module)
+        shown = {"dice": dice, "best": drawn.proposals.worth.amax(1).mean()}
         if self.module.regions is not None:
-            more, right = regions.loss(self.module.regions)
+            more, right = drawn.regions.loss(self.module.regions)
             # Few requests tell apart more regions than they should from so many numbers of a state.
             loss = loss + more + _SHRINK * self.module.regions.weight.square().sum()
             shown["regions"] = right

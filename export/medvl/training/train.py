@@ -9,6 +9,7 @@
     clips       SAM2                                    slices in a row, through the memory
     language    projector, language model, seg projector   what an encoder that has learnt to see makes of cases
     joint       the same, and the vision encoder        cases
+    reports     language model, tokens of regions       what the encoder finds in new cases
     words       SAM2                                    as clips, with what the language model really says
     proposals   which of several things a [SEG] state means    what all others have come to
 
@@ -42,6 +43,7 @@ from medvl.training.language import LanguageLearner, begin_locally
 from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
 from medvl.training.perception import PerceptionLearner
 from medvl.training.proposals import ProposalLearner
+from medvl.training.reports import ReportLearner
 from medvl.training.segmentation import SegmentationLearner
 from medvl.training.words import Listening
 
@@ -59,6 +61,7 @@ RECIPES = {
         Stage("clips", 6000, 3e-4, batch=1),
         Stage("language", 5000, 8e-4, batch=1),
         Stage("joint", 3000, 2e-4, batch=1),
+        Stage("reports", 2400, 2e-4, batch=2, more_cases=1),
         Stage("words", 2400, 6e-5, batch=2, more_cases=1),
         _PROPOSALS,
     ),
@@ -67,6 +70,7 @@ RECIPES = {
         Stage("slices", 1880, 1e-3, batch=32, more_cases=2),
         Stage("clips", 3000, 6e-4, batch=48, first_cases=4000, more_cases=4),
         Stage("joint", 7200, 8e-4, batch=32, first_cases=4000, more_cases=4),
+        Stage("reports", 1500, 3e-4, batch=16, more_cases=4),
         Stage("words", 1000, 2e-4, batch=48),
         _PROPOSALS,
     ),
@@ -74,6 +78,8 @@ RECIPES = {
 """Stages by the device that they run on."""
 _SEGMENTATION = ("coarse", "slices", "clips", "words")
 """Stages of SAM2, each of which goes on from the one before."""
+_NEW_CASES = {"cpu": 1800, "cuda": 6000}
+"""Phantoms behind all others that only the stage ``reports`` draws from."""
 SEED = 2601
 _LOW_POOLED, _HIGH_POOLED = (1, 2, 2), (1, 1, 1)
 """Cells of the two levels that a vision token begins with."""
@@ -183,6 +189,10 @@ def _write(out: Path, folder: Path, *, proposals: bool) -> None:
     for name, module in (("encoder", modules.vision_encoder), ("projector", modules.projector)):
         _take(module, weights, f"{name}.")
     _take(modules.seg_projector, weights, "seg_projector.")
+    if _begun(out, "reports"):
+        assert modules.projector.region_mlp is not None
+        weights = _averaged(out, "reports")
+        _take(modules.projector.region_mlp, weights, "region_mlp.")
     _take(language, weights, "language.")
     write_checkpoint(folder, modules, language, _provenance(out))
 
@@ -215,6 +225,8 @@ def learner(name: str, out: Path, device: str, cases: range | None = None) -> Le
     store = replace(_store(out, device, cases), first=stage.first_cases, more=stage.more_cases)
     if name in _SEGMENTATION:
         return _segmentation_learner(stage, out, checkpoint, store, device)
+    if name == "reports":
+        return _report_learner(stage, out, device, cases)
     if name == _PROPOSALS.name:
         return _proposal_learner(stage, out, store)
     modules = Modules.build(checkpoint)
@@ -235,7 +247,7 @@ def _segmentation_learner(
     modules, speaker = Modules.build(sized), None
     if stage.name == "words":
         _take(modules.seg_projector, _averaged(out, "joint"), "seg_projector.")
-        folder = out / f"words-{steps_done(out, 'joint')}"
+        folder = _folder_of(out, stage.name)
         speaker = Listening(_reference(out, folder), folder / "said")
     clips = stage.name in {"clips", "words"}
     own = SegmentationLearner(sized, modules, store, stage.batch, clips=clips, speaker=speaker)
@@ -250,9 +262,23 @@ def _segmentation_learner(
 
 def _proposal_learner(stage: Stage, out: Path, store: CaseStore) -> ProposalLearner:
     """Return what learns from the checkpoint that the other stages have come to; what it has seen goes with that."""
-    steps = (str(steps_done(out, name)) for name in (_segmenter_stage(out), "joint") if _averaged(out, name))
-    folder = out / "-".join((stage.name, *steps))
+    folder = _folder_of(out, stage.name, _segmenter_stage(out))
     return ProposalLearner(_reference(out, folder), store, folder / "seen", stage.batch)
+
+
+def _report_learner(stage: Stage, out: Path, device: str, cases: range | None) -> ReportLearner:
+    """Return what learns from cases behind all others; what it has seen goes with what the encoder has come to."""
+    numbers = CASES[device] if cases is None else cases
+    new = _store(out, device, range(numbers.stop, numbers.stop + _NEW_CASES[device]))
+    store = replace(new, first=stage.first_cases, more=stage.more_cases)
+    folder = out / f"{stage.name}-{_steps(out, 'joint')}"
+    return ReportLearner(_reference(out, folder), store, folder / "seen", stage.batch)
+
+
+def _folder_of(out: Path, name: str, *others: str) -> Path:
+    """Return where a stage keeps what it has seen of what other stages and the language path have come to."""
+    after = [*others, "joint", *(["reports"] if _begun(out, "reports") else [])]
+    return out / "-".join((name, *(str(_steps(out, other)) for other in after)))
 
 
 def _reference(out: Path, folder: Path) -> Path:
@@ -309,9 +335,18 @@ def _begun(out: Path, name: str) -> bool:
 
 
 def _averaged(out: Path, name: str) -> dict[str, Tensor]:
+    _need(out, name)
+    return averaged(out, name)
+
+
+def _steps(out: Path, name: str) -> int:
+    _need(out, name)
+    return steps_done(out, name)
+
+
+def _need(out: Path, name: str) -> None:
     if not _begun(out, name):
         raise InvalidRequest(f"The stage {name} has not begun in {out}: run it first.")
-    return averaged(out, name)
 
 
 def _take(module: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
