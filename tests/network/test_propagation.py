@@ -684,6 +684,27 @@ def test_a_correction_frees_an_object_from_its_region(spec: SegmentationSpec):
     assert max(heard.masks) > 13
 
 
+@pytest.mark.parametrize("local", [False, True])
+def test_what_is_known_of_a_region_is_what_was_told(spec: SegmentationSpec, *, local: bool):
+    """A click corrects the mask that its user saw, and where tracking stays local the rest of that mask stays."""
+    spec = spec.model_copy(update={"side": 8})
+    steps = Echo({WORDS: range(2, 6), BOX: range(3, 18), MIDDLE: range(0)})
+    outline = replace(REGION, half=np.array([4.0, 4.0, 2.0]))
+    told, kept = Drawn(), {}
+    first = Propagation(steps, steps, DEPTH, spec, told, Room(2**20), outlined=lambda state: outline)
+    asyncio.run(first.run([by_text(WORDS)], keep=kept.__setitem__))
+    known = kept[WORDS]
+    assert {n: known.on(n).decoded.mask_logits[0, 0].tolist() for n in told.masks} == {
+        n: mask.tolist() for n, mask in told.masks.items()
+    }
+    corrected = replace(by_text(WORDS), corrections=({10: (PromptPoint(float(BOX), 0.5, POSITIVE),)},))
+    again = Drawn()
+    second = Propagation(steps, steps, DEPTH, spec, again, Room(2**20), outlined=lambda state: outline)
+    asyncio.run(second.run([corrected], kept, local=[WORDS] if local else ()))
+    assert (told.masks[4] == ABSENT).any()
+    assert (again.masks[4] == ABSENT).any() == local
+
+
 def test_a_slice_has_only_so_many_points():
     """As many as the graphs take; one more is refused with a sentence."""
     point = PromptPoint(1.0, 1.0, POSITIVE)

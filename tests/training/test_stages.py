@@ -146,7 +146,15 @@ def test_reports_teach_what_regions_show(out: Path):
     with torch.no_grad():
         learner.module.region_mlp[2].bias.add_(1.0)
     assert learner.loss(1, drawn)[1]["moved"] > shown["moved"]
-    assert all(seed > FIRST_SEED for seed in drawn.spoken.seeds), "the encoder has learnt from the first one"
+    assert set(drawn.spoken.seeds) == {FIRST_SEED + 1_000_000}, "the encoder has learnt from the first one"
+
+
+def test_reports_do_not_go_on_from_other_weights_than_they_began_with(out: Path, tmp_path: Path):
+    """When joint has gone on meanwhile, what reports has learnt fits nothing any more."""
+    for name in ("joint", "reports", "clips"):
+        (tmp_path / f"{name}.pt").symlink_to(out / f"{name}.pt")
+    with pytest.raises(InvalidRequest, match=r"other weights of joint.*remove reports\.pt"):
+        train.learner("reports", tmp_path, "cpu")
 
 
 def test_a_report_leaves_out_lesions_that_no_region_shows(case: Case):
@@ -185,7 +193,7 @@ def test_proposals_teach_a_state_what_it_means(out: Path):
     meant = np.eye(3, dtype=np.float32)
     said = [Example(states[i], features, np.eye(2, dtype=np.float32)[i], regions, meant[i], 1.0) for i in range(2)]
     unseen = Example(states[2], features, np.zeros(2, np.float32), regions, meant[2], 1.0)
-    learner.keep(FIRST_SEED, [*said, unseen])
+    learner.keep(FIRST_SEED + 1_000_000, [*said, unseen])
     drawn = learner.draw(0, np.random.default_rng(0))
     batch = train.stages_on("cpu")["proposals"].batch
     assert [len(among.states) for among in (drawn.proposals, drawn.regions)] == [2 * batch, 3 * batch]
@@ -218,7 +226,7 @@ def test_proposals_need_something_that_is_seen(out: Path):
     """A checkpoint that has not learnt to see is told so."""
     learner = train.learner("proposals", out, "cpu")
     assert isinstance(learner, ProposalLearner)
-    learner.keep(FIRST_SEED, [])
+    learner.keep(FIRST_SEED + 1_000_000, [])
     with pytest.raises(InvalidRequest, match="trained checkpoint"):
         learner.draw(0, np.random.default_rng(0))
 

@@ -172,7 +172,7 @@ class KeySliceRule(_Value):
     min_gap: int = Field(gt=0)
     """Least distance between two key slices, in slices."""
     min_score: float = Field(ge=0.0, le=1.0)
-    """Below this best score the object is reported as not found."""
+    """Below this best score the object is reported as not found, unless its text means a region that SAM2 sees."""
 
 
 class RegionRule(_Value):

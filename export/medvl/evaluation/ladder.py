@@ -235,6 +235,7 @@ class _Mixed:
     def __init__(self, model: ReferenceModel, replaced: _Replaced) -> None:
         self.networks = dict(model.modules.networks) | {replaced.part.model.name: replaced}
         self.vision_encoder, self.projector = self.networks["vision_encoder"], self.networks["projector"]
+        self.scorer, self.region_scorer = model.modules.scorer, model.modules.region_scorer
 
 
 class _Task:

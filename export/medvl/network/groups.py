@@ -50,6 +50,14 @@ class Placed:
         within = self.sought.outline.within(number, len(mask_logits), side)
         return np.where(within, mask_logits, np.float32(ABSENT))
 
+    def kept(self, number: int, rows: Remembered[A], row: int, side: int) -> Remembered[A]:
+        """Return one of the rows of a slice as it was told, which is what a correction corrects."""
+        own = rows.rows([row])
+        if self.sought is not None:
+            logits = np.asarray(own.decoded.mask_logits)
+            logits[0, 0] = self.bounded(number, logits[0, 0], side)
+        return own
+
     @property
     def together(self) -> tuple[object, ...]:
         """What it has in common with the objects that it can be tracked with; one to be corrected is alone."""

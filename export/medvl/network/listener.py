@@ -70,7 +70,9 @@ class Teller:
         for row, (member, (score,)) in enumerate(zip(members, decoded.object_score.tolist(), strict=True)):
             if within(member.prompt, number):
                 mask = self._mask(member, number, decoded, row)
-                self.listener.worked_on(member.prompt.object_id, number, mask, presence(score))
+                # What cannot be there is not, however sure SAM2 is of it.
+                there = presence(score) if member.sought is None or (mask > 0).any() else 0.0
+                self.listener.worked_on(member.prompt.object_id, number, mask, there)
 
     def _mask(self, member: Placed, number: int, decoded: Decoded[A], row: int) -> Values:
         return member.bounded(number, np.asarray(decoded.mask_logits[row][0]), self.side)

@@ -1,9 +1,10 @@
 """From prompts to masks in 3D: SAM2's propagation through a volume, over networks that run anywhere.
 
 A text prompt first chooses its key slices by looking at every slice without memory, among those of the thing that it
-means where a checkpoint tells several apart; points, boxes and masks name theirs. The prompted slices condition the
-tracking of their objects in both directions from the lowest of them, each direction from a fresh state, so that neither
-the order of the directions nor an earlier request has an effect.
+means where a checkpoint tells several apart, or those about a region of the vision encoder that it means; points, boxes
+and masks name theirs. The prompted slices condition the tracking of their objects in both directions from the lowest of
+them, each direction from a fresh state, so that neither the order of the directions nor an earlier request has an
+effect.
 
 A correction goes on from there as SAM2's video predictor does: a slice that has been tracked or prompted before is
 decoded with its memories and its last mask, any other as a prompted one; then it conditions the tracking, too, and
@@ -143,7 +144,7 @@ class Propagation(Generic[F, A]):
         work.add(self._depth - len(allowed))
         rule, ends = self._spec.key_slices, None
         chosen = choose_key_slices(scores, rule)
-        # Points and masks beside a text tell better than a region where its object is.
+        # Points and masks beside a text tell better than it does where its object is and how far it reaches.
         outline = self._outlined(prompt.seg_hidden) if self._outlined and not named else None
         if outline and (placed := await self._sought(prompt, outline, max(scores))):
             return placed
@@ -151,7 +152,6 @@ class Propagation(Generic[F, A]):
             meant = self._scorer.meant(found, prompt.seg_hidden)
             # What is meant may be seen less well than something else that tells that there is anything.
             chosen = choose_key_slices(meant.scores.tolist(), rule) or (int(meant.scores.argmax()),)
-            # So do they how far it reaches.
             ends = None if named else reach(meant, found, chosen, rule.min_score)
         return Placed(prompt, (*chosen, *(n for n in named if n not in chosen)), max(scores), ends)
 

@@ -66,7 +66,7 @@ class Outline:
         return SlicePrompt(box), SlicePrompt((PromptPoint(column, row, POSITIVE),))
 
     def disc(self, number: int, size: int, side: int) -> NDArray[np.bool_]:
-        """Return its cells bool [size, size] on a slice of ``side`` pixels; at least what is about its middle.
+        """Return its cells bool [size, size] on a slice of ``side`` pixels: those whose own middle is in it.
 
         A middle between two slices may be seen on either, so there it is as large as on its own.
         """
@@ -132,7 +132,8 @@ class RegionScorer:
 
 def likely_regions(regions: Array, rule: RegionRule) -> Array:
     """Return the regions of [G, OUTLINE + kinds] that can be chosen from."""
-    likely: Array = regions[_sigmoid(regions[:, OUTLINE:]).max(1, initial=0.0) >= rule.min_score]
+    scores = _sigmoid(regions[:, OUTLINE:]).max(1, initial=0.0)
+    likely: Array = regions[(scores >= rule.min_score) & (regions[:, 3:OUTLINE] > 0).all(1)]
     return likely
 
 

@@ -35,11 +35,11 @@ class Kept(Generic[A]):
     whole: bool = True
     """Whether there was room for all that may be asked for."""
 
-    def add(self, number: int, remembered: Remembered[A], row: int) -> None:
+    def add(self, number: int, own: Remembered[A]) -> None:
         """Keep a slice for a later request, or none at all where there is no room for every one."""
-        own_bytes = remembered.nbytes // len(remembered.memory)
+        own_bytes = own.nbytes
         if self.whole and self.share.take(own_bytes):
-            self.slices[number] = remembered.rows([row])
+            self.slices[number] = own
         elif self.whole:
             self.whole = False
             self.share.give_back(own_bytes * len(self.slices))
@@ -87,7 +87,7 @@ class Tracker(Generic[F, A]):
         else:
             work.add(self._depth)
         return {
-            member.prompt.object_id: _known(group, row, own)
+            member.prompt.object_id: self._known(group, row, own)
             for row, (member, own) in enumerate(zip(group.members, kept, strict=True))
             if own.whole
         }
@@ -116,7 +116,7 @@ class Tracker(Generic[F, A]):
             remembered = await self._steps.track(features, bank.view(number))
             bank.add(number, remembered)
             for row, one in enumerate(active):
-                self._keep(group, one.kept, number, remembered, row)
+                self._keep(group, one, number, remembered, row)
             if group.final:
                 self._teller.worked_on(number, [one.placed for one in active], remembered.decoded)
             for one, (score,) in zip(active, remembered.decoded.object_score.tolist(), strict=True):
@@ -125,14 +125,18 @@ class Tracker(Generic[F, A]):
                 one.absent = 0 if score > 0 or between else one.absent + 1
             work.add(len(active))
 
-    @staticmethod
-    def _keep(group: Group[A], kept: Kept[A], number: int, remembered: Remembered[A], row: int) -> None:
+    def _keep(self, group: Group[A], one: _Active[A], number: int, remembered: Remembered[A], row: int) -> None:
         """Keep a tracked slice of one object for its next correction, of this request or of a later one."""
-        if not group.final:
-            if group.keeps(number):
-                kept.slices[number] = remembered.rows([row])
-        else:
-            kept.add(number, remembered, row)
+        if group.final and one.kept.whole:
+            one.kept.add(number, one.placed.kept(number, remembered, row, self._spec.side))
+        elif not group.final and group.keeps(number):
+            one.kept.slices[number] = one.placed.kept(number, remembered, row, self._spec.side)
+
+    def _known(self, group: Group[A], row: int, kept: Kept[A]) -> Known[A]:
+        """Return what is known of one object of a group."""
+        placed, side = group.members[row], self._spec.side
+        conditioning = {number: placed.kept(number, r, row, side) for number, r in group.conditioning.items()}
+        return Known(placed.key_slices, group.corrections, conditioning, kept.slices)
 
     async def _track_locally(self, group: Group[A], earlier: Known[A], kept: Kept[A], work: Work) -> None:
         """Track one object away from its corrected slices until nothing changes any more."""
@@ -144,7 +148,7 @@ class Tracker(Generic[F, A]):
         for number, remembered in {**earlier.tracked, **downward, **upward}.items():
             if remembered is not None and number not in group.conditioning:
                 self._teller.worked_on(number, group.members, remembered.decoded)
-                self._keep(group, kept, number, remembered, 0)
+                self._keep(group, _Active(group.members[0], kept), number, remembered, 0)
         work.add(self._depth)
 
     async def _track_away(
@@ -184,12 +188,6 @@ def certain(active: Sequence[_Active[A]], number: int, step: int, stop_after_abs
     """
     behind = range(number + step, number + step * stop_after_absent, step)
     return [n for n in behind if any(one.goes_to(n, step, stop_after_absent - abs(n - number)) for one in active)]
-
-
-def _known(group: Group[A], row: int, kept: Kept[A]) -> Known[A]:
-    """Return what is known of one object of a group."""
-    conditioning = {number: r.rows([row]) for number, r in group.conditioning.items()}
-    return Known(group.members[row].key_slices, group.corrections, conditioning, kept.slices)
 
 
 def _agree(one: Decoded[A], other: Decoded[A]) -> bool:

@@ -28,7 +28,7 @@ class Past:
 
     Attributes
     ----------
-    states, masks
+    states, masks, regions
         As for :func:`medvl.serving.result_store.result_key`.
     """
 
@@ -37,6 +37,7 @@ class Past:
     request: SegmenterRequest
     states: np.ndarray | None
     masks: np.ndarray
+    regions: np.ndarray | None = None
     local: set[int] = field(default_factory=set)
     """Objects that are tracked around their last correction only."""
 
@@ -90,4 +91,4 @@ class Past:
         return self._key(self._prompts(object_id), local=object_id in self.local)
 
     def _key(self, prompts: ObjectPrompts, *, local: bool = False) -> Key:
-        return result_key(self.series, prompts, self.states, self.masks, local=local)
+        return result_key(self.series, prompts, self.states, self.masks, self.regions, local=local)

@@ -1,8 +1,8 @@
 """What earlier requests found, so that what has not changed costs nothing in the next one.
 
-An answer follows from the series, the checkpoint and the prompts of its object alone; other objects of a request only
-share its calls. So it may be given again whoever asks, whatever else the request holds; and an object with one more
-correction may go on from what is known of it without that one.
+An answer follows from the series, the checkpoint, the prompts of its object and, for words, the regions that came with
+them; other objects of a request only share its calls. So it may be given again whoever asks, whatever else the request
+holds; and an object with one more correction may go on from what is known of it without that one.
 """
 
 from __future__ import annotations
@@ -102,7 +102,13 @@ class BoundedStore(Generic[V]):
 
 
 def result_key(
-    series: SeriesKey, prompts: ObjectPrompts, states: np.ndarray | None, masks: np.ndarray, *, local: bool = False
+    series: SeriesKey,
+    prompts: ObjectPrompts,
+    states: np.ndarray | None,
+    masks: np.ndarray,
+    regions: np.ndarray | None = None,
+    *,
+    local: bool = False,
 ) -> Key:
     """Return what a result depends on: everything that prompts its object, whatever it is called.
 
@@ -114,12 +120,15 @@ def result_key(
         FP32 [n, H], the rows that ``prompts.seg_row`` counts.
     masks
         UINT8, the bytes that ``prompts.mask`` names.
+    regions
+        FP32 [G, n_region], which a state may mean.
     """
     told = prompts.model_copy(update={"object_id": 0, "seg_row": None, "mask": None, "earlier_sha256": None})
     digest = hashlib.sha256(told.to_bytes())
     for part in (
         b"" if prompts.seg_row is None or states is None else states[prompts.seg_row].tobytes(),
         b"" if prompts.mask is None else masks[prompts.mask.start :][: prompts.mask.length].tobytes(),
+        b"" if prompts.seg_row is None or regions is None else regions.tobytes(),
     ):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)

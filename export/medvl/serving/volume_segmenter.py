@@ -151,7 +151,8 @@ class TritonPythonModel:
         depth, rows, cols = request.shape
         transform = FitTransform(rows, cols, spec.side, spec.fit)
         states, given_bytes = arrays.get("seg_hidden"), arrays.get("masks", _NO_BYTES)
-        past = Past(self._past, key, request, states, given_bytes)
+        regions, chooser = arrays.get("regions"), self._region_scorer
+        past = Past(self._past, key, request, states, given_bytes, regions)
         tell = partial(_tell, reply, past)
         asked = []
         for one in request.objects:
@@ -170,7 +171,6 @@ class TritonPythonModel:
         findings = Findings(tell, past.keep, unchanged, past.local, depth, masks)
         steps = TritonSteps(self._infer, self._checkpoint, spent)
         source = StoredFeatures(self._store, key, spent)
-        regions, chooser = arrays.get("regions"), self._region_scorer
         shape = depth, *transform.fitted_shape
         outlined = chooser.outlined(regions, shape) if chooser and regions is not None else None
         propagation = Propagation(

@@ -175,7 +175,7 @@ class ReportLearner:
 def shown_by(regions: NDArray[np.float32], case: Case, cells: tuple[int, int, int]) -> Truth:
     """Return the truth of a case without the lesions that none of its regions FP32 [G, n_region] shows.
 
-    A region shows a lesion of its kind that reaches to within a cell of its middle, of which ``cells`` are along d, h, w.
+    A region shows a lesion of its kind that reaches to within a cell of its middle; ``cells`` are along d, h, w.
     """
     likely = regions[:, OUTLINE:] >= np.log(_SHOWN / (1 - _SHOWN))
     findings = []

@@ -2,7 +2,7 @@
 
 ::
 
-    cases       nothing: every phantom that the others draw from is made
+    cases       nothing: the phantoms are made that most others draw from
     perception  vision encoder                          cases, cell by cell
     coarse      SAM2 without memory, teacher            single slices of half the side, a quarter of the work
     slices      the same                                single slices
@@ -76,10 +76,12 @@ RECIPES = {
     ),
 }
 """Stages by the device that they run on."""
+_BY_REGIONS = ("reports", _PROPOSALS.name)
+"""Stages that learn from what the encoder finds: in what it has learnt from it is surer than it will be."""
 _SEGMENTATION = ("coarse", "slices", "clips", "words")
 """Stages of SAM2, each of which goes on from the one before."""
-_NEW_CASES = {"cpu": 1800, "cuda": 6000}
-"""Phantoms behind all others that only the stage ``reports`` draws from."""
+_UNSEEN = 1_000_000
+"""How much further on the phantoms lie that stages draw from which need cases that are new to the encoder."""
 SEED = 2601
 _LOW_POOLED, _HIGH_POOLED = (1, 2, 2), (1, 1, 1)
 """Cells of the two levels that a vision token begins with."""
@@ -225,8 +227,12 @@ def learner(name: str, out: Path, device: str, cases: range | None = None) -> Le
     store = replace(_store(out, device, cases), first=stage.first_cases, more=stage.more_cases)
     if name in _SEGMENTATION:
         return _segmentation_learner(stage, out, checkpoint, store, device)
+    if name in _BY_REGIONS:
+        numbers = CASES[device] if cases is None else cases
+        unseen = _store(out, device, range(numbers.start + _UNSEEN, numbers.stop + _UNSEEN))
+        store = replace(unseen, first=store.first, more=store.more)
     if name == "reports":
-        return _report_learner(stage, out, device, cases)
+        return _report_learner(stage, out, store)
     if name == _PROPOSALS.name:
         return _proposal_learner(stage, out, store)
     modules = Modules.build(checkpoint)
@@ -263,15 +269,16 @@ def _segmentation_learner(
 def _proposal_learner(stage: Stage, out: Path, store: CaseStore) -> ProposalLearner:
     """Return what learns from the checkpoint that the other stages have come to; what it has seen goes with that."""
     folder = _folder_of(out, stage.name, _segmenter_stage(out))
-    return ProposalLearner(_reference(out, folder), store, folder / "seen", stage.batch)
+    return ProposalLearner(_reference(out, folder), store, folder / "choices", stage.batch)
 
 
-def _report_learner(stage: Stage, out: Path, device: str, cases: range | None) -> ReportLearner:
-    """Return what learns from cases behind all others; what it has seen goes with what the encoder has come to."""
-    numbers = CASES[device] if cases is None else cases
-    new = _store(out, device, range(numbers.stop, numbers.stop + _NEW_CASES[device]))
-    store = replace(new, first=stage.first_cases, more=stage.more_cases)
+def _report_learner(stage: Stage, out: Path, store: CaseStore) -> ReportLearner:
+    """Return what learns from the checkpoint that joint has come to; what it has seen goes with that."""
     folder = out / f"{stage.name}-{_steps(out, 'joint')}"
+    if _begun(out, stage.name) and not (folder / "checkpoint").is_dir():
+        raise InvalidRequest(
+            f"The stage reports was begun from other weights of joint in {out}: remove reports.pt to begin again."
+        )
     return ReportLearner(_reference(out, folder), store, folder / "seen", stage.batch)
 
 
