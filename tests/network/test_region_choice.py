@@ -130,6 +130,12 @@ def test_a_mask_stays_within_its_outline(outline: Outline):
     assert Placed(ObjectPrompt(1, {}), (4,), 0.5).bounded(4, logits, SIDE) is logits
 
 
+@pytest.mark.parametrize("middle", [(64.0, 64.0), (65.9, 62.1), (63.99, 66.0)])
+def test_a_small_outline_has_a_disc(middle: tuple[float, float]):
+    """However it lies among the cells."""
+    assert Outline(np.array([5.5, *middle]), np.array([1.0, 0.5, 0.5]), RULE.reach).disc(5, 64, 256).any()
+
+
 @pytest.mark.parametrize(("middle", "slices"), [(-0.2, [0, 1]), (0.98, [8, 9]), (1.3, [8, 9])])
 def test_an_outline_beyond_the_volume_is_looked_for_at_its_end(middle: float, slices: list[int]):
     """A middle is read, not measured: it may lie a little outside."""

@@ -37,6 +37,9 @@ from medvl.network.tracking import Tracker
 MAX_OBJECTS = 16
 """Objects that one call of a graph takes at most."""
 
+LEAST_FIT = 0.15
+"""Share of a region's disc and of what SAM2 shows for it that both have in common; less shows something else."""
+
 F = TypeVar("F")
 
 
@@ -168,8 +171,8 @@ class Propagation(Generic[F, A]):
             there = [logit > 0 for (logit,) in decoded.object_score.tolist()]
             for (number, own), mask, seen, is_there in zip(part, decoded.masks, scores_of(decoded), there, strict=True):
                 disc = outline.disc(number, len(mask), self._spec.side)
-                both, either = int(np.count_nonzero(mask & disc)), int(np.count_nonzero(mask | disc))
-                if is_there and both:
+                both, either = int(np.count_nonzero(mask & disc)), max(1, int(np.count_nonzero(mask | disc)))
+                if is_there and both >= LEAST_FIT * either:
                     shown.append((seen * both / either, number, own))
         if not shown:
             return None

@@ -21,6 +21,9 @@ from medvl.network.prompts import BOX_FIRST, BOX_SECOND, POSITIVE, PromptPoint, 
 OUTLINE = 6
 """Numbers of a region that come before the logits of its kinds: its middle (3) and its half extents (3)."""
 
+_LEAST_HALF = 0.75
+"""Cells; a disc of a little less holds the middle of none when its own lies where four of them meet."""
+
 Array = NDArray[np.float32]
 
 
@@ -66,12 +69,13 @@ class Outline:
         return SlicePrompt(box), SlicePrompt((PromptPoint(column, row, POSITIVE),))
 
     def disc(self, number: int, size: int, side: int) -> NDArray[np.bool_]:
-        """Return its cells bool [size, size] on a slice of ``side`` pixels: those whose own middle is in it.
+        """Return its cells bool [size, size] on a slice of ``side`` pixels; at least one where its middle is.
 
         A middle between two slices may be seen on either, so there it is as large as on its own.
         """
         away = max(0.0, abs(number + 0.5 - self.middle[0]) - 0.5)
-        return self._ellipse(self.half, away, size, side)
+        least = _LEAST_HALF * side / size
+        return self._ellipse(np.maximum(self.half, [0.0, least, least]), away, size, side)
 
     def within(self, number: int, size: int, side: int) -> NDArray[np.bool_]:
         """Return the cells bool [size, size] that its mask stays within on a slice, and those beside them."""
