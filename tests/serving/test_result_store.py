@@ -59,7 +59,11 @@ def test_a_result_follows_from_all_that_prompts_its_object():
         key(SeriesKey(SERIES.series, (0.0, 1.0), SERIES.checkpoint), points=(POINT,)),
         key(SeriesKey(SERIES.series, SERIES.window_hu, "d" * 64), points=(POINT,)),
     ]
+    regions = np.ones((2, 12), np.float32)
+    words, points = (ObjectPrompts(object_id=1, **DIFFERENT[name]) for name in ("words", "point"))
+    keys.append(result_key(SERIES, words, STATES, MASKS, regions))
     assert len(set(keys)) == len(keys)
+    assert result_key(SERIES, points, STATES, MASKS, regions) in keys, "only words mean regions"
 
 
 @pytest.mark.parametrize("prompts", DIFFERENT.values(), ids=DIFFERENT)

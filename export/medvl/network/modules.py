@@ -20,7 +20,7 @@ from medvl.contracts.checkpoint import PARTS, PROPOSALS, Checkpoint
 from medvl.contracts.errors import CheckpointError
 from medvl.network.projector import Projector, TokenShape
 from medvl.network.proposals import FEATURES, ProposalScorer
-from medvl.network.region_choice import OUTLINE, RegionScorer, feature_count
+from medvl.network.region_choice import RegionScorer, feature_count, region_numbers
 from medvl.network.regions import NOTHING
 from medvl.network.sam2_build import STRIDE, build_sam, build_sam_shapes
 from medvl.network.sam2_parts import ImageEncoder, MaskDecoder, MaskPrompt, MemoryEncoder, TrackStep
@@ -190,7 +190,7 @@ class Modules:
             "T_high": high.tokens,
             "C_high": high.channels,
             "G": vision.regions.tokens if vision.regions else len(NOTHING),
-            "n_region": OUTLINE + (vision.regions.kinds if vision.regions else 1),
+            "n_region": region_numbers(vision),
             "T": self.checkpoint.vision_tokens,
             "H": self.checkpoint.language.hidden_size,
             "C": channels,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from medvl.contracts.checkpoint import ProposalRule, RegionRule
+from medvl.contracts.checkpoint import ProposalRule, RegionRule, VisionSpec
 from medvl.network.prompts import BOX_FIRST, BOX_SECOND, POSITIVE, PromptPoint, SlicePrompt
 
 OUTLINE = 6
@@ -139,6 +139,11 @@ def likely_regions(regions: Array, rule: RegionRule) -> Array:
     scores = _sigmoid(regions[:, OUTLINE:]).max(1, initial=0.0)
     likely: Array = regions[(scores >= rule.min_score) & (regions[:, 3:OUTLINE] > 0).all(1)]
     return likely
+
+
+def region_numbers(vision: VisionSpec) -> int:
+    """Return how many numbers a region has; one that is nothing, of an encoder that finds none, has a single kind."""
+    return OUTLINE + (vision.regions.kinds if vision.regions else 1)
 
 
 def feature_count(kinds: int) -> int:

@@ -15,7 +15,7 @@ from medvl.contracts.messages import (
     SegmenterRequest,
     check_points_per_slice,
 )
-from medvl.network.region_choice import OUTLINE
+from medvl.network.region_choice import region_numbers
 
 
 def check_request(
@@ -68,8 +68,7 @@ def _check_states(request: SegmenterRequest, width: int, states: np.ndarray | No
 
 
 def _check_regions(checkpoint: Checkpoint, regions: np.ndarray | None) -> None:
-    spec = checkpoint.vision.regions
-    width = OUTLINE + (spec.kinds if spec else 1)
+    width = region_numbers(checkpoint.vision)
     if regions is not None and (regions.shape[1] != width or not np.isfinite(regions).all()):
         raise InvalidRequest(f"Tensor regions should hold finite rows of {width} values.")
 

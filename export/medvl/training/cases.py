@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -202,3 +203,11 @@ class CaseStore:
 
     def _path(self, seed: int, suffix: str) -> Path:
         return self.folder / f"{seed}.{suffix}"
+
+
+def keep_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Keep what was seen of a case, whole or not at all: several processes may look at the same case."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(own, **arrays)
+    own.replace(path)

@@ -8,7 +8,6 @@ of each shows what was meant, and regions as :mod:`medvl.network.region_choice` 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from medvl.network.proposal_finder import ProposalFinder
 from medvl.network.proposals import FEATURES, features_of
 from medvl.network.region_choice import features_of_regions, likely_regions
 from medvl.network.torch_steps import SliceSource
-from medvl.training.cases import Case, CaseStore
+from medvl.training.cases import Case, CaseStore, keep_arrays
 from medvl.training.descriptors import Place
 from medvl.training.language import target_of
 from medvl.training.regions import LESIONS
@@ -157,13 +156,8 @@ class ProposalLearner:
 
     def keep(self, seed: int, found: Sequence[Example]) -> None:
         """Keep what was found in a case."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(seed)
         arrays = {f"{name}_{i}": getattr(e, name) for i, e in enumerate(found) for name in _KEPT}
-        # Written under the name of this process first: several may look at the same case.
-        own = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(own, weights=np.array([e.weight for e in found]), **arrays)
-        own.replace(path)
+        keep_arrays(self._path(seed), {"weights": np.array([e.weight for e in found]), **arrays})
 
     def _examples(self, seed: int) -> list[Example]:
         if not self._path(seed).is_file():

@@ -8,7 +8,6 @@ it has learnt from.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from medvl.imaging.windows import Window
 from medvl.network.modules import Modules
 from medvl.network.region_choice import OUTLINE
 from medvl.network.vision import cells_of
-from medvl.training.cases import Case, CaseStore
+from medvl.training.cases import Case, CaseStore, keep_arrays
 from medvl.training.language import Pack, Spoken, hidden_of, spoken, utterances
 from medvl.training.perception import Parts
 from medvl.training.regions import LESIONS
@@ -153,11 +152,7 @@ class ReportLearner:
     def _look(self, case: Case) -> _Looked:
         path = self._folder / f"{case.seed}.npz"
         if not path.is_file():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            # Written under the name of this process first: several may look at the same case.
-            own = path.with_suffix(f".{os.getpid()}.npz")
-            np.savez(own, **vars(self._seen(case)))
-            own.replace(path)
+            keep_arrays(path, vars(self._seen(case)))
         with np.load(path) as kept:
             return _Looked(kept["told"], kept["others"], kept["regions"])
 

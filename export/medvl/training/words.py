@@ -8,7 +8,6 @@ that follows from its seed, and what was said is kept.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from medvl.embedded.requests import request_pool
 from medvl.embedded.vocabulary import train_tokenizer
 from medvl.imaging.windows import Window
 from medvl.network.model import ReferenceModel
-from medvl.training.cases import Case, CaseStore
+from medvl.training.cases import Case, CaseStore, keep_arrays
 from medvl.training.descriptors import LENGTH, Target, descriptor
 from medvl.training.language import Pack, segmentation, states_of
 
@@ -138,12 +137,8 @@ class Listening:
         return case, States(said, self._width)
 
     def _keep(self, path: Path, said: Mapping[Meant, Sequence[NDArray[np.float32]]]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # Written under the name of this process first: several may look at the same case.
-        own = path.with_suffix(f".{os.getpid()}.npz")
-        states: dict[str, Any] = {f"states_{i}": np.stack(each) for i, each in enumerate(said.values())}
-        np.savez(own, meant=np.array(json.dumps(list(said))), **states)
-        own.replace(path)
+        states = {f"states_{i}": np.stack(each) for i, each in enumerate(said.values())}
+        keep_arrays(path, {"meant": np.array(json.dumps(list(said))), **states})
 
     def _said(self, case: Case) -> Mapping[Meant, Sequence[NDArray[np.float32]]]:
         """Ask for everything in a case that can be asked for."""
