@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import mse_loss
 
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.anatomy import ORGANS
@@ -23,7 +22,7 @@ from medvl.imaging.windows import Window, to_uint8
 from medvl.network.model import ReferenceModel
 from medvl.network.proposals import FEATURES
 from medvl.network.region_choice import OUTLINE, features_of_regions
-from medvl.training import reports, train
+from medvl.training import train
 from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.clips import clip_slices
 from medvl.training.descriptors import LENGTH, Place, absent, descriptor, places, targets
@@ -32,7 +31,7 @@ from medvl.training.loop import Loop, on_device
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
 from medvl.training.proposals import Example, ProposalLearner, examples
 from medvl.training.regions import LESIONS, lesions, padded, region_loss
-from medvl.training.reports import ReportLearner, shown_by, token_of
+from medvl.training.reports import ReportLearner, shown_by
 from medvl.training.segmentation import SegmentationLearner
 from medvl.training.words import Listening
 
@@ -148,29 +147,6 @@ def test_reports_teach_what_regions_show(out: Path):
         learner.module.region_mlp[2].bias.add_(1.0)
     assert learner.loss(1, drawn)[1]["moved"] > shown["moved"]
     assert set(drawn.spoken.seeds) == {FIRST_SEED + 1_000_000}, "the encoder has learnt from the first one"
-
-
-def test_tokens_of_regions_begin_as_those_of_their_places(out: Path, monkeypatch: pytest.MonkeyPatch):
-    """The first step fits them; nothing else has changed by then."""
-    learner = train.learner("reports", out, "cpu")
-    assert isinstance(learner, ReportLearner)
-    monkeypatch.setattr(reports, "_FIRST", 1)
-    monkeypatch.setattr(reports, "_ROUNDS", 60)
-    drawn = learner.draw(0, np.random.default_rng(3))
-    language = {name: p.clone() for name, p in learner.module.language.named_parameters()}
-    kept = next(out.glob("reports-*/seen/*.npz"))
-    with np.load(kept) as seen:
-        places = drawn.others[0, token_of(seen["regions"], (6, 5, 5))]
-    before = mse_loss(learner.module.region_mlp(drawn.told[0]), places)
-    learner.loss(0, drawn)
-    assert mse_loss(learner.module.region_mlp(drawn.told[0]), places) < 0.2 * before
-    assert all(torch.equal(language[name], p) for name, p in learner.module.language.named_parameters())
-
-
-def test_a_region_lies_in_the_token_of_its_middle():
-    """In C order; what lies on the far edge, or beyond it, in the last one."""
-    middles = np.array([[0.0, 0.0, 0.0], [0.3, 0.45, 0.99], [1.0, 1.02, -0.01], [0.999, 0.999, 0.999]], np.float32)
-    assert token_of(middles, (6, 5, 5)).tolist() == [0, (1 * 5 + 2) * 5 + 4, (5 * 5 + 4) * 5, 149]
 
 
 def test_reports_do_not_go_on_from_other_weights_than_they_began_with(out: Path, tmp_path: Path):

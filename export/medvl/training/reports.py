@@ -1,9 +1,9 @@
 """Reports learn to tell what regions show: lesions that no region shows are left out of them.
 
 The language model and what makes vision tokens of regions go on; all that they read stands still, and so do [SEG]
-states, which SAM2 has learnt or will learn from. A region's token begins as what can be told of the vision token of its
-place: that is what the language model can read, and others it learns to look past (ADR 19). A case is looked at once,
-and what was seen is kept; it has to be new to the encoder, which is surer of what it has learnt from.
+states, which SAM2 has learnt or will learn from. What regions say themselves the language model hardly reads yet (ADR
+19). A case is looked at once, and what was seen is kept; it has to be new to the encoder, which is surer of what it has
+learnt from.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ from medvl.training.regions import LESIONS
 _SHOWN = 0.45
 """Score of a region from which on it shows a lesion of its kind."""
 _STATE_WEIGHT = 1.0
-_FIRST, _ROUNDS, _AT_ONCE, _RATE, _DECAY = 300, 2500, 256, 2e-3, 0.05
-"""What tokens of regions begin with: cases, steps, regions of a step, learning rate (falling to 0) and weight decay."""
 
 
 class Telling(nn.Module):
@@ -92,8 +90,6 @@ class ReportLearner:
         Where what was seen is kept, by seed.
     batch
         Cases of a step.
-    grid
-        Vision tokens of the low level along d, h and w.
 
     Raises
     ------
@@ -101,8 +97,7 @@ class ReportLearner:
         When its encoder finds no regions.
     """
 
-    def __init__(self, reference: Path, store: CaseStore, folder: Path, batch: int, grid: tuple[int, int, int]) -> None:
-        self._grid = grid
+    def __init__(self, reference: Path, store: CaseStore, folder: Path, batch: int) -> None:
         self._store = store
         self._folder = folder
         self._batch = batch
@@ -135,9 +130,7 @@ class ReportLearner:
         )
 
     def loss(self, step: int, drawn: Reported) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return the loss of all that is said, and how far [SEG] states have moved; the first time tokens begin."""
-        if step == 0:
-            self._begin()
+        """Return the loss of all that is said, and how far [SEG] states have moved."""
         said = drawn.spoken
         hidden = self.module.hidden(drawn)
         logits = self.module.language.lm_head(hidden[said.asked])
@@ -150,23 +143,6 @@ class ReportLearner:
             moved = mse_loss(hidden[said.seg], before) / before.var(0).mean()
             loss, shown["moved"] = loss + _STATE_WEIGHT * moved, moved
         return loss, shown
-
-    def _begin(self) -> None:
-        """Fit the tokens of regions to the vision tokens of their places."""
-        rng = np.random.default_rng(0)
-        with torch.device("cpu"):
-            looked = [self._look(self._store.shown(self._store.seed(rng, step))) for step in range(_FIRST)]
-        rows = [own.told for own in looked], [own.others[token_of(own.regions, self._grid)] for own in looked]
-        told, there = (torch.from_numpy(np.concatenate(r)).float().to(torch.get_default_device()) for r in rows)
-        mlp = self.module.region_mlp
-        optimizer = torch.optim.AdamW(mlp.parameters(), lr=_RATE, weight_decay=_DECAY)
-        for left in range(_ROUNDS, 0, -1):
-            optimizer.param_groups[0]["lr"] = _RATE * left / _ROUNDS
-            chosen = torch.from_numpy(rng.integers(len(told), size=_AT_ONCE)).to(told.device)
-            optimizer.zero_grad()
-            mse_loss(mlp(told[chosen]), there[chosen]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        optimizer.zero_grad()
 
     @property
     def _cells(self) -> tuple[int, int, int]:
@@ -189,12 +165,6 @@ class ReportLearner:
         count = regions.shape[1]
         others = self._projector(low, high)[0, count:]
         return _Looked(low[0, -count:].half().numpy(), others.half().numpy(), regions[0].numpy())
-
-
-def token_of(regions: NDArray[np.float32], grid: tuple[int, int, int]) -> NDArray[np.intp]:
-    """Return which token of the low level, of so many along d, h and w, the middle of each region [G, ...] lies in."""
-    d, h, w = (np.clip((regions[:, i] * n).astype(np.intp), 0, n - 1) for i, n in enumerate(grid))
-    return (d * grid[1] + h) * grid[2] + w
 
 
 def shown_by(regions: NDArray[np.float32], case: Case, cells: tuple[int, int, int]) -> Truth:

@@ -279,9 +279,7 @@ def _report_learner(stage: Stage, out: Path, store: CaseStore) -> ReportLearner:
         raise InvalidRequest(
             f"The stage reports was begun from other weights of joint in {out}: remove reports.pt to begin again."
         )
-    reference, vision = _reference(out, folder), phantom_checkpoint({}).vision
-    d, h, w = (n // by for n, by in zip(cells_of(vision, vision.feature_stages[0]), _LOW_POOLED, strict=True))
-    return ReportLearner(reference, store, folder / "seen", stage.batch, grid=(d, h, w))
+    return ReportLearner(_reference(out, folder), store, folder / "seen", stage.batch)
 
 
 def _folder_of(out: Path, name: str, *others: str) -> Path:
