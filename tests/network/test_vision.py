@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from medvl.contracts.checkpoint import Checkpoint, RegionSpec, load_checkpoint
+from medvl.contracts.checkpoint import Checkpoint, LookSpec, RegionSpec, ToldSpec, load_checkpoint
 from medvl.contracts.errors import CheckpointError
 from medvl.embedded.preset import enliven
 from medvl.network.modules import Modules
-from medvl.network.regions import Regions
+from medvl.network.projector import Told
+from medvl.network.regions import Look, Regions
 from medvl.network.vision import VisionEncoder
 
 
@@ -39,8 +40,9 @@ def volume(checkpoint: Checkpoint) -> Tensor:
 
 
 def tokens(networks: Modules, volume: Tensor, window: tuple[float, float]) -> Tensor:
-    low, high, _ = networks.networks["vision_encoder"](volume, torch.tensor([window]))
-    projected: Tensor = networks.networks["projector"](low, high)
+    projected: Tensor = networks.networks["projector"](
+        *networks.networks["vision_encoder"](volume, torch.tensor([window]))
+    )
     return projected
 
 
@@ -74,10 +76,10 @@ def test_a_full_stem_sees_every_voxel(checkpoint: Checkpoint):
     """The public one, of lines along the axes, passes most of them."""
     seen = {}
     for stem in ("full", "decomposed"):
-        spec = checkpoint.vision.model_copy(update={"grid": (32, 32, 32), "stem": stem})
+        spec = checkpoint.vision.model_copy(update={"grid": (32, 32, 32), "stem": stem, "regions": None})
         encoder = VisionEncoder(spec).eval()
         volume = torch.rand(1, 32, 32, 32, requires_grad=True)
-        encoder.levels(volume, torch.tensor([[0.0, 1.0]]))[0].square().sum().backward()
+        encoder.levels(volume)[0].square().sum().backward()
         seen[stem] = (volume.grad != 0).float().mean().item()
     assert seen["full"] == 1.0
     assert seen["decomposed"] < 0.5
@@ -103,70 +105,141 @@ def test_features_lie_where_their_voxels_do(networks: Modules, checkpoint: Check
 
 @pytest.fixture
 def regions() -> Regions:
-    """Regions of which a cell's first channel is the score of the first kind, the second that of the other."""
-    found = Regions(RegionSpec(tokens=3, kinds=2, channels=4), ((4, 4, 6), 3), ((2, 2, 3), 8)).eval()
-    with torch.no_grad():
-        for parameter in found.parameters():
-            parameter.zero_()
-        found.embed.weight[:7].copy_(torch.eye(10)[3:])
-    return found
+    """Three regions of two kinds among 4 x 4 x 6 cells of 8 voxels."""
+    return Regions(RegionSpec(count=3, kinds=2, channels=4), ((4, 4, 6), 3), ((2, 2, 3), 8), 8).eval()
 
 
 @torch.inference_mode()
-def test_a_region_is_a_cell_that_stands_out(regions: Regions, monkeypatch: pytest.MonkeyPatch):
-    """The best first, whatever its kind; none beside a better one; each tells its scores and where it lies.
-
-    To the language model it tells the cell, to the segmenter its middle and how far it reaches.
-    """
-    scores = torch.zeros(1, 4, 4, 6, 2)
-    for (d, h, w), kind, score in (((0, 0, 0), 0, 3.0), ((1, 1, 1), 1, 2.0), ((3, 2, 5), 1, 5.0), ((0, 3, 3), 0, 1.0)):
+def test_a_region_is_a_likely_cell_with_a_middle_of_its_own(regions: Regions, monkeypatch: pytest.MonkeyPatch):
+    """The best first, whatever its kind; none that sees the middle of a better one; neighbours may be two."""
+    scores = torch.full((1, 4, 4, 6, 2), -9.0)
+    cells = (((0, 0, 0), 0, 3.0), ((1, 1, 1), 1, 2.0), ((3, 2, 5), 1, 5.0), ((3, 2, 4), 0, 4.0), ((0, 0, 1), 0, 2.5))
+    for (d, h, w), kind, score in cells:
         scores[0, d, h, w, kind] = score
     outlines = torch.zeros(1, 4, 4, 6, 6)
+    outlines[..., 3:] = math.log(0.5)
     outlines[0, 3, 2, 5] = torch.tensor([0.5, -0.5, 0.25, math.log(2.0), 0.0, math.log(3.0)])
+    outlines[0, 3, 2, 4, :3] = torch.tensor([0.5, -0.5, 1.25])  # the same middle as its neighbour
     monkeypatch.setattr(regions, "read", lambda *_: (scores.flatten(1, 3), outlines.flatten(1, 3)))
-    fine, low = torch.rand(1, 96, 3), torch.rand(1, 12, 8)
-    told, found = (each[0] for each in regions(fine, low))
-    told = told[:, :7]
-    places = torch.tensor([[3.5 / 4, 2.5 / 4, 5.5 / 6], [0.5 / 4, 0.5 / 4, 0.5 / 6], [0.5 / 4, 3.5 / 4, 3.5 / 6]])
-    expected = torch.tensor([[0.0, 5.0], [3.0, 0.0], [1.0, 0.0]])
-    assert torch.allclose(told, torch.cat([expected, (2.0 * expected).sigmoid(), places], 1))
-    assert torch.equal(found[:, 6:], expected)
+    found = regions(torch.rand(1, 96, 3), torch.rand(1, 12, 8), torch.rand(1, 32, 32, 48))[0]
+    assert torch.equal(found[:, 6:], torch.tensor([[-9.0, 5.0], [3.0, -9.0], [2.5, -9.0]]))
     assert torch.allclose(found[0, :6], torch.tensor([4.0 / 4, 2.0 / 4, 5.75 / 6, 2.0 / 4, 1.0 / 4, 3.0 / 6]))
-    assert torch.allclose(found[1:, :3], places[1:])
-    assert torch.allclose(found[1:, 3:6], 1.0 / torch.tensor([4.0, 4.0, 6.0]))
+    assert torch.allclose(found[1:, :3] * torch.tensor([4.0, 4.0, 6.0]), torch.tensor([[0.5] * 3, [0.5, 0.5, 1.5]]))
+    assert torch.allclose(found[1:, 3:6] * torch.tensor([4.0, 4.0, 6.0]), torch.tensor(0.5))
 
 
 @torch.inference_mode()
-def test_regions_come_before_the_other_tokens(networks: Modules, checkpoint: Checkpoint, volume: Tensor):
-    """Without them the others are the same, as those of a checkpoint that finds none."""
-    window, count = (-200.0, 200.0), checkpoint.vision_tokens - 225
-    spec = checkpoint.model_copy(update={"vision": checkpoint.vision.model_copy(update={"regions": None})})
-    plain = Modules.build(spec)
+def test_where_fewer_middles_are_seen_the_other_regions_are_nothing(regions: Regions, monkeypatch: pytest.MonkeyPatch):
+    """When all cells see the same one."""
+    outlines = torch.cat([2.0 - regions.places * torch.tensor([4.0, 4.0, 6.0]), torch.zeros(96, 3)], 1)
+    monkeypatch.setattr(regions, "read", lambda *_: (torch.rand(1, 96, 2), outlines[None]))
+    found = regions(torch.rand(1, 96, 3), torch.rand(1, 12, 8), torch.rand(1, 32, 32, 48))[0]
+    assert (found[0, 6:] > 0).all()
+    assert (found[1:, 6:].sigmoid() < 1e-9).all()
+
+
+LOOK = LookSpec(kinds=(1,), likely=2, spots=1, channels=(2, 2, 2, 2, 2))
+
+
+@pytest.fixture
+def look() -> Look:
+    """Looks at three of 2 x 4 x 4 cells of 8 voxels for the second of two kinds."""
+    torch.manual_seed(0)
+    return Look(LOOK, 2, (2, 4, 4), 8).eval()
+
+
+@torch.inference_mode()
+def test_likely_cells_are_looked_at_and_those_with_bright_spots(look: Look):
+    """Spots in dark surroundings only; no cell twice."""
+    scores, volume = torch.zeros(1, 32, 2), torch.zeros(1, 16, 32, 30)
+    scores[0, 5, 1], scores[0, 9, 1], scores[0, 20, 0] = 3.0, 2.0, 9.0
+    volume[0, 4, 12:14, 12:14] = 0.9  # cell 5, which is likely
+    volume[0, 12, 26:28, 20:22] = 0.9  # cell 16 + 4 * 3 + 2
+    volume[0, :8, :16, 16:] = 0.7
+    volume[0, 4, 4:6, 26:28] = 1.0  # within tissue
+    assert look.candidates(scores, volume)[0].tolist() == [5, 9, 30]
+
+
+@torch.inference_mode()
+def test_a_look_sees_the_voxels_about_a_cell(look: Look):
+    """Its own eight along each axis in the middle, and air where the volume ends."""
+    volume = torch.rand(1, 16, 32, 30) + 0.1
+    at = torch.tensor([[16 + 4 * 1 + 2, 0, 31]])
+    inner, first, last = look.cubes(volume, at)[0]
+    assert torch.equal(inner[:14], volume[0, 2:, 2:22, 10:30])
+    assert torch.equal(first[6:, 6:, 6:], volume[0, :14, :14, :14])
+    assert not first[:6].any()
+    assert torch.equal(last[6:14, 6:14, 6:12], volume[0, 8:, 24:, 24:])
+    assert not last[:, :, 12:].any()
+
+
+@torch.inference_mode()
+def test_a_look_scores_its_own_kinds_anew(look: Look):
+    """Before it has learnt anything as they were; where it does not look nothing of them is; others are left alone."""
+    scores, volume = torch.randn(1, 32, 2), torch.rand(1, 16, 32, 30)
+    at = look.candidates(scores, volume)
+    anew = look(scores, volume)
+    assert torch.equal(anew[..., 0], scores[..., 0])
+    assert torch.equal(anew[0, at[0], 1], scores[0, at[0], 1])
+    assert (anew[..., 1].sigmoid() > 1e-9).sum() == 3
+    look.weigh[-1].bias.fill_(1.0)
+    assert torch.allclose(look(scores, volume)[0, at[0], 1], scores[0, at[0], 1] + 1.0)
+
+
+TOLD = ToldSpec(unsure=0.6, sure=0.9, doubtful=(0.1, 0.4), taken_away=0.5, low_cells=(1, 2, 2), high_cells=(1, 1, 2))
+
+
+@torch.inference_mode()
+def test_regions_are_told_in_the_tokens_of_their_place():
+    """One of each level, as far as they are likely; doubtful ones are taken away, unlikely ones are nothing."""
+    told = Told(TOLD, 2, 3).eval()
+    told.low.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    told.high.copy_(2.0 * told.low)
+    likely, half, doubtful, unlikely = (math.log(p / (1 - p)) for p in (0.95, 0.75, 0.3, 0.05))
+    regions = torch.zeros(1, 3, 8)
+    regions[0, :, :3] = torch.tensor([[0.5, 0.6, 0.2], [0.9, 0.1, 1.2], [0.5, 0.6, 0.4]])
+    regions[0, :, 6:] = torch.tensor([[likely, unlikely], [doubtful, unlikely], [unlikely, half]])
+    expected = torch.zeros(1, 6, 3)
+    expected[0, 2] = torch.tensor([1.0, 0.5, 0.0])  # behind, on the right; two of them
+    expected[0, 1, 0] = -0.5  # in front, on the left; what lies outside is at the edge
+    expected[0, 4], expected[0, 5] = 2.0 * expected[0, 2], 2.0 * expected[0, 1]
+    assert torch.allclose(told(regions), expected, atol=1e-6)
+
+
+def without_regions(checkpoint: Checkpoint) -> Checkpoint:
+    vision = checkpoint.vision.model_copy(update={"regions": None})
+    projector = checkpoint.projector.model_copy(update={"told": None})
+    return checkpoint.model_copy(update={"vision": vision, "projector": projector})
+
+
+@torch.inference_mode()
+def test_a_checkpoint_may_find_no_regions(networks: Modules, checkpoint: Checkpoint, volume: Tensor):
+    """Then the tokens are those of one that has not learnt to tell any."""
+    window = (-200.0, 200.0)
+    plain = Modules.build(without_regions(checkpoint))
     for name in ("vision_encoder", "projector"):
         weights = networks.parts[name].state_dict()
-        plain.parts[name].load_state_dict({k: v for k, v in weights.items() if "region" not in k})
-    assert spec.vision_tokens == 225
-    assert torch.allclose(tokens(plain, volume, window), tokens(networks, volume, window)[:, count:], atol=1e-3)
-    for modules, regions in ((networks, count), (plain, 1)):
+        plain.parts[name].load_state_dict({k: v for k, v in weights.items() if not k.startswith(("regions.", "told."))})
+    assert torch.allclose(tokens(plain, volume, window), tokens(networks, volume, window), atol=1e-3)
+    for modules in (networks, plain):
         found = modules.networks["vision_encoder"](volume, torch.tensor([window]))[2]
         assert found.shape == (1, modules.axes["G"], modules.axes["n_region"])
-        assert len(found[0]) == regions
     assert found[0, 0].sigmoid()[-1] < 1e-9, "the one region of an encoder that finds none is nothing"
 
 
 def test_more_regions_than_cells_are_refused(checkpoint: Checkpoint):
     """With both numbers."""
-    regions = RegionSpec(tokens=65, kinds=1, channels=4)
-    spec = checkpoint.vision.model_copy(update={"grid": (32, 32, 32), "regions": regions})
-    with pytest.raises(CheckpointError, match="65 tokens cannot be found in 64 cells"):
-        VisionEncoder(spec)
+    for count, look in ((65, None), (1, LOOK.model_copy(update={"likely": 64}))):
+        regions = RegionSpec(count=count, kinds=2, channels=4, look=look)
+        spec = checkpoint.vision.model_copy(update={"grid": (32, 32, 32), "regions": regions})
+        with pytest.raises(CheckpointError, match="65 cannot be found in 64 cells"):
+            VisionEncoder(spec)
 
 
 def test_regions_leave_the_dice_of_everything_else_alone(checkpoint: Checkpoint):
     """What is built behind them keeps its weights: an untrained checkpoint is the same with and without regions."""
-    plain = checkpoint.model_copy(update={"vision": checkpoint.vision.model_copy(update={"regions": None})})
     built = []
-    for each in (checkpoint, plain):
+    for each in (checkpoint, without_regions(checkpoint)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             built.append(Modules.build(each))

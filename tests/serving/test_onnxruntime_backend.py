@@ -29,12 +29,13 @@ BATCHED, WHOLE = "projector", "sam2_memory_encoder"
 
 
 def joining_graph() -> onnx.ModelProto:
-    """Return ``vision_tokens`` = both inputs one after the other."""
+    """Return ``vision_tokens`` = both stages one after the other; nothing is told of regions."""
     low = helper.make_tensor_value_info("features_low", TensorProto.FLOAT, ["batch", "low", WIDTH])
     high = helper.make_tensor_value_info("features_high", TensorProto.FLOAT, ["batch", "high", WIDTH])
+    regions = helper.make_tensor_value_info("regions", TensorProto.FLOAT, ["batch", "regions", WIDTH])
     tokens = helper.make_tensor_value_info("vision_tokens", TensorProto.FLOAT, ["batch", "tokens", WIDTH])
     join = helper.make_node("Concat", ["features_low", "features_high"], ["vision_tokens"], axis=1)
-    return _model(helper.make_graph([join], "join", [low, high], [tokens]))
+    return _model(helper.make_graph([join], "join", [low, high, regions], [tokens]))
 
 
 def adding_graph() -> onnx.ModelProto:
@@ -88,7 +89,7 @@ def call() -> Call:
 def features(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     batch, low = int(rng.integers(1, 5)), int(rng.integers(1, 4))
-    shapes = {"features_low": (batch, low, WIDTH), "features_high": (batch, 2, WIDTH)}
+    shapes = {"features_low": (batch, low, WIDTH), "features_high": (batch, 2, WIDTH), "regions": (batch, 1, WIDTH)}
     return {name: rng.random(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
@@ -119,7 +120,7 @@ async def test_a_bad_request_fails_alone(triton: Triton):
     """A request that does not fit the graph is refused by name, and its neighbours are answered."""
     good = [asyncio.create_task(triton.infer(BATCHED, features(seed), call())) for seed in range(8)]
     bad = features(0) | {"features_low": np.zeros((1, 2, WIDTH + 1), np.float32)}
-    bad["features_high"] = bad["features_high"][:1]
+    bad |= {name: bad[name][:1] for name in ("features_high", "regions")}
     with pytest.raises(InvalidRequest, match="features_low"):
         await triton.infer(BATCHED, bad, call())
     assert len(await asyncio.gather(*good)) == 8

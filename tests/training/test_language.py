@@ -59,7 +59,7 @@ def test_a_token_begins_as_the_mean_of_its_cells():
     changed = features.clone()
     changed[0, 16 + 4 * 1 + 2] *= -1  # slice 1, row 1, column 2: the second block of the first row of blocks
     with torch.inference_mode():
-        difference = (projector(changed, other) - projector(features, other))[0, :8].abs().sum(1)
+        difference = (projector.seen(changed, other) - projector.seen(features, other))[0, :8].abs().sum(1)
     assert difference.argmax() == 4 + 1
     assert difference[5] > 3 * difference.sort().values[-2]
 

@@ -22,11 +22,13 @@ from medvl.imaging.windows import Window, to_uint8
 from medvl.network.model import ReferenceModel
 from medvl.network.proposals import FEATURES
 from medvl.network.region_choice import OUTLINE, features_of_regions
+from medvl.network.regions import CUBE
 from medvl.training import train
 from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.clips import clip_slices
 from medvl.training.descriptors import LENGTH, Place, absent, descriptor, places, targets
 from medvl.training.language import utterances
+from medvl.training.looks import LookLearner, erased, right_of, with_nodule
 from medvl.training.loop import Loop, on_device
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
 from medvl.training.proposals import Example, ProposalLearner, examples
@@ -131,29 +133,78 @@ def test_language_is_taught_on_what_the_encoder_sees(out: Path):
     assert joint == alone | {"encoder", "heads"}
 
 
+def test_looks_teach_to_see_closer_and_to_tell(out: Path):
+    """From what was seen once; the encoder has not learnt from the case."""
+    learner = train.learner("looks", out, "cpu")
+    assert isinstance(learner, LookLearner)
+    named = {"look.convs", "look.norms", "look.score", "look.weigh", "told.low", "told.high"}
+    assert taught(learner) == named
+    drawn, again = (learner.draw(1, np.random.default_rng(3)) for _ in range(2))
+    assert torch.equal(drawn.cubes, again.cubes)
+    assert torch.equal(drawn.pasted, again.pasted)
+    look = phantom_checkpoint({}).vision.regions.look
+    assert look is not None
+    assert drawn.cubes.shape == (train.stages_on("cpu")["looks"].batch, look.likely + look.spots, CUBE, CUBE, CUBE)
+    assert [path.stem for path in out.glob("looks-0/seen/*.npz")] == [str(FIRST_SEED + 1_000_000)]
+
+
+def test_cells_beside_a_lesion_are_neither_right_nor_wrong():
+    """Only the cell of its middle is right, and only for its kind."""
+    places = (np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3]], np.float32) + 0.5) / 4
+    lesion = np.array([[1, 0.125, 0.125, 0.2, 0.05, 0.05, 0.05]], np.float32)
+    right = right_of(places, lesion, (4, 4, 4), (0, 1))
+    assert not right[:, 0].any()
+    assert right[0, 1] == 1
+    assert np.isnan(right[1, 1])
+    assert not right[2:, 1].any()
+
+
+def test_a_lesion_is_erased_with_what_lies_about_it():
+    """And nothing else is; where only tissue lies about a nodule, nothing fills it."""
+    rng = np.random.default_rng(0)
+    volume = rng.normal(0.1, 0.01, (32, 32, 32)).astype(np.float32)
+    volume[14:18, 14:18, 14:18] = 0.75
+    volume[14:18, 14:18, 20:] = 0.7  # tissue beside it
+    nodule = np.array([0, 0.5, 0.5, 0.5, 2 / 32, 2 / 32, 2 / 32], np.float32)
+    without = erased(volume, nodule, rng)
+    assert without is not None
+    assert without[13:19, 13:19, 13:19].max() < 0.2
+    assert np.array_equal(without[:, :, 20:], volume[:, :, 20:])
+    assert erased(np.full_like(volume, 0.7), nodule, rng) is None
+
+
+def test_a_nodule_is_pasted_into_the_middle_cell():
+    """Bright in the middle, and as it was at the corners; what is brighter stays."""
+    cube = np.full((CUBE, CUBE, CUBE), 20, np.uint8)
+    cube[0, 0, 0] = 250
+    for seed in range(20):
+        pasted = with_nodule(cube, np.array([4.0, 2.0, 2.0]), np.random.default_rng(seed))
+        middle = pasted[6:14, 6:14, 6:14]
+        assert middle.max() > 90
+        assert pasted[0, 0, 0] == 250
+        assert (pasted[:2, :2, :2].ravel()[1:] == 20).all()
+
+
 def test_reports_teach_what_regions_show(out: Path):
-    """The language model and what makes tokens of regions; before a step nothing has moved."""
+    """The language model alone; before a step nothing has moved."""
     learner = train.learner("reports", out, "cpu")
     assert isinstance(learner, ReportLearner)
-    assert taught(learner) == {"region_mlp.0", "region_mlp.2", "language.model"}
+    assert taught(learner) == {"language.model"}
     drawn = learner.draw(1, np.random.default_rng(3))
     _, shown = learner.loss(1, drawn)
     assert shown["moved"] < 1e-6
-    regions = phantom_checkpoint({}).vision.regions
-    assert regions is not None
-    assert drawn.told.shape[1] == regions.tokens
-    assert drawn.others.shape[1] == phantom_checkpoint({}).vision_tokens - regions.tokens
+    assert drawn.tokens.shape[1] == phantom_checkpoint({}).vision_tokens
     with torch.no_grad():
-        learner.module.region_mlp[2].bias.add_(1.0)
+        learner.module.language.model.norm.weight.add_(1.0)
     assert learner.loss(1, drawn)[1]["moved"] > shown["moved"]
     assert set(drawn.spoken.seeds) == {FIRST_SEED + 1_000_000}, "the encoder has learnt from the first one"
 
 
 def test_reports_do_not_go_on_from_other_weights_than_they_began_with(out: Path, tmp_path: Path):
     """When joint has gone on meanwhile, what reports has learnt fits nothing any more."""
-    for name in ("joint", "reports", "clips"):
+    for name in ("joint", "looks", "reports", "clips"):
         (tmp_path / f"{name}.pt").symlink_to(out / f"{name}.pt")
-    with pytest.raises(InvalidRequest, match=r"other weights of joint.*remove reports\.pt"):
+    with pytest.raises(InvalidRequest, match=r"other weights.*remove reports\.pt"):
         train.learner("reports", tmp_path, "cpu")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -41,15 +42,37 @@ class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class RegionSpec(_Value):
-    """Lesions that the encoder finds in the cells of the stage before the low level; each becomes a vision token."""
+class LookSpec(_Value):
+    """A closer look at the voxels of the cells that may hold some kinds of lesions."""
 
-    tokens: int = Field(gt=0)
+    kinds: tuple[int, ...] = Field(min_length=1)
+    """Which of the kinds of :class:`RegionSpec`."""
+    likely: int = Field(gt=0)
+    """Cells to look at that score highest for one of them."""
+    spots: int = Field(ge=0)
+    """Cells besides, in which something small stands out most from dark surroundings."""
+    channels: tuple[int, int, int, int, int]
+    """Of the convolutions."""
+
+
+class RegionSpec(_Value):
+    """Lesions that the encoder finds in the cells of the stage before the low level."""
+
+    count: int = Field(gt=0)
     """Regions of a volume, the most likely first."""
     kinds: int = Field(gt=0)
     """Of lesions that are told apart."""
     channels: int = Field(gt=0)
     """Width of the network that scores cells."""
+    look: LookSpec | None = None
+    """None where nothing is looked at more closely."""
+
+    @model_validator(mode="after")
+    def _known_kinds(self) -> Self:
+        looked_for = self.look.kinds if self.look else ()
+        if len({*looked_for} & {*range(self.kinds)}) != len(looked_for):
+            raise ValueError(f"look.kinds {looked_for} are not different ones of {self.kinds}")
+        return self
 
 
 class VisionSpec(_Value):
@@ -75,6 +98,33 @@ class VisionSpec(_Value):
     """None in the public design."""
 
 
+class ToldSpec(_Value):
+    """How far regions are told in the vision tokens of their place, one of each level.
+
+    What lesions of a kind change in them is added in shares of how likely they are, and taken away where they are
+    doubtful.
+    """
+
+    unsure: float = Field(ge=0, lt=1)
+    """Likelihood of a kind up to which nothing is added."""
+    sure: float = Field(gt=0, le=1)
+    """From which all is."""
+    doubtful: tuple[float, float]
+    """Likelihoods between which a share is taken away."""
+    taken_away: float = Field(ge=0)
+    """That share."""
+    low_cells: tuple[int, int, int]
+    """Cells along d, h and w that the tokens of the low level stand for, in C order."""
+    high_cells: tuple[int, int, int]
+    """The same of the high level."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not (self.unsure < self.sure and self.doubtful[0] <= self.doubtful[1] <= self.unsure):
+            raise ValueError("told needs doubtful <= unsure < sure")
+        return self
+
+
 class ProjectorSpec(_Value):
     """The projector from encoder features to vision tokens."""
 
@@ -84,6 +134,16 @@ class ProjectorSpec(_Value):
     high_tokens: tuple[int, ...]
     """Tokens after each mixer layer on the high-level features."""
     mlp_depth: int = Field(gt=0)
+    told: ToldSpec | None = None
+    """None in the public design."""
+
+    @model_validator(mode="after")
+    def _told_in_tokens(self) -> Self:
+        if self.told:
+            for tokens, cells in ((self.low_tokens, self.told.low_cells), (self.high_tokens, self.told.high_cells)):
+                if prod(cells) != tokens[-1]:
+                    raise ValueError(f"told: {cells} are not {tokens[-1]} tokens")
+        return self
 
 
 class PromptTemplates(_Value):
@@ -281,15 +341,16 @@ class Checkpoint(_Value):
             raise ValueError("a label is listed twice")
         if self.language.prompts.segment_answer.count(self.language.seg_token) != 1:
             raise ValueError(f"prompt segment_answer must hold {self.language.seg_token} once")
+        if self.projector.told and not self.vision.regions:
+            raise ValueError("projector.told needs vision.regions")
         if self.segmentation.proposals and self.segmentation.proposals.regions and not self.vision.regions:
             raise ValueError("segmentation.proposals.regions needs vision.regions")
         return self
 
     @property
     def vision_tokens(self) -> int:
-        """T, vision tokens of a volume: those of regions come first, then those of the low and of the high level."""
-        regions = self.vision.regions
-        return (regions.tokens if regions else 0) + self.projector.low_tokens[-1] + self.projector.high_tokens[-1]
+        """T, vision tokens of a volume: those of the low level come first, then those of the high level."""
+        return self.projector.low_tokens[-1] + self.projector.high_tokens[-1]
 
     @cached_property
     def digest(self) -> str:

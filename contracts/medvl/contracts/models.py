@@ -112,7 +112,7 @@ _STAGES = (
         "features_low",
         _FP32,
         ("T_low", "C_low"),
-        "features of the low-level stage, tokens in C order of d, h, w; then regions, where a checkpoint has them",
+        "features of the low-level stage, tokens in C order of d, h, w",
     ),
     TensorSpec(
         "features_high",
@@ -193,8 +193,8 @@ _MODELS = (
     ModelSpec(
         "projector",
         Kind.NETWORK,
-        "MLP-Mixer projector from encoder features to vision tokens",
-        _STAGES,
+        "MLP-Mixer projector from encoder features to vision tokens, in which regions are told",
+        (*_STAGES, _REGIONS),
         (_VISION_TOKENS,),
         max_batch_size=4,
     ),
@@ -211,7 +211,9 @@ _MODELS = (
                 {s.name: s.name for s in _VOLUME},
                 {s.name: s.name for s in (*_STAGES, _REGIONS)},
             ),
-            EnsembleStep("projector", {s.name: s.name for s in _STAGES}, {"vision_tokens": "vision_tokens"}),
+            EnsembleStep(
+                "projector", {s.name: s.name for s in (*_STAGES, _REGIONS)}, {"vision_tokens": "vision_tokens"}
+            ),
         ),
     ),
     ModelSpec(

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint, ProposalRule, RegionRule
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint, ProposalRule, RegionRule, ToldSpec
 from medvl.contracts.manifest import files_of, sha256_of
 from medvl.embedded.vocabulary import EOS, IMAGE, SEG, train_tokenizer
 from medvl.network.modules import Modules
@@ -50,6 +50,10 @@ _SAM2 = {
 
 REGION_RULE = RegionRule(min_score=0.3, reach=1.6)
 PROPOSAL_RULE = ProposalRule(min_score=0.1, min_share=0.05, regions=REGION_RULE)
+
+NODULES = {"kinds": (0, 1), "likely": 64, "spots": 32, "channels": (24, 32, 48, 48, 64)}
+"""Of :data:`medvl.training.regions.LESIONS`, in the lungs: many are smaller than a cell."""
+TOLD = ToldSpec(unsure=0.6, sure=0.9, doubtful=(0.08, 0.4), taken_away=0.7, low_cells=(6, 5, 5), high_cells=(3, 5, 5))
 
 UNTRAINED = "Random weights from a seed, made by medvl.embedded.preset; no data."
 
@@ -199,9 +203,15 @@ def _fields(hashes: dict[str, str], training: str | None, *, proposals: bool) ->
             "depths": (1, 2, 3, 2, 1),
             "kernel_sizes": (7, 5, 5, 3),
             "feature_stages": (2, 3),
-            "regions": {"tokens": 16, "kinds": 6, "channels": 48},
+            "regions": {"count": 16, "kinds": 6, "channels": 48, "look": NODULES},
         },
-        "projector": {"architecture": "mixer", "low_tokens": (150, 150), "high_tokens": (75, 75), "mlp_depth": 2},
+        "projector": {
+            "architecture": "mixer",
+            "low_tokens": (150, 150),
+            "high_tokens": (75, 75),
+            "mlp_depth": 2,
+            "told": TOLD.model_dump(),
+        },
         "language": {
             "hidden_size": HIDDEN,
             "max_context": CONTEXT,

@@ -116,7 +116,7 @@ class ReferenceModel:
         grid = torch.from_numpy(to_grid(volume.hu, vision.grid))[None]
         window = torch.tensor([self.checkpoint.windows[vision.window]], dtype=torch.float32)
         low, high, regions = self.modules.vision_encoder(grid, window)
-        return Encoded(self.modules.projector(low, high)[0], regions[0].numpy())
+        return Encoded(self.modules.projector(low, high, regions)[0], regions[0].numpy())
 
     def report(self, volume: Volume) -> ReferenceText:
         """Write the report of a canonical volume, greedily."""

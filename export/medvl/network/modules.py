@@ -122,12 +122,12 @@ class Modules:
 
     @classmethod
     def _assembled(cls, checkpoint: Checkpoint, sam: SAM2Base) -> Self:
-        low, high = stage_shapes(checkpoint)
+        low, high = feature_shapes(checkpoint)
         width, regions = checkpoint.language.hidden_size, checkpoint.vision.regions
         return cls(
             checkpoint=checkpoint,
             vision_encoder=VisionEncoder(checkpoint.vision).eval(),
-            projector=Projector(checkpoint.projector, low, high, width, regions.tokens if regions else 0).eval(),
+            projector=Projector(checkpoint.projector, low, high, width, regions.kinds if regions else 0).eval(),
             seg_projector=SegProjector(width, sam.hidden_dim).eval(),
             sam2=sam,
             proposals=_proposals(checkpoint),
@@ -189,7 +189,7 @@ class Modules:
             "C_low": low.channels,
             "T_high": high.tokens,
             "C_high": high.channels,
-            "G": vision.regions.tokens if vision.regions else len(NOTHING),
+            "G": vision.regions.count if vision.regions else len(NOTHING),
             "n_region": region_numbers(vision),
             "T": self.checkpoint.vision_tokens,
             "H": self.checkpoint.language.hidden_size,
@@ -234,14 +234,7 @@ def _values(linear: nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]
 
 
 def feature_shapes(checkpoint: Checkpoint) -> tuple[TokenShape, TokenShape]:
-    """Return the shapes of what the vision encoder hands on of the low and of the high level."""
-    low, high = stage_shapes(checkpoint)
-    regions = checkpoint.vision.regions
-    return TokenShape(low.tokens + (regions.tokens if regions else 0), low.channels), high
-
-
-def stage_shapes(checkpoint: Checkpoint) -> tuple[TokenShape, TokenShape]:
-    """Return the shapes of the low and of the high level of the vision encoder, without regions."""
+    """Return the shapes of the low and of the high level of the vision encoder."""
     low, high = (_shape(checkpoint, stage) for stage in checkpoint.vision.feature_stages)
     return low, high
 

@@ -5,14 +5,16 @@ Facts were read in ``src/model/projector/mlp.py`` of github.com/mirthAI/Med3DVLM
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from medvl.contracts.checkpoint import ProjectorSpec
+from medvl.contracts.checkpoint import ProjectorSpec, ToldSpec
 from medvl.contracts.errors import CheckpointError
+from medvl.network.region_choice import OUTLINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +58,62 @@ class MixerLayer(nn.Module):
         return mapped
 
 
+class Told(nn.Module):
+    """Says in the vision tokens of a region's place, one of each level, what the encoder has found there.
+
+    What a lesion of a kind changes in both tokens is added as far as a region is likely to be one, and taken away where
+    it is a doubtful one.
+
+    Parameters
+    ----------
+    spec
+        How far, and which cells the tokens of the two levels stand for.
+    kinds
+        Of regions.
+    hidden_size
+        Width of the language model.
+    """
+
+    def __init__(self, spec: ToldSpec, kinds: int, hidden_size: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.low, self.high = (nn.Parameter(torch.zeros(kinds, hidden_size)) for _ in range(2))
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """Return what is added to vision tokens FP32 [B, T, H]; ``regions`` FP32 [B, G, n_region]."""
+        how_far = self.how_far(regions[..., OUTLINE:].sigmoid())
+        levels = ((self.low, self.spec.low_cells), (self.high, self.spec.high_cells))
+        return torch.cat([_at(regions[..., :3], cells).mT @ (how_far @ said) for said, cells in levels], 1)
+
+    def how_far(self, likelihood: Tensor) -> Tensor:
+        """Return how much of what lesions change is added where they have a likelihood; negative is taken away."""
+        spec = self.spec
+        added = ((likelihood - spec.unsure) / (spec.sure - spec.unsure)).clamp(0.0, 1.0)
+        doubtful = (likelihood > spec.doubtful[0]) & (likelihood < spec.doubtful[1])
+        return added - spec.taken_away * doubtful
+
+
 class Projector(nn.Module):
-    """Encoder features to vision tokens (model ``projector`` of the contract).
+    """Encoder features and regions to vision tokens (model ``projector`` of the contract).
 
     Parameters
     ----------
     low, high
-        Shapes of the two stages of features, without regions.
+        Shapes of the two stages of features.
     hidden_size
         Width of the language model.
-    regions
-        Tokens of the low level, the last ones, that are regions and pass the mixer by.
+    kinds
+        Of regions.
 
     Raises
     ------
     CheckpointError
-        When both stages do not have the same number of layers, or the width cannot be halved as often.
+        When both stages do not have the same number of layers, the width cannot be halved as often, or the cells that
+        regions are told in are not as many as tokens.
     """
 
     def __init__(
-        self, spec: ProjectorSpec, low: TokenShape, high: TokenShape, hidden_size: int, regions: int = 0
+        self, spec: ProjectorSpec, low: TokenShape, high: TokenShape, hidden_size: int, kinds: int = 0
     ) -> None:
         super().__init__()
         layers = len(spec.low_tokens)
@@ -86,36 +124,47 @@ class Projector(nn.Module):
             )
         self.low_mixer = _mixer(low, spec.low_tokens, hidden_size, spec.mlp_depth)
         self.high_mixer = _mixer(high, spec.high_tokens, hidden_size, spec.mlp_depth)
-        with torch.random.fork_rng(devices=[]):  # as the encoder's regions
-            self.region_mlp = _region_mlp(low.channels, hidden_size) if regions else None
-        self.cells = low.tokens
+        self.told = Told(spec.told, kinds, hidden_size) if spec.told else None
 
-    def forward(self, features_low: Tensor, features_high: Tensor) -> Tensor:
+    def forward(self, features_low: Tensor, features_high: Tensor, regions: Tensor) -> Tensor:
         """Project features.
 
         Parameters
         ----------
         features_low, features_high
-            FP32 [B, T_low, C_low], regions included, and [B, T_high, C_high].
+            FP32 [B, T_low, C_low] and [B, T_high, C_high].
+        regions
+            FP32 [B, G, n_region], see :meth:`medvl.network.regions.Regions.forward`.
 
         Returns
         -------
         Tensor
-            ``vision_tokens`` FP32 [B, T, H]: regions, where there are any, the low level, the high level.
+            ``vision_tokens`` FP32 [B, T, H]: the low level, the high level.
         """
-        low, high, before = features_low, features_high, []
-        if self.region_mlp is not None:
-            before.append(self.region_mlp(low[:, self.cells :]))
-            low = low[:, : self.cells]
+        tokens = self.seen(features_low, features_high)
+        return tokens if self.told is None else tokens + self.told(regions)
+
+    def seen(self, features_low: Tensor, features_high: Tensor) -> Tensor:
+        """Return the vision tokens FP32 [B, T, H] without what regions tell; see :meth:`forward`."""
+        low, high = features_low, features_high
         for layer in self.low_mixer:
             low = layer(low)
         for layer in self.high_mixer:
             high = layer(high)
-        return torch.cat([*before, low, high], dim=1)
+        return torch.cat([low, high], dim=1)
 
 
-def _region_mlp(channels: int, hidden_size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(channels, 2 * hidden_size), nn.GELU(), nn.Linear(2 * hidden_size, hidden_size))
+def cell_at(places: Tensor, cells: tuple[int, int, int]) -> Tensor:
+    """Return which of the cells along d, h, w places FP32 [..., 3], in shares of each, lie in; INT64 [...]."""
+    counts = torch.tensor(cells, device=places.device)
+    d, h, w = (places * counts).long().clamp(min=0).minimum(counts - 1).unbind(-1)
+    return (d * cells[1] + h) * cells[2] + w
+
+
+def _at(places: Tensor, cells: tuple[int, int, int]) -> Tensor:
+    """Return 1 FP32 [B, G, T] in the cells of places [B, G, 3]."""
+    which = torch.arange(math.prod(cells), device=places.device)
+    return (cell_at(places, cells)[..., None] == which).float()
 
 
 def _mixer(before: TokenShape, tokens: Sequence[int], hidden_size: int, depth: int) -> nn.ModuleList:

@@ -1,40 +1,159 @@
-"""Regions: the places where something small is most likely, told to the language model one by one.
+"""Regions: the places where something small is most likely, found one by one.
 
 A vision token covers many cells, and lesions that share one are hard to count from it. Here the cells of a finer stage
-are scored for kinds of lesions, as CenterNet does (arXiv 1904.07850): one that scores higher than its neighbours is a
-region, and the best of them go on, each with what it looks like, how it scores and where it lies. Where the middle of a
-lesion is between cells, and how far it reaches, is read from the same cells.
+are scored for kinds of lesions, as CenterNet does (arXiv 1904.07850), and where the middle of a lesion is and how far
+it reaches is read from the same cells. What is too small for a cell is looked at once more in the voxels, as
+computer-aided detection does it: few candidates, a small network on a cube around each. The cells that score highest
+and see a middle of their own are regions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu, interpolate, max_pool3d
+from torch.nn.functional import avg_pool3d, dropout, gelu, interpolate, max_pool3d, pad
 
-from medvl.contracts.checkpoint import RegionSpec
+from medvl.contracts.checkpoint import LookSpec, RegionSpec
 from medvl.network.region_choice import OUTLINE
 
-_NEIGHBOURS = 3
-"""Cells along a side among which a region is the best."""
 _BESIDE = -30.0
-"""Logit of cells that are not."""
+"""Logit of cells that are no region, and of those that a look passes by."""
 _SELDOM = -4.5
 """Logit of every cell before anything is learnt."""
-_SHARPNESS = 2.0
-"""Of what is told of a score beside its logit: hardly more than whether a lesion is there."""
 _DROPPED_INPUT, _DROPPED = 0.1, 0.2
 """Shares of what is left out in training."""
+_AMONG = 64
+"""Cells among which regions are sought: those that score highest."""
+_APART = 0.3
+"""Cells, beside half extents, by which two middles differ at least."""
 
 _OUTLINE_CHANNELS = 64
 NOTHING = ((0.0,) * OUTLINE + (_BESIDE,),)
 """The regions [1, OUTLINE + 1] of an encoder that finds none."""
 
+_KERNELS, _STRIDES = (4, 3, 3, 3, 3), (2, 1, 1, 1, 1)
+"""Of the convolutions of a look, none of which is padded."""
+CUBE = 20
+"""Voxels along a side of what a look sees; they leave one place behind the last convolution."""
+_WEIGHED = 16
+"""Width of what weighs it with how the cell scored and where it lies."""
+_SPOT = (1, 2, 2)
+"""Voxels of a spot along d, h and w."""
+_SURROUNDINGS, _DARK = 5, 0.42
+"""Of a spot: how many spots they are wide, and how bright on average at most, lung being 0.1 and tissue 0.75."""
+
 Cells = tuple[int, int, int]
 
 
+class Look(nn.Module):
+    """Scores some kinds of lesions once more, from the voxels of the cells that are likely to hold one.
+
+    Parameters
+    ----------
+    spec
+        What is looked for, where, and how wide the network is.
+    kinds
+        Of all lesions that cells are scored for.
+    cells
+        Along d, h, w.
+    stride
+        Voxels along a side of a cell.
+    """
+
+    places: Tensor
+    corners: Tensor
+    offsets: Tensor
+
+    def __init__(self, spec: LookSpec, kinds: int, cells: Cells, stride: int) -> None:
+        super().__init__()
+        self.kinds, self.likely, self.spots, self.cells, self.stride = (
+            spec.kinds,
+            spec.likely,
+            spec.spots,
+            cells,
+            stride,
+        )
+        widths = (1, *spec.channels)
+        self.convs = nn.ModuleList(
+            nn.Conv3d(before, after, kernel, by)
+            for (before, after), kernel, by in zip(pairwise(widths), _KERNELS, _STRIDES, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in spec.channels[:-1])
+        self.score = nn.Linear(widths[-1], 1)
+        self.weigh = nn.Sequential(nn.Linear(1 + kinds + 3, _WEIGHED), nn.GELU(), nn.Linear(_WEIGHED, len(spec.kinds)))
+        nn.init.constant_(self.score.bias, _SELDOM)
+        for parameter in self.weigh[-1].parameters():
+            nn.init.zeros_(parameter)
+        padded = tuple(n * stride + CUBE - stride for n in cells)
+        self.register_buffer("places", places_of(cells), persistent=False)
+        self.register_buffer("corners", _numbers(cells, padded, stride), persistent=False)
+        self.register_buffer("offsets", _numbers((CUBE,) * 3, padded, 1), persistent=False)
+
+    def forward(self, scores: Tensor, volume: Tensor) -> Tensor:
+        """Return the logits FP32 [B, cells, kinds] of :meth:`Regions.read`, those of the looked at kinds anew.
+
+        Parameters
+        ----------
+        scores
+            FP32 [B, cells, kinds].
+        volume
+            FP32 [B, d, h, w] from 0 to 1.
+        """
+        at = self.candidates(scores, volume)
+        anew = self.weighed(self.seen(self.cubes(volume, at)), _rows(scores, at), at)
+        passed_by = torch.full_like(scores[..., self.kinds], _BESIDE)
+        looked_at = passed_by.scatter(1, at[..., None].expand_as(anew), anew)
+        return torch.stack(
+            [
+                looked_at[..., self.kinds.index(k)] if k in self.kinds else scores[..., k]
+                for k in range(scores.shape[-1])
+            ],
+            -1,
+        )
+
+    def candidates(self, scores: Tensor, volume: Tensor) -> Tensor:
+        """Return the cells INT64 [B, likely + spots] to look at: likely ones, then those whose spots stand out."""
+        likely = scores[..., self.kinds].amax(-1)
+        _, first = likely.topk(self.likely, 1)
+        if not self.spots:
+            return first
+        bright = spots(volume, self.cells, self.stride)
+        _, more = bright.scatter(1, first, -1.0).topk(self.spots, 1)
+        return torch.cat([first, more], 1)
+
+    def cubes(self, volume: Tensor, at: Tensor) -> Tensor:
+        """Return the voxels FP32 [B, n, CUBE, CUBE, CUBE] about cells INT64 [B, n]; air where the volume ends."""
+        margin = (CUBE - self.stride) // 2
+        ends = [
+            n * self.stride + CUBE - self.stride - margin - s for n, s in zip(self.cells, volume.shape[1:], strict=True)
+        ]
+        around = pad(volume, [v for end in reversed(ends) for v in (margin, end)]).flatten(1)
+        which = (self.corners[at][..., None] + self.offsets).flatten(1)
+        return around.gather(1, which).reshape(*at.shape, CUBE, CUBE, CUBE)
+
+    def seen(self, cubes: Tensor) -> Tensor:
+        """Return the logits FP32 [B, n, 1] of a lesion's middle in middle cells of cubes [B, n, CUBE, CUBE, CUBE]."""
+        x = cubes.flatten(0, 1).unsqueeze(1)
+        for conv, norm in zip(self.convs, self.norms, strict=False):
+            x = gelu(norm(conv(x)))
+        x = gelu(self.convs[-1](x)).flatten(1)
+        seen: Tensor = self.score(dropout(x, _DROPPED, self.training))
+        return seen.reshape(*cubes.shape[:2], 1)
+
+    def weighed(self, seen: Tensor, scores: Tensor, at: Tensor) -> Tensor:
+        """Return the logits FP32 [B, n, own kinds] of cells INT64 [B, n].
+
+        Both sides look alike in a cube, so how cells have scored [B, n, kinds] and where they lie are weighed, too.
+        """
+        more: Tensor = self.weigh(torch.cat([seen, scores, self.places[at]], -1))
+        return scores[..., self.kinds] + more
+
+
 class Regions(nn.Module):
-    """Finds regions in the cells of two stages.
+    """Finds regions in the cells of two stages, and in voxels.
 
     Parameters
     ----------
@@ -42,15 +161,17 @@ class Regions(nn.Module):
         How many, of how many kinds.
     fine, low
         Cells (d, h, w) and channels of the stage before the low level, and of the low level.
+    stride
+        Voxels along a side of a cell of the former.
     """
 
     places: Tensor
     share: Tensor
 
-    def __init__(self, spec: RegionSpec, fine: tuple[Cells, int], low: tuple[Cells, int]) -> None:
+    def __init__(self, spec: RegionSpec, fine: tuple[Cells, int], low: tuple[Cells, int], stride: int) -> None:
         super().__init__()
         (self.cells, fine_channels), (self.low_cells, low_channels), width = fine, low, spec.channels
-        self.count = spec.tokens
+        self.count = spec.count
         self.fine_norm, self.low_norm = nn.LayerNorm(fine_channels), nn.LayerNorm(low_channels)
         self.fine, self.low, self.place = (nn.Linear(n, width) for n in (fine_channels, low_channels, 3))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
@@ -58,10 +179,9 @@ class Regions(nn.Module):
         self.score = nn.Linear(width, spec.kinds)
         self.around = nn.Conv3d(width, _OUTLINE_CHANNELS, 3, padding=1)
         self.outline = nn.Linear(_OUTLINE_CHANNELS, OUTLINE)
-        self.embed = nn.Linear(fine_channels + 2 * spec.kinds + 3, low_channels)
+        self.look = Look(spec.look, spec.kinds, self.cells, stride) if spec.look else None
         nn.init.constant_(self.score.bias, _SELDOM)
-        centres = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in self.cells), indexing="ij")
-        self.register_buffer("places", torch.stack(centres, -1).flatten(0, 2), persistent=False)
+        self.register_buffer("places", places_of(self.cells), persistent=False)
         self.register_buffer("share", 1.0 / torch.tensor(self.cells), persistent=False)
 
     def read(self, fine: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,32 +203,72 @@ class Regions(nn.Module):
         around = gelu(self.around(_planes(x, self.cells))).flatten(2).mT
         return self.score(self._dropped(x, _DROPPED)), self.outline(self._dropped(around, _DROPPED))
 
-    def forward(self, fine: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, fine: Tensor, low: Tensor, volume: Tensor) -> Tensor:
         """Find regions.
 
         Parameters
         ----------
         fine, low
             FP32 [B, T, C] of both stages, tokens in C order of d, h, w.
+        volume
+            FP32 [B, d, h, w] from 0 to 1.
 
         Returns
         -------
-        tuple[Tensor, Tensor]
-            The most likely first: what the language model is told of them, FP32 [B, G, C_low]; and FP32
-            [B, G, OUTLINE + kinds] their middle and half extents in shares of d, h and w, and their logits.
+        Tensor
+            FP32 [B, G, OUTLINE + kinds], the most likely first: their middle and half extents in shares of d, h and w,
+            and their logits. Those that see the middle of a more likely one come last and are nothing.
         """
         scores, outlines = self.read(fine, low)
-        best = _planes(scores.amax(-1, keepdim=True), self.cells)
-        around = max_pool3d(best, _NEIGHBOURS, 1, _NEIGHBOURS // 2)
-        _, at = torch.where(best == around, best, _BESIDE).flatten(1).topk(self.count, 1)
-        places = self.places.expand(fine.shape[0], -1, -1)
-        told = torch.cat([self.fine_norm(fine), scores, (_SHARPNESS * scores).sigmoid(), places], -1)
+        if self.look is not None:
+            scores = self.look(scores, volume)
+        best, at = scores.amax(-1).topk(min(_AMONG, scores.shape[1]), 1)
+        scores, outlines, places = _rows(scores, at), _rows(outlines, at), self.places[at]
         middle, half = outlines[..., :3] * self.share + places, outlines[..., 3:].exp() * self.share
-        found = torch.cat([middle, half, scores], -1)
-        return self.embed(_rows(told, at)), _rows(found, at)
+        room = half + _APART * self.share
+        same = ((middle[:, :, None] - middle[:, None]).abs() <= room[:, None]).all(-1)
+        own = same.tril(-1).any(-1).logical_not()
+        scores = torch.where(own[..., None], scores, _BESIDE)
+        _, first = torch.where(own, best, _BESIDE).topk(self.count, 1)
+        return _rows(torch.cat([middle, half, scores], -1), first)
 
     def _dropped(self, x: Tensor, share: float) -> Tensor:
         return dropout(x, share, self.training)
+
+
+def places_of(cells: Cells) -> Tensor:
+    """Return the middles FP32 [cells, 3] of cells, in shares of d, h and w."""
+    centres = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in cells), indexing="ij")
+    return torch.stack(centres, -1).flatten(0, 2)
+
+
+def spots(volume: Tensor, cells: Cells, stride: int) -> Tensor:
+    """Return how far the brightest spot of each cell stands out of dark surroundings, FP32 [B, cells].
+
+    Parameters
+    ----------
+    volume
+        FP32 [B, d, h, w] from 0 to 1.
+    cells
+        Along d, h, w.
+    stride
+        Voxels along a side of a cell.
+    """
+    ends = [n * stride - s for n, s in zip(cells, volume.shape[1:], strict=True)]
+    whole = pad(volume, [v for end in reversed(ends) for v in (0, end)]).unsqueeze(1)
+    spot = avg_pool3d(whole, _SPOT)
+    around = spot
+    for axis in range(3):
+        kernel = [_SURROUNDINGS if i == axis else 1 for i in range(3)]
+        around = avg_pool3d(around, kernel, 1, [n // 2 for n in kernel], count_include_pad=False)
+    out = torch.where(around < _DARK, spot - around, 0.0)
+    return max_pool3d(out, [stride // n for n in _SPOT]).flatten(1)
+
+
+def _numbers(counts: Cells, shape: Sequence[int], step: int) -> Tensor:
+    """Return which elements of an array of a shape lie at every multiple of a step, INT64 [counts]."""
+    axes = torch.meshgrid(*(torch.arange(n) * step for n in counts), indexing="ij")
+    return ((axes[0] * shape[1] + axes[1]) * shape[2] + axes[2]).flatten()
 
 
 def _rows(tokens: Tensor, at: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import VisionSpec
 from medvl.contracts.errors import CheckpointError
-from medvl.network.regions import NOTHING, Regions
+from medvl.network.regions import CUBE, NOTHING, Regions
 
 STEM_KERNEL = 7
 STEM_STRIDE = 4
@@ -139,13 +139,16 @@ class VisionEncoder(nn.Module):
         self.regions: Regions | None = None
         if spec.regions:
             fine, low = ((cells_of(spec, stage), spec.dims[stage]) for stage in (self.stages[0] - 1, self.stages[0]))
-            if spec.regions.tokens > math.prod(fine[0]):
-                raise CheckpointError(
-                    f"vision.regions: {spec.regions.tokens} tokens cannot be found in {math.prod(fine[0])} cells."
-                )
+            stride, cells = STEM_STRIDE * 2 ** (self.stages[0] - 1), math.prod(fine[0])
+            look = spec.regions.look
+            wanted = max(spec.regions.count, look.likely + look.spots if look else 0)
+            if wanted > cells:
+                raise CheckpointError(f"vision.regions: {wanted} cannot be found in {cells} cells.")
+            if look and stride > CUBE:
+                raise CheckpointError(f"vision.regions.look: cells of {stride} voxels are wider than {CUBE}.")
             # What an untrained checkpoint draws for everything else is the same with regions and without.
             with torch.random.fork_rng(devices=[]):
-                self.regions = Regions(spec.regions, fine, low)
+                self.regions = Regions(spec.regions, fine, low, stride)
         self.fine_cells = cells_of(spec, self.stages[0] - 1)
         self.register_buffer("nothing", torch.tensor(NOTHING), persistent=False)
 
@@ -163,29 +166,29 @@ class VisionEncoder(nn.Module):
         -------
         tuple[Tensor, Tensor, Tensor]
             ``features_low`` FP32 [B, T_low, C_low] and ``features_high`` FP32 [B, T_high, C_high], tokens in C order
-            of d, h, w; the last of the low ones are regions, where the encoder finds any. Then ``regions`` FP32
-            [B, G, n_region], the same ones as :meth:`medvl.network.regions.Regions.forward` places them.
+            of d, h, w; and ``regions`` FP32 [B, G, n_region], see :meth:`medvl.network.regions.Regions.forward`.
         """
-        return self.features(self.levels(volume_hu, window_hu))
-
-    def features(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what goes on of the outputs of the stem and of every stage; see :meth:`forward`."""
+        scaled = scaled_to(volume_hu, window_hu)
+        levels = self.levels(scaled)
         low, high = (levels[stage] for stage in self.stages)
         if self.regions is None:
             return low, high, self.nothing.expand(low.shape[0], -1, -1)
-        told, regions = self.regions(*levels[self.stages[0] - 1 : self.stages[0] + 1])
-        return torch.cat([low, told], 1), high, regions
+        return low, high, self.regions(levels[self.stages[0] - 1], low, scaled)
 
     def read_regions(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return :meth:`medvl.network.regions.Regions.read` of the outputs of the stem and of every stage."""
         assert self.regions is not None
         return self.regions.read(*levels[self.stages[0] - 1 : self.stages[0] + 1])
 
-    def levels(self, volume_hu: Tensor, window_hu: Tensor) -> list[Tensor]:
-        """Return the tokens of the stem and of every stage up to the last one that goes on; see :meth:`forward`."""
-        lower, upper = (window_hu[:, i].float().reshape(-1, 1, 1, 1) for i in (0, 1))
-        scaled = ((volume_hu.float() - lower) / (upper - lower)).clamp(0.0, 1.0)
+    def levels(self, scaled: Tensor) -> list[Tensor]:
+        """Return the tokens of the stem and of every stage up to the last one that goes on; see :func:`scaled_to`."""
         return [_tokens(output) for output in self.encoder(scaled.permute(0, 2, 3, 1).unsqueeze(1))]
+
+
+def scaled_to(volume_hu: Tensor, window_hu: Tensor) -> Tensor:
+    """Return volumes FP32 [B, d, h, w] from 0 to 1; see :meth:`VisionEncoder.forward`."""
+    lower, upper = (window_hu[:, i].float().reshape(-1, 1, 1, 1) for i in (0, 1))
+    return ((volume_hu.float() - lower) / (upper - lower)).clamp(0.0, 1.0)
 
 
 def cells_of(spec: VisionSpec, stage: int) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ from medvl.embedded.truth import FindingKind, Truth
 from medvl.embedded.vocabulary import EOS, SEG
 from medvl.network.modules import Modules
 from medvl.network.projector import MixerLayer
+from medvl.network.vision import scaled_to
 from medvl.training.cases import Case, CaseStore
 from medvl.training.descriptors import LENGTH, Target, Teacher, absent, descriptor, finding_target, targets
 from medvl.training.perception import (
@@ -205,9 +206,10 @@ class LanguageLearner:
         """Return the loss of everything that is said about the cases of a batch."""
         views = self._grids.views(drawn.seeds, drawn.edges)
         with torch.autocast(views.hu.device.type, torch.bfloat16):
-            levels = self.module.encoder.levels(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
-            low, high, _ = self.module.encoder.features(levels)
-            tokens = self.module.projector(low, high)
+            scaled = scaled_to(jittered(views.hu), window_of(self._checkpoint, len(views.hu)))
+            levels = self.module.encoder.levels(scaled)
+            # What regions tell is added to tokens once they have been learnt.
+            tokens = self.module.projector.seen(*(levels[n] for n in self._checkpoint.vision.feature_stages))
             hidden = hidden_of(self.module.language, tokens, drawn.ids, drawn.owner, drawn.positions)
             logits = self.module.language.lm_head(hidden[drawn.asked])
         plain = cross_entropy(logits.float(), drawn.wanted, reduction="none")
@@ -217,8 +219,7 @@ class LanguageLearner:
         shown = {"words": right.mean(), "decisive": (right * decisive).sum() / decisive.sum()}
         counts = counts_of(views.kinds, len(levels))
         held = self._of_tokens(counts)
-        # Regions come first; what they tell is no cell's.
-        seeing, seen = read_cells(self.module.token_head(tokens[:, -held.shape[1] :].float()), cells_of_counts(held))
+        seeing, seen = read_cells(self.module.token_head(tokens.float()), cells_of_counts(held))
         loss, shown = loss + seeing, shown | seen
         if self._joint:
             read = [head(level.float()) for head, level in zip(self.module.heads, levels, strict=True)]

@@ -21,7 +21,7 @@ from medvl.contracts.checkpoint import Checkpoint
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.truth import FindingKind, Truth
 from medvl.network.modules import Modules
-from medvl.network.vision import STEM_STRIDE, VisionEncoder
+from medvl.network.vision import STEM_STRIDE, VisionEncoder, scaled_to
 from medvl.training.cases import Case, CaseStore
 from medvl.training.regions import lesions, padded, region_loss
 
@@ -170,7 +170,7 @@ class Seeing(nn.Module):
     def forward(self, volume_hu: Tensor, window_hu: Tensor) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
         """Return what each head reads, FP32 [B, cells, organs + 2 kinds], and what is read of regions."""
         with torch.autocast(volume_hu.device.type, torch.bfloat16):
-            levels = self.encoder.levels(volume_hu, window_hu)
+            levels = self.encoder.levels(scaled_to(volume_hu, window_hu))
             scores, outlines = self.encoder.read_regions(levels)
         read = [head(level.float()) for head, level in zip(self.heads, levels, strict=True)]
         return read, (scores.float(), outlines.float())

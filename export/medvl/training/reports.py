@@ -1,9 +1,8 @@
 """Reports learn to tell what regions show: lesions that no region shows are left out of them.
 
-The language model and what makes vision tokens of regions go on; all that they read stands still, and so do [SEG]
-states, which SAM2 has learnt or will learn from. What regions say themselves the language model hardly reads yet (ADR
-19). A case is looked at once, and what was seen is kept; it has to be new to the encoder, which is surer of what it has
-learnt from.
+The language model goes on; all that it reads stands still, and so do [SEG] states, which SAM2 has learnt or will
+learn from. A case is looked at once, and what was seen is kept; it has to be new to the encoder, which is surer of what
+it has learnt from.
 """
 
 from __future__ import annotations
@@ -41,20 +40,18 @@ _STATE_WEIGHT = 1.0
 
 
 class Telling(nn.Module):
-    """What makes vision tokens of regions, and the language model."""
+    """The language model."""
 
     language: Any
 
-    def __init__(self, region_mlp: nn.Module, language: Qwen2ForCausalLM) -> None:
+    def __init__(self, language: Qwen2ForCausalLM) -> None:
         super().__init__()
-        self.region_mlp = region_mlp
         self.language = language
 
     def hidden(self, drawn: Reported) -> Tensor:
         """Return the states [B * L, H] after the final norm of all that is said."""
-        tokens = torch.cat([self.region_mlp(drawn.told), drawn.others], 1)
         said = drawn.spoken
-        return hidden_of(self.language, tokens, said.ids, said.owner, said.positions)
+        return hidden_of(self.language, drawn.tokens, said.ids, said.owner, said.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,18 +59,15 @@ class Reported:
     """B cases and what is said about them."""
 
     spoken: Spoken
-    told: Tensor
-    """FP32 [B, G, C_low], what the encoder tells of regions."""
-    others: Tensor
-    """FP32 [B, T - G, H], the other vision tokens."""
+    tokens: Tensor
+    """FP32 [B, T, H], vision tokens without what regions tell."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Looked:
     """What was seen of a case: as :class:`Reported` has it, and regions FP32 [G, n_region]."""
 
-    told: NDArray[np.float16]
-    others: NDArray[np.float16]
+    tokens: NDArray[np.float16]
     regions: NDArray[np.float32]
 
 
@@ -106,10 +100,10 @@ class ReportLearner:
         with torch.device("cpu"):
             modules = Modules.load(reference, self._checkpoint)
             language = Qwen2ForCausalLM.from_pretrained(reference / LANGUAGE_FOLDER, dtype=torch.float32)
-        if modules.projector.region_mlp is None:
+        if modules.vision_encoder.regions is None:
             raise CheckpointError("vision.regions: reports learn from what regions show, and there are none.")
         self._encoder, self._projector = modules.vision_encoder, modules.projector
-        self._before = Telling(deepcopy(modules.projector.region_mlp), deepcopy(language)).eval().requires_grad_(False)
+        self._before = Telling(deepcopy(language)).eval().requires_grad_(False)
         # Weights that were loaded are mapped from their file and cannot be changed.
         self.module = deepcopy(self._before).train().requires_grad_(True)
         for telling in (self._before, self.module):
@@ -126,7 +120,7 @@ class ReportLearner:
         ]
         return Reported(
             spoken(Parts.of(cases), [Pack.of(each, self._tokenizer) for each in said]),
-            *(torch.from_numpy(np.stack([getattr(own, n) for own in looked])).float() for n in ("told", "others")),
+            torch.from_numpy(np.stack([own.tokens for own in looked])).float(),
         )
 
     def loss(self, step: int, drawn: Reported) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -154,7 +148,7 @@ class ReportLearner:
         if not path.is_file():
             keep_arrays(path, vars(self._seen(case)))
         with np.load(path) as kept:
-            return _Looked(kept["told"], kept["others"], kept["regions"])
+            return _Looked(kept["tokens"], kept["regions"])
 
     @torch.inference_mode()
     def _seen(self, case: Case) -> _Looked:
@@ -162,9 +156,7 @@ class ReportLearner:
         volume = case.volume(Window(*checkpoint.windows[checkpoint.segmentation.window]))
         grid = torch.from_numpy(to_grid(volume.hu, checkpoint.vision.grid))[None]
         low, high, regions = self._encoder(grid, torch.tensor([checkpoint.windows[checkpoint.vision.window]]))
-        count = regions.shape[1]
-        others = self._projector(low, high)[0, count:]
-        return _Looked(low[0, -count:].half().numpy(), others.half().numpy(), regions[0].numpy())
+        return _Looked(self._projector.seen(low, high)[0].half().numpy(), regions[0].numpy())
 
 
 def shown_by(regions: NDArray[np.float32], case: Case, cells: tuple[int, int, int]) -> Truth:

@@ -9,7 +9,8 @@
     clips       SAM2                                    slices in a row, through the memory
     language    projector, language model, seg projector   what an encoder that has learnt to see makes of cases
     joint       the same, and the vision encoder        cases
-    reports     language model, tokens of regions       what the encoder finds in new cases
+    looks       what looks closer at voxels, what regions tell    new cases, with and without their lesions
+    reports     language model                          what the encoder finds in new cases
     words       SAM2                                    as clips, with what the language model really says
     proposals   which of several things a [SEG] state means    what all others have come to
 
@@ -40,6 +41,7 @@ from medvl.network.vision import cells_of
 from medvl.training.cases import FIRST_SEED, CaseStore
 from medvl.training.descriptors import Teacher
 from medvl.training.language import LanguageLearner, begin_locally
+from medvl.training.looks import Looking, LookLearner
 from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
 from medvl.training.perception import PerceptionLearner
 from medvl.training.proposals import ProposalLearner
@@ -61,6 +63,7 @@ RECIPES = {
         Stage("clips", 6000, 3e-4, batch=1),
         Stage("language", 5000, 8e-4, batch=1),
         Stage("joint", 3000, 2e-4, batch=1),
+        Stage("looks", 3000, 2e-3, batch=2, more_cases=1),
         Stage("reports", 2400, 2e-4, batch=2, more_cases=1),
         Stage("words", 2400, 6e-5, batch=2, more_cases=1),
         _PROPOSALS,
@@ -70,13 +73,14 @@ RECIPES = {
         Stage("slices", 1880, 1e-3, batch=32, more_cases=2),
         Stage("clips", 3000, 6e-4, batch=48, first_cases=4000, more_cases=4),
         Stage("joint", 7200, 8e-4, batch=32, first_cases=4000, more_cases=4),
+        Stage("looks", 2000, 3e-3, batch=8, more_cases=2),
         Stage("reports", 1500, 3e-4, batch=16, more_cases=4),
         Stage("words", 1000, 2e-4, batch=48),
         _PROPOSALS,
     ),
 }
 """Stages by the device that they run on."""
-_BY_REGIONS = ("reports", _PROPOSALS.name)
+_BY_REGIONS = ("looks", "reports", _PROPOSALS.name)
 """Stages that learn from what the encoder finds: in what it has learnt from it is surer than it will be."""
 _SEGMENTATION = ("coarse", "slices", "clips", "words")
 """Stages of SAM2, each of which goes on from the one before."""
@@ -191,10 +195,12 @@ def _write(out: Path, folder: Path, *, proposals: bool) -> None:
     for name, module in (("encoder", modules.vision_encoder), ("projector", modules.projector)):
         _take(module, weights, f"{name}.")
     _take(modules.seg_projector, weights, "seg_projector.")
+    if _begun(out, "looks"):
+        looks = _averaged(out, "looks")
+        for name, own in Looking.of(modules).named_children():
+            _take(own, looks, f"{name}.")
     if _begun(out, "reports"):
-        assert modules.projector.region_mlp is not None
         weights = _averaged(out, "reports")
-        _take(modules.projector.region_mlp, weights, "region_mlp.")
     _take(language, weights, "language.")
     write_checkpoint(folder, modules, language, _provenance(out))
 
@@ -231,6 +237,9 @@ def learner(name: str, out: Path, device: str, cases: range | None = None) -> Le
         numbers = CASES[device] if cases is None else cases
         unseen = _store(out, device, range(numbers.start + _UNSEEN, numbers.stop + _UNSEEN))
         store = replace(unseen, first=store.first, more=store.more)
+    if name == "looks":
+        folder = _folder_of(out, name)
+        return LookLearner(_reference(out, folder), store, folder / "seen", stage.batch)
     if name == "reports":
         return _report_learner(stage, out, store)
     if name == _PROPOSALS.name:
@@ -273,18 +282,20 @@ def _proposal_learner(stage: Stage, out: Path, store: CaseStore) -> ProposalLear
 
 
 def _report_learner(stage: Stage, out: Path, store: CaseStore) -> ReportLearner:
-    """Return what learns from the checkpoint that joint has come to; what it has seen goes with that."""
-    folder = out / f"{stage.name}-{_steps(out, 'joint')}"
+    """Return what learns from the checkpoint that the stages before have come to; what it has seen goes with that."""
+    folder = _folder_of(out, stage.name)
     if _begun(out, stage.name) and not (folder / "checkpoint").is_dir():
         raise InvalidRequest(
-            f"The stage reports was begun from other weights of joint in {out}: remove reports.pt to begin again."
+            f"The stage reports was begun from other weights in {out}: remove reports.pt to begin again."
         )
     return ReportLearner(_reference(out, folder), store, folder / "seen", stage.batch)
 
 
 def _folder_of(out: Path, name: str, *others: str) -> Path:
     """Return where a stage keeps what it has seen of what other stages and the language path have come to."""
-    after = [*others, "joint", *(["reports"] if _begun(out, "reports") else [])]
+    goes_on = ("looks", "reports")
+    before = goes_on[: goes_on.index(name)] if name in goes_on else goes_on
+    after = [*others, "joint", *(stage for stage in before if _begun(out, stage))]
     return out / "-".join((name, *(str(_steps(out, other)) for other in after)))
 
 

@@ -1,0 +1,313 @@
+"""The encoder learns to look closer at voxels, and the projector how to say what is found: by erasing lesions.
+
+What lies in the cells that it looks at is kept, and so is what each lesion changes in the vision tokens of its place:
+the difference between the image as it is and without it, filled with what lies about it. The projector adds the mean of
+such differences, which the language model reads as a lesion without having learnt to. A case is looked at once, and has
+to be new to the encoder, which is surer of what it has learnt from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+
+from medvl.contracts.checkpoint import load_checkpoint
+from medvl.contracts.errors import CheckpointError
+from medvl.embedded.truth import FindingKind
+from medvl.imaging.resample import to_grid
+from medvl.imaging.windows import Window
+from medvl.network.modules import Modules
+from medvl.network.projector import Projector, Told, cell_at
+from medvl.network.regions import CUBE, Look
+from medvl.network.vision import VisionEncoder, scaled_to
+from medvl.training.cases import Case, CaseStore, keep_arrays
+from medvl.training.regions import LESIONS, lesions
+
+Array = NDArray[np.float32]
+Span = tuple[float, float]
+
+_BESIDE = 1.4
+"""Cells along each axis, beside its half extents, from the middle of a lesion up to which a cell is neither right nor
+wrong."""
+_SEEN_WEIGHT, _TOLD_WEIGHT = 4.0, 1.0
+_LEAST_HALF = 0.8
+_MARGIN = 0.9
+"""Voxels; half extents of a lesion that is erased, at least, and what is added to them: its edge is soft."""
+_FILLED, _ABOUT = 1.1, (1.15, 1.7)
+"""Half extents from its middle up to which a lesion is filled, and between which what fills it lies."""
+_LIKE, _FEW = 0.1, 8
+"""Share of the window by which voxels about a lesion differ from their median at most; fewer of them fill nothing."""
+_AIRY = 0.4
+"""Share of the window that voxels of a lung have at most."""
+
+_PASTED, _INNER = 8, slice(8, 12)
+"""Nodules that are pasted into cubes of each case, whose middle is in a lung."""
+_DIAMETER_MM, _NODULE = (6.0, 30.0), (0.725, 0.764)
+"""Of pasted nodules: how large they are, the small ones more often, and their share of the window, 15 to 70 HU."""
+_SLICE_MM, _SOFT_MM, _LUMPY, _NOISE = (0.8, 5.0), (0.3, 0.65), 0.18, (0.002, 0.024)
+"""How far their edges are blurred between and within slices, how uneven they are, and their noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """B cases as they are looked at; n cells of each."""
+
+    cubes: Tensor
+    """UINT8 [B, n, CUBE, CUBE, CUBE]."""
+    pasted: Tensor
+    """UINT8 [p, CUBE, CUBE, CUBE], others with a nodule in the middle cell."""
+    scores: Tensor
+    """FP32 [B, n, kinds] of the cells."""
+    cells: Tensor
+    """INT64 [B, n]."""
+    right: Tensor
+    """FP32 [B, n, kinds of the look]: 1 where the middle of one lies in the cell, NaN beside it."""
+    kinds: Tensor
+    """INT64 [m] of lesions that were erased."""
+    changed: Tensor
+    """FP32 [m, 2, H], what each changes in the vision tokens of its place, of the low and of the high level."""
+
+
+class Looking(nn.Module):
+    """What is learnt."""
+
+    def __init__(self, look: Look, told: Told) -> None:
+        super().__init__()
+        self.look = look
+        self.told = told
+
+    @classmethod
+    def of(cls, modules: Modules) -> Looking:
+        """Return what is learnt of the parts of a checkpoint.
+
+        Raises
+        ------
+        CheckpointError
+            When its encoder does not look closer, or its projector tells nothing.
+        """
+        regions, told = modules.vision_encoder.regions, modules.projector.told
+        if regions is None or regions.look is None or told is None:
+            raise CheckpointError("vision.regions.look and projector.told: both are needed to learn what they do.")
+        return cls(regions.look, told)
+
+
+class LookLearner:
+    """The stage ``looks``.
+
+    Parameters
+    ----------
+    reference
+        A checkpoint folder whose vision encoder and projector have been trained.
+    store
+        Cases that the encoder has not learnt from.
+    folder
+        Where what was seen is kept, by seed.
+    batch
+        Cases of a step.
+
+    Raises
+    ------
+    CheckpointError
+        When its encoder does not look closer, or its projector tells nothing.
+    """
+
+    def __init__(self, reference: Path, store: CaseStore, folder: Path, batch: int) -> None:
+        self._store = store
+        self._folder = folder
+        self._batch = batch
+        self._checkpoint = load_checkpoint(reference)
+        with torch.device("cpu"):
+            modules = Modules.load(reference, self._checkpoint)
+        self._before = Looking.of(modules)
+        self._encoder, self._projector = modules.vision_encoder, modules.projector
+        # Weights that were loaded are mapped from their file and cannot be changed.
+        self.module = deepcopy(self._before).train().requires_grad_(True)
+        self.module.to(torch.get_default_device())
+
+    def draw(self, step: int, rng: np.random.Generator) -> Looked:
+        """Return what is looked at in cases, nodules pasted into it, and what their lesions change."""
+        cases = [self._store.shown(self._store.seed(rng, step)) for _ in range(self._batch)]
+        seen = [self._look(case) for case in cases]
+        pasted = [np.zeros((0, CUBE, CUBE, CUBE), np.uint8)]
+        for case, own in zip(cases, seen, strict=True):
+            voxel_mm = np.array(case.geometry.extent_mm) / self._checkpoint.vision.grid
+            airy = own["cubes"][(own["cubes"][:, _INNER, _INNER, _INNER].mean((1, 2, 3)) < 255 * _AIRY)]
+            pasted.extend(with_nodule(cube, voxel_mm, rng)[None] for cube in rng.permutation(airy)[:_PASTED])
+        joined = {name: np.concatenate([own[name] for own in seen]) for name in ("kinds", "changed")}
+        stacked = {name: np.stack([own[name] for own in seen]) for name in ("cubes", "scores", "cells", "right")}
+        arrays = {**stacked, **joined, "pasted": np.concatenate(pasted)}
+        arrays |= {name: flipped(arrays[name], rng) for name in ("cubes", "pasted")}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Looked(**{name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})
+
+    def loss(self, step: int, drawn: Looked) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return how wrong cells are scored, hard ones counting more, and how far what is told is from what changed."""
+        look, told, right = self.module.look, self.module.told, drawn.right
+        natural, pasted = (look.seen(cubes.float() / 255.0) for cubes in (drawn.cubes, drawn.pasted[None]))
+        seen = torch.cat([natural.flatten(), pasted.flatten()])
+        there = torch.cat([right.amax(-1).flatten(), torch.ones_like(pasted.flatten())])
+        known = there.isfinite()
+        off = (seen.detach().sigmoid() - there)[known].square()
+        plain = binary_cross_entropy_with_logits(seen[known], there[known], reduction="none")
+        finding = (plain * (off + 0.05)).sum() / there[known].sum().clamp(min=1)
+        weighed = look.weighed(natural.detach(), drawn.scores, drawn.cells)
+        sure = right.isfinite()
+        weighing = binary_cross_entropy_with_logits(weighed[sure], right[sure])
+        shown = {
+            "found": (seen > 0)[there == 1].float().mean(),
+            "beside": (seen > 0)[there == 0].float().mean(),
+            "sides": (weighed[sure] > 0)[right[sure] == 1].float().mean(),
+        }
+        loss = _SEEN_WEIGHT * finding + weighing
+        if len(drawn.kinds):
+            says = torch.stack([told.low[drawn.kinds], told.high[drawn.kinds]], 1)
+            telling = mse_loss(says, drawn.changed)
+            loss, shown["told"] = loss + _TOLD_WEIGHT * telling, telling
+        return loss, shown
+
+    def _look(self, case: Case) -> dict[str, np.ndarray]:
+        path = self._folder / f"{case.seed}.npz"
+        if not path.is_file():
+            keep_arrays(path, self._seen(case))
+        with np.load(path) as kept:
+            return dict(kept)
+
+    @torch.inference_mode()
+    def _seen(self, case: Case) -> dict[str, np.ndarray]:
+        checkpoint = self._checkpoint
+        volume = case.volume(Window(*checkpoint.windows[checkpoint.segmentation.window]))
+        grid = torch.from_numpy(to_grid(volume.hu, checkpoint.vision.grid))[None]
+        scaled = scaled_to(grid, torch.tensor([checkpoint.windows[checkpoint.vision.window]]))
+        found, look = lesions_of(case), self._before.look
+        levels = self._encoder.levels(scaled)
+        scores, _ = self._encoder.read_regions(levels)
+        at = look.candidates(scores, scaled)
+        own = scores.gather(1, at[..., None].expand(-1, -1, scores.shape[-1]))
+        return {
+            "cubes": np.rint(255 * look.cubes(scaled, at)[0].numpy()).astype(np.uint8),
+            "scores": own[0].half().numpy(),
+            "cells": at[0].numpy(),
+            "right": right_of(look.places[at[0]].numpy(), found, look.cells, look.kinds),
+            **self._changes(scaled, self._projector.seen(*(levels[n] for n in self._encoder.stages)), found, case.seed),
+        }
+
+    def _changes(self, scaled: Tensor, tokens: Tensor, found: Array, seed: int) -> dict[str, np.ndarray]:
+        """Return kinds and what is changed of :class:`Looked` by lesions FP32 [n, NUMBERS] of an image [1, d, h, w]."""
+        rng, kinds, changed = np.random.default_rng([seed, CUBE]), [], []
+        for lesion in found:
+            without = erased(scaled[0].numpy(), lesion, rng)
+            if without is not None:
+                changed.append(changes_of(self._encoder, self._projector, tokens, without, lesion[1:4]))
+                kinds.append(kinds_like(int(lesion[0])))
+        rows = [(k, change) for ks, change in zip(kinds, changed, strict=True) for k in ks]
+        return {
+            "kinds": np.array([k for k, _ in rows], np.int64),
+            "changed": np.array([c for _, c in rows], np.float16).reshape(-1, 2, tokens.shape[-1]),
+        }
+
+
+def lesions_of(case: Case) -> Array:
+    """Return all lesions FP32 [n, NUMBERS] of a case; see :func:`medvl.training.regions.lesions`."""
+    whole = np.array([[0, n] for n in case.geometry.shape])
+    return lesions(case, whole, whole)
+
+
+def kinds_like(kind: int) -> list[int]:
+    """Return the kinds that look like one: the same on both sides."""
+    return [other for other, (what, _) in enumerate(LESIONS) if what is LESIONS[kind][0]]
+
+
+def right_of(places: Array, found: Array, cells: tuple[int, int, int], kinds: Sequence[int]) -> Array:
+    """Return 1 FP32 [n, kinds] where the middle of a lesion of a kind lies in a cell, NaN where it lies beside it.
+
+    Parameters
+    ----------
+    places
+        FP32 [n, 3], middles of cells in shares of d, h and w.
+    found
+        FP32 [m, NUMBERS].
+    cells
+        Along d, h, w.
+    kinds
+        Numbers of :data:`medvl.training.regions.LESIONS`.
+    """
+    right = np.zeros((len(places), len(kinds)), np.float32)
+    for kind, *rest in found:
+        if kind in kinds:
+            away = np.abs(places - rest[:3]) * cells
+            column = right[:, kinds.index(int(kind))]
+            column[(away <= np.array(rest[3:]) * cells + _BESIDE / 2).all(1) & (column == 0)] = np.nan
+            column[(away <= 0.5).all(1)] = 1.0
+    return right
+
+
+def erased(volume: Array, lesion: Array, rng: np.random.Generator) -> Array | None:
+    """Return a volume FP32 [d, h, w] from 0 to 1 without a lesion FP32 [NUMBERS]; None where nothing can fill it."""
+    shape = np.array(volume.shape)
+    middle, half = lesion[1:4] * shape, np.maximum(lesion[4:] * shape, _LEAST_HALF)
+    reach = _ABOUT[1] * (half + _MARGIN) + 1.0
+    box = tuple(
+        slice(max(0, int(m - r)), min(int(n), int(m + r) + 1)) for m, r, n in zip(middle, reach, shape, strict=True)
+    )
+    axes = np.ix_(*(np.arange(s.start, s.stop) + 0.5 for s in box))
+    away = np.sqrt(sum(((a - m) / (h + _MARGIN)) ** 2 for a, m, h in zip(axes, middle, half, strict=True)))
+    about = volume[box][(away > _ABOUT[0]) & (away < _ABOUT[1])]
+    if LESIONS[int(lesion[0])][0] is FindingKind.LUNG_NODULE:
+        about = about[about < _AIRY]
+    if len(about):
+        about = about[np.abs(about - np.median(about)) < _LIKE]
+    if len(about) < _FEW:
+        return None
+    inside = away <= _FILLED
+    without = volume.copy()
+    without[box][inside] = rng.choice(about, int(inside.sum()))
+    return without
+
+
+def changes_of(encoder: VisionEncoder, projector: Projector, tokens: Tensor, without: Array, place: Array) -> Array:
+    """Return the difference FP32 [2, H] to vision tokens [1, T, H] of an image without a lesion, at its place."""
+    assert projector.told is not None
+    spec, levels = projector.told.spec, encoder.levels(torch.from_numpy(without)[None])
+    changed = (tokens - projector.seen(*(levels[n] for n in encoder.stages)))[0]
+    low, high = (int(cell_at(torch.from_numpy(place), cells)) for cells in (spec.low_cells, spec.high_cells))
+    return changed[[low, len(changed) - int(np.prod(spec.high_cells)) + high]].numpy()
+
+
+def with_nodule(cube: NDArray[np.uint8], voxel_mm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return a cube UINT8 [CUBE, CUBE, CUBE] with a nodule whose middle is in its middle cell."""
+    least, most = _DIAMETER_MM
+    diameter = least + (most - least) * rng.beta(1.1, 2.2)
+    half = diameter / 2 * np.array([1.0, *rng.uniform(0.82, 1.0, 2)])
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    middle = CUBE / 2 + rng.uniform(-4.0, 4.0, 3)
+    voxels = np.stack(np.meshgrid(*[np.arange(CUBE) + 0.5] * 3, indexing="ij"), -1)
+    away = (voxels - middle) * voxel_mm
+    waves = rng.normal(size=(3, 3)) * 2 * np.pi / (0.9 * diameter)
+    lumps = _LUMPY * half.mean() * np.sin(away @ waves + rng.uniform(0.0, 2 * np.pi, 3)).mean(-1)
+    soft, share = rng.uniform(*_SOFT_MM), np.zeros(cube.shape)
+    thick = np.clip(rng.gamma(3.0, 0.8), *_SLICE_MM)
+    for step in (-1 / 3, 0.0, 1 / 3):
+        moved = away + np.array([step * thick, 0.0, 0.0])
+        depth = half.mean() * (1.0 - np.linalg.norm((moved @ turn) / half, axis=-1)) - lumps
+        share += 1.0 / (1.0 + np.exp(np.clip(-depth / soft, -30.0, 30.0))) / 3
+    noise = rng.uniform(*_NOISE) * rng.normal(size=cube.shape)
+    grey = cube * (1 - share) + 255 * share * (rng.uniform(*_NODULE) + noise)
+    pasted: NDArray[np.uint8] = np.rint(grey.clip(0, 255)).astype(np.uint8)
+    return np.where(cube > 255 * _NODULE[1], cube, pasted)
+
+
+def flipped(cubes: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return cubes [..., CUBE, CUBE, CUBE], each turned over along some of its axes."""
+    turned = cubes.copy()
+    for axis in range(-3, 0):
+        which = rng.random(cubes.shape[:-3]) < 0.5
+        turned[which] = np.flip(turned[which], axis)
+    return turned
