@@ -184,24 +184,33 @@ def test_a_look_scores_its_own_kinds_anew(look: Look):
     assert (anew[..., 1].sigmoid() > 1e-9).sum() == 3
     look.weigh[-1].bias.fill_(1.0)
     assert torch.allclose(look(scores, volume)[0, at[0], 1], scores[0, at[0], 1] + 1.0)
+    look.weigh[-1].bias.fill_(-9.0)
+    scores[0, at[0, 0], 1] = 2.0
+    doubtful = look(scores, volume)[0, at[0], 1].sigmoid()
+    assert 0.08 < doubtful[0] < 0.15, "what cells find likely stays doubtful, so that it can be told"
+    assert (doubtful[1:] < 0.4).all()
 
 
-TOLD = ToldSpec(unsure=0.6, sure=0.9, doubtful=(0.1, 0.4), taken_away=0.5, low_cells=(1, 2, 2), high_cells=(1, 1, 2))
+TOLD = ToldSpec(
+    kinds=(0, 1), unsure=0.6, sure=0.9, doubtful=(0.1, 0.4), taken_away=0.5, low_cells=(1, 2, 2), high_cells=(1, 1, 2)
+)
 
 
 @torch.inference_mode()
 def test_regions_are_told_in_the_tokens_of_their_place():
-    """One of each level, as far as they are likely; doubtful ones are taken away, unlikely ones are nothing."""
-    told = Told(TOLD, 2, 3).eval()
+    """One of each level, as far as they are likely; those only doubtful are taken away, unlikely ones are nothing."""
+    told = Told(TOLD, 3).eval()
     told.low.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
     told.high.copy_(2.0 * told.low)
     likely, half, doubtful, unlikely = (math.log(p / (1 - p)) for p in (0.95, 0.75, 0.3, 0.05))
-    regions = torch.zeros(1, 3, 8)
-    regions[0, :, :3] = torch.tensor([[0.5, 0.6, 0.2], [0.9, 0.1, 1.2], [0.5, 0.6, 0.4]])
-    regions[0, :, 6:] = torch.tensor([[likely, unlikely], [doubtful, unlikely], [unlikely, half]])
+    regions = torch.zeros(1, 5, 8)
+    right, left = [0.5, 0.6, 0.2], [0.9, 0.1, 1.2]
+    regions[0, :, :3] = torch.tensor([right, left, right, left, right])
+    kinds = [[likely, unlikely], [doubtful, unlikely], [unlikely, half], [doubtful, unlikely], [doubtful, unlikely]]
+    regions[0, :, 6:] = torch.tensor(kinds)
     expected = torch.zeros(1, 6, 3)
-    expected[0, 2] = torch.tensor([1.0, 0.5, 0.0])  # behind, on the right; two of them
-    expected[0, 1, 0] = -0.5  # in front, on the left; what lies outside is at the edge
+    expected[0, 2] = torch.tensor([1.0, 0.5, 0.0])  # behind, on the right; a doubtful one beside a likely one is none
+    expected[0, 1, 0] = -0.5  # in front, on the left, once; what lies outside is at the edge
     expected[0, 4], expected[0, 5] = 2.0 * expected[0, 2], 2.0 * expected[0, 1]
     assert torch.allclose(told(regions), expected, atol=1e-6)
 

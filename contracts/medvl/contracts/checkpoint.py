@@ -101,10 +101,12 @@ class VisionSpec(_Value):
 class ToldSpec(_Value):
     """How far regions are told in the vision tokens of their place, one of each level.
 
-    What lesions of a kind change in them is added in shares of how likely they are, and taken away where they are
-    doubtful.
+    What lesions of a kind change in them is added in shares of how likely they are, and taken away where there are only
+    doubtful ones.
     """
 
+    kinds: tuple[int, ...] = Field(min_length=1)
+    """Which of the kinds of :class:`RegionSpec` are told."""
     unsure: float = Field(ge=0, lt=1)
     """Likelihood of a kind up to which nothing is added."""
     sure: float = Field(gt=0, le=1)
@@ -341,8 +343,11 @@ class Checkpoint(_Value):
             raise ValueError("a label is listed twice")
         if self.language.prompts.segment_answer.count(self.language.seg_token) != 1:
             raise ValueError(f"prompt segment_answer must hold {self.language.seg_token} once")
-        if self.projector.told and not self.vision.regions:
-            raise ValueError("projector.told needs vision.regions")
+        if told := self.projector.told:
+            if not self.vision.regions:
+                raise ValueError("projector.told needs vision.regions")
+            if not {*told.kinds} <= {*range(self.vision.regions.kinds)}:
+                raise ValueError(f"told.kinds {told.kinds} are not among {self.vision.regions.kinds}")
         if self.segmentation.proposals and self.segmentation.proposals.regions and not self.vision.regions:
             raise ValueError("segmentation.proposals.regions needs vision.regions")
         return self

@@ -53,7 +53,16 @@ PROPOSAL_RULE = ProposalRule(min_score=0.1, min_share=0.05, regions=REGION_RULE)
 
 NODULES = {"kinds": (0, 1), "likely": 64, "spots": 32, "channels": (24, 32, 48, 48, 64)}
 """Of :data:`medvl.training.regions.LESIONS`, in the lungs: many are smaller than a cell."""
-TOLD = ToldSpec(unsure=0.6, sure=0.9, doubtful=(0.08, 0.4), taken_away=0.7, low_cells=(6, 5, 5), high_cells=(3, 5, 5))
+TOLD = ToldSpec(
+    kinds=(0, 1, 2, 3),
+    unsure=0.5,
+    sure=0.8,
+    doubtful=(0.08, 0.4),
+    taken_away=0.7,
+    low_cells=(6, 5, 5),
+    high_cells=(3, 5, 5),
+)
+"""Nodules and cysts of kidneys: those of the liver the language model reads well enough by itself."""
 
 UNTRAINED = "Random weights from a seed, made by medvl.embedded.preset; no data."
 
@@ -203,7 +212,7 @@ def _fields(hashes: dict[str, str], training: str | None, *, proposals: bool) ->
             "depths": (1, 2, 3, 2, 1),
             "kernel_sizes": (7, 5, 5, 3),
             "feature_stages": (2, 3),
-            "regions": {"count": 16, "kinds": 6, "channels": 48, "look": NODULES},
+            "regions": {"count": 24, "kinds": 6, "channels": 48, "look": NODULES},
         },
         "projector": {
             "architecture": "mixer",

@@ -123,11 +123,11 @@ class Modules:
     @classmethod
     def _assembled(cls, checkpoint: Checkpoint, sam: SAM2Base) -> Self:
         low, high = feature_shapes(checkpoint)
-        width, regions = checkpoint.language.hidden_size, checkpoint.vision.regions
+        width = checkpoint.language.hidden_size
         return cls(
             checkpoint=checkpoint,
             vision_encoder=VisionEncoder(checkpoint.vision).eval(),
-            projector=Projector(checkpoint.projector, low, high, width, regions.kinds if regions else 0).eval(),
+            projector=Projector(checkpoint.projector, low, high, width).eval(),
             seg_projector=SegProjector(width, sam.hidden_dim).eval(),
             sam2=sam,
             proposals=_proposals(checkpoint),

@@ -62,35 +62,42 @@ class Told(nn.Module):
     """Says in the vision tokens of a region's place, one of each level, what the encoder has found there.
 
     What a lesion of a kind changes in both tokens is added as far as a region is likely to be one, and taken away where
-    it is a doubtful one.
+    there are only doubtful ones.
 
     Parameters
     ----------
     spec
-        How far, and which cells the tokens of the two levels stand for.
-    kinds
-        Of regions.
+        How far, of which kinds, and which cells the tokens of the two levels stand for.
     hidden_size
         Width of the language model.
     """
 
-    def __init__(self, spec: ToldSpec, kinds: int, hidden_size: int) -> None:
+    def __init__(self, spec: ToldSpec, hidden_size: int) -> None:
         super().__init__()
         self.spec = spec
-        self.low, self.high = (nn.Parameter(torch.zeros(kinds, hidden_size)) for _ in range(2))
+        self.low, self.high = (nn.Parameter(torch.zeros(len(spec.kinds), hidden_size)) for _ in range(2))
 
     def forward(self, regions: Tensor) -> Tensor:
         """Return what is added to vision tokens FP32 [B, T, H]; ``regions`` FP32 [B, G, n_region]."""
-        how_far = self.how_far(regions[..., OUTLINE:].sigmoid())
+        places, likelihood = regions[..., :3], regions[..., OUTLINE:][..., self.spec.kinds].sigmoid()
         levels = ((self.low, self.spec.low_cells), (self.high, self.spec.high_cells))
-        return torch.cat([_at(regions[..., :3], cells).mT @ (how_far @ said) for said, cells in levels], 1)
+        return torch.cat([self.how_far(likelihood, _at(places, cells)) @ said for said, cells in levels], 1)
 
-    def how_far(self, likelihood: Tensor) -> Tensor:
-        """Return how much of what lesions change is added where they have a likelihood; negative is taken away."""
+    def how_far(self, likelihood: Tensor, at: Tensor) -> Tensor:
+        """Return how much of what lesions change is added to tokens, FP32 [B, T, kinds]; negative is taken away.
+
+        Parameters
+        ----------
+        likelihood
+            FP32 [B, G, kinds] of regions.
+        at
+            1 FP32 [B, G, T] in the token of their place.
+        """
         spec = self.spec
-        added = ((likelihood - spec.unsure) / (spec.sure - spec.unsure)).clamp(0.0, 1.0)
+        added = at.mT @ ((likelihood - spec.unsure) / (spec.sure - spec.unsure)).clamp(0.0, 1.0)
         doubtful = (likelihood > spec.doubtful[0]) & (likelihood < spec.doubtful[1])
-        return added - spec.taken_away * doubtful
+        doubted = (at.mT @ doubtful.float()).clamp(max=1.0)
+        return added - spec.taken_away * doubted * (1.0 - added).clamp(min=0.0)
 
 
 class Projector(nn.Module):
@@ -102,8 +109,6 @@ class Projector(nn.Module):
         Shapes of the two stages of features.
     hidden_size
         Width of the language model.
-    kinds
-        Of regions.
 
     Raises
     ------
@@ -112,9 +117,7 @@ class Projector(nn.Module):
         regions are told in are not as many as tokens.
     """
 
-    def __init__(
-        self, spec: ProjectorSpec, low: TokenShape, high: TokenShape, hidden_size: int, kinds: int = 0
-    ) -> None:
+    def __init__(self, spec: ProjectorSpec, low: TokenShape, high: TokenShape, hidden_size: int) -> None:
         super().__init__()
         layers = len(spec.low_tokens)
         if layers != len(spec.high_tokens) or hidden_size % 2**layers:
@@ -124,7 +127,7 @@ class Projector(nn.Module):
             )
         self.low_mixer = _mixer(low, spec.low_tokens, hidden_size, spec.mlp_depth)
         self.high_mixer = _mixer(high, spec.high_tokens, hidden_size, spec.mlp_depth)
-        self.told = Told(spec.told, kinds, hidden_size) if spec.told else None
+        self.told = Told(spec.told, hidden_size) if spec.told else None
 
     def forward(self, features_low: Tensor, features_high: Tensor, regions: Tensor) -> Tensor:
         """Project features.

@@ -27,7 +27,7 @@ _DROPPED_INPUT, _DROPPED = 0.1, 0.2
 """Shares of what is left out in training."""
 _AMONG = 64
 """Cells among which regions are sought: those that score highest."""
-_APART = 0.3
+_APART = 0.2
 """Cells, beside half extents, by which two middles differ at least."""
 
 _OUTLINE_CHANNELS = 64
@@ -38,6 +38,8 @@ _KERNELS, _STRIDES = (4, 3, 3, 3, 3), (2, 1, 1, 1, 1)
 """Of the convolutions of a look, none of which is padded."""
 CUBE = 20
 """Voxels along a side of what a look sees; they leave one place behind the last convolution."""
+_DOUBTFUL, _LESS = -2.4, 0.1
+"""Logit above which one that a look turns down still tells, and how far: what cells find likely, tokens show, too."""
 _WEIGHED = 16
 """Width of what weighs it with how the cell scored and where it lies."""
 _SPOT = (1, 2, 2)
@@ -103,7 +105,8 @@ class Look(nn.Module):
             FP32 [B, d, h, w] from 0 to 1.
         """
         at = self.candidates(scores, volume)
-        anew = self.weighed(self.seen(self.cubes(volume, at)), _rows(scores, at), at)
+        own = _rows(scores, at)
+        anew = self.weighed(self.seen(self.cubes(volume, at)), own, at).maximum(self.doubtful(own))
         passed_by = torch.full_like(scores[..., self.kinds], _BESIDE)
         looked_at = passed_by.scatter(1, at[..., None].expand_as(anew), anew)
         return torch.stack(
@@ -150,6 +153,11 @@ class Look(nn.Module):
         """
         more: Tensor = self.weigh(torch.cat([seen, scores, self.places[at]], -1))
         return scores[..., self.kinds] + more
+
+    def doubtful(self, scores: Tensor) -> Tensor:
+        """Return what the logits FP32 [B, n, own kinds] of cells are at least, whatever a look sees."""
+        own = scores[..., self.kinds]
+        return own.minimum(_DOUBTFUL + _LESS * (own - _DOUBTFUL))
 
 
 class Regions(nn.Module):

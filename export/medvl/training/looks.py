@@ -71,7 +71,7 @@ class Looked:
     right: Tensor
     """FP32 [B, n, kinds of the look]: 1 where the middle of one lies in the cell, NaN beside it."""
     kinds: Tensor
-    """INT64 [m] of lesions that were erased."""
+    """INT64 [m], which of the kinds that are told look like the lesions that were erased."""
     changed: Tensor
     """FP32 [m, 2, H], what each changes in the vision tokens of its place, of the low and of the high level."""
 
@@ -203,10 +203,12 @@ class LookLearner:
         """Return kinds and what is changed of :class:`Looked` by lesions FP32 [n, NUMBERS] of an image [1, d, h, w]."""
         rng, kinds, changed = np.random.default_rng([seed, CUBE]), [], []
         for lesion in found:
+            if not kinds_like(int(lesion[0]), self._before.told.spec.kinds):
+                continue
             without = erased(scaled[0].numpy(), lesion, rng)
             if without is not None:
                 changed.append(changes_of(self._encoder, self._projector, tokens, without, lesion[1:4]))
-                kinds.append(kinds_like(int(lesion[0])))
+                kinds.append(kinds_like(int(lesion[0]), self._before.told.spec.kinds))
         rows = [(k, change) for ks, change in zip(kinds, changed, strict=True) for k in ks]
         return {
             "kinds": np.array([k for k, _ in rows], np.int64),
@@ -220,9 +222,9 @@ def lesions_of(case: Case) -> Array:
     return lesions(case, whole, whole)
 
 
-def kinds_like(kind: int) -> list[int]:
-    """Return the kinds that look like one: the same on both sides."""
-    return [other for other, (what, _) in enumerate(LESIONS) if what is LESIONS[kind][0]]
+def kinds_like(kind: int, told: Sequence[int]) -> list[int]:
+    """Return which of the kinds that are told look like one, the same on both sides, by their place among these."""
+    return [place for place, other in enumerate(told) if LESIONS[other][0] is LESIONS[kind][0]]
 
 
 def right_of(places: Array, found: Array, cells: tuple[int, int, int], kinds: Sequence[int]) -> Array:
