@@ -9,6 +9,17 @@ import pytest
 from medvl.contracts.checkpoint import PromptTemplates, load_checkpoint, parse_checkpoint
 from medvl.contracts.errors import CheckpointError, UnknownLabel
 
+REGIONS = {"count": 4, "kinds": 2, "channels": 8}
+LOOK = {"kinds": [0], "likely": 4, "spots": 0, "channels": [2, 2, 2, 2, 2]}
+TOLD = {
+    "kinds": [0, 1],
+    "unsure": 0.5,
+    "sure": 0.8,
+    "doubtful": [0.1, 0.4],
+    "taken_away": 0.7,
+    "low_cells": [2, 2, 2],
+    "high_cells": [1, 2, 2],
+}
 CHOOSING_REGIONS = {"min_score": 0.1, "min_share": 0.1, "regions": {"min_score": 0.3, "reach": 1.5}}
 
 
@@ -51,6 +62,17 @@ def test_the_digest_depends_on_the_content_alone(checkpoint_fields):
         (lambda c: c["language"]["prompts"].update(segment_answer="no"), "prompt segment_answer must hold [SEG] once"),
         (lambda c: c["files"].update(x="short"), "files.x: String should match pattern"),
         (lambda c: c["segmentation"].update(proposals=CHOOSING_REGIONS), "proposals.regions needs vision.regions"),
+        (
+            lambda c: c["vision"].update(regions=REGIONS | {"look": LOOK | {"kinds": [0, 2]}}),
+            "look.kinds (0, 2) are not",
+        ),
+        (lambda c: c["projector"].update(told=TOLD), "projector.told needs vision.regions"),
+        (
+            lambda c: (c["projector"].update(told=TOLD | {"kinds": [2]}), c["vision"].update(regions=REGIONS)),
+            "told.kinds (2,) are not among 2",
+        ),
+        (lambda c: c["projector"].update(told=TOLD | {"high_cells": [2, 1, 1]}), "told: (2, 1, 1) are not 4 tokens"),
+        (lambda c: c["projector"].update(told=TOLD | {"sure": 0.4}), "told needs doubtful <= unsure < sure"),
     ],
 )
 def test_a_broken_field_is_named(checkpoint_fields, break_it, line):
