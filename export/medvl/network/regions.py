@@ -155,7 +155,7 @@ class Look(nn.Module):
         return scores[..., self.kinds] + more
 
     def doubtful(self, scores: Tensor) -> Tensor:
-        """Return what the logits FP32 [B, n, own kinds] of cells are at least, whatever a look sees."""
+        """Return what the logits FP32 [B, n, own kinds] of cells are at least, whatever a look sees; in their order."""
         own = scores[..., self.kinds]
         return own.minimum(_DOUBTFUL + _LESS * (own - _DOUBTFUL))
 
@@ -230,14 +230,14 @@ class Regions(nn.Module):
         scores, outlines = self.read(fine, low)
         if self.look is not None:
             scores = self.look(scores, volume)
-        best, at = scores.amax(-1).topk(min(_AMONG, scores.shape[1]), 1)
+        best, at = scores.amax(-1).topk(min(max(_AMONG, self.count), scores.shape[1]), 1)
         scores, outlines, places = _rows(scores, at), _rows(outlines, at), self.places[at]
         middle, half = outlines[..., :3] * self.share + places, outlines[..., 3:].exp() * self.share
         room = half + _APART * self.share
         same = ((middle[:, :, None] - middle[:, None]).abs() <= room[:, None]).all(-1)
         own = same.tril(-1).any(-1).logical_not()
         scores = torch.where(own[..., None], scores, _BESIDE)
-        _, first = torch.where(own, best, _BESIDE).topk(self.count, 1)
+        _, first = torch.where(own, best, best + _BESIDE).topk(self.count, 1)
         return _rows(torch.cat([middle, half, scores], -1), first)
 
     def _dropped(self, x: Tensor, share: float) -> Tensor:
