@@ -109,8 +109,8 @@ def test_words_teach_sam2_what_the_language_model_says(out: Path, case: Case):
     found = taught(learner)
     assert {"sam.memory_attention", "sam.memory_encoder", "sam.obj_ptr_proj", "sam.image_encoder"} <= found
     assert all(name.split(".")[0] in {"sam", "places"} for name in found)
-    (kept,) = out.glob("words-0-0/said/*.npz")
-    (reference,) = out.glob("words-0-0/checkpoint")
+    (kept,) = out.glob("words-*/said/*.npz")
+    (reference,) = out.glob("words-*/checkpoint")
     store = CaseStore(out / "cases", range(FIRST_SEED, FIRST_SEED + 1), WIDE)
     shown, words = Listening(reference, kept.parent).draw(store, np.random.default_rng(0), 0)
     model, rng = ReferenceModel.load(reference), np.random.default_rng(0)
