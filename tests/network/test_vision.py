@@ -212,7 +212,28 @@ def test_regions_are_told_in_the_tokens_of_their_place():
     expected[0, 2] = torch.tensor([1.0, 0.5, 0.0])  # behind, on the right; a doubtful one beside a likely one is none
     expected[0, 1, 0] = -0.5  # in front, on the left, once; what lies outside is at the edge
     expected[0, 4], expected[0, 5] = 2.0 * expected[0, 2], 2.0 * expected[0, 1]
-    assert torch.allclose(told(regions), expected, atol=1e-6)
+    nothing = torch.zeros(1, 6, 3)
+    assert torch.allclose(told(regions, nothing), expected, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_what_tokens_show_is_not_told_again():
+    """Only what is missing is added; where they show all of it nothing is, and what is taken away is as it was."""
+    told = Told(TOLD, 3).eval()
+    told.low.copy_(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    told.high.copy_(3.0 * told.low)
+    told.read.copy_(torch.tensor([[0.6, 0.2, 0.1], [0.0, 0.0, 0.0]]))
+    regions = torch.full((1, 3, 8), -9.0)
+    regions[0, :, :3] = torch.tensor([[0.5, 0.1, 0.1], [0.5, 0.9, 0.1], [0.5, 0.1, 0.9]])
+    regions[0, :2, 6:], regions[0, 2, 6] = 9.0, math.log(0.3 / 0.7)
+    tokens = torch.zeros(1, 6, 3)
+    tokens[0, 0], tokens[0, 4] = 0.5 * told.low[0], 1.0 * told.high[0]  # half of one and a whole one
+    tokens[0, 2] = 9.0 * told.low[0]
+    low, high = told(regions, tokens)[0].split([4, 2])
+    assert torch.allclose(low[0], (1 - 0.3 - 0.2 - 0.1) * told.low[0] + told.low[1], atol=1e-6)
+    assert torch.allclose(low[2], told.low[1], atol=1e-6)
+    assert torch.allclose(low[1], -0.5 * told.low[0], atol=1e-6)
+    assert torch.allclose(high[0], 0.4 * told.high[0] + 2 * told.high[1], atol=1e-6), "two places in one token"
 
 
 def without_regions(checkpoint: Checkpoint) -> Checkpoint:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from medvl.contracts.checkpoint import ToldSpec
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.phantom import make_phantom
@@ -20,6 +21,7 @@ from medvl.export.presets import resolve_checkpoint
 from medvl.imaging.resample import to_grid
 from medvl.imaging.windows import Window, to_uint8
 from medvl.network.model import ReferenceModel
+from medvl.network.projector import Told
 from medvl.network.proposals import FEATURES
 from medvl.network.region_choice import OUTLINE, features_of_regions
 from medvl.network.regions import CUBE
@@ -28,7 +30,7 @@ from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.clips import clip_slices
 from medvl.training.descriptors import LENGTH, Place, absent, descriptor, places, targets
 from medvl.training.language import utterances
-from medvl.training.looks import LookLearner, erased, right_of, with_nodule
+from medvl.training.looks import Looked, LookLearner, erased, misread, right_of, with_nodule
 from medvl.training.loop import Loop, on_device
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
 from medvl.training.proposals import Example, ProposalLearner, examples
@@ -146,6 +148,47 @@ def test_looks_teach_to_see_closer_and_to_tell(out: Path):
     assert look is not None
     assert drawn.cubes.shape == (train.stages_on("cpu")["looks"].batch, look.likely + look.spots, CUBE, CUBE, CUBE)
     assert [path.stem for path in out.glob("looks-0/seen/*.npz")] == [str(FIRST_SEED + 1_000_000)]
+
+
+def test_how_much_tokens_show_is_learnt_with_lesions_and_without():
+    """Of their own kind; what is read of others does not matter."""
+    spec = ToldSpec(
+        kinds=(0, 1),
+        unsure=0.5,
+        sure=0.8,
+        doubtful=(0.1, 0.4),
+        taken_away=0.5,
+        low_cells=(1, 1, 1),
+        high_cells=(1, 1, 1),
+    )
+    told = Told(spec, 4)
+    with torch.no_grad():
+        told.low.copy_(torch.eye(4)[:2] * 3.0)
+        told.high.copy_(torch.eye(4)[:2] * 5.0)
+        told.read.copy_(torch.tensor([[0.5, 0.5, 0.0], [7.0, 7.0, 7.0]]))
+    more = torch.tensor([0.2, 1.0, 1.7])
+    changed = more[:, None, None] * torch.stack([told.low[0], told.high[0]])
+    unlike = torch.rand(3, 2, 4) * torch.tensor([0.0, 1.0, 1.0, 1.0])
+    nothing = torch.zeros(0)
+    drawn = Looked(
+        cubes=nothing,
+        pasted=nothing,
+        scores=nothing,
+        cells=nothing,
+        right=nothing,
+        kinds=torch.zeros(3, dtype=torch.int64),
+        changed=changed,
+        tokens=unlike + changed,
+    )
+    assert misread(told, drawn) < 1e-9
+    with torch.no_grad():
+        told.read[0, 2] = 0.1
+    off = misread(told, drawn)
+    assert off.item() == pytest.approx(0.01)
+    off.backward()
+    assert told.read.grad is not None
+    assert told.read.grad[0].all()
+    assert not told.read.grad[1].any()
 
 
 def test_cells_beside_a_lesion_are_neither_right_nor_wrong():

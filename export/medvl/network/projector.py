@@ -16,6 +16,9 @@ from medvl.contracts.checkpoint import ProjectorSpec, ToldSpec
 from medvl.contracts.errors import CheckpointError
 from medvl.network.region_choice import OUTLINE
 
+_LITTLE = 1e-6
+"""Of what lesions change, squared, before anything is learnt."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenShape:
@@ -61,8 +64,8 @@ class MixerLayer(nn.Module):
 class Told(nn.Module):
     """Says in the vision tokens of a region's place, one of each level, what the encoder has found there.
 
-    What a lesion of a kind changes in both tokens is added as far as a region is likely to be one, and taken away where
-    there are only doubtful ones.
+    What a lesion of a kind changes in both tokens is added as far as a region is likely to be one and they do not show
+    one already, and taken away where there are only doubtful ones.
 
     Parameters
     ----------
@@ -76,28 +79,45 @@ class Told(nn.Module):
         super().__init__()
         self.spec = spec
         self.low, self.high = (nn.Parameter(torch.zeros(len(spec.kinds), hidden_size)) for _ in range(2))
+        self.read = nn.Parameter(torch.zeros(len(spec.kinds), 3))
 
-    def forward(self, regions: Tensor) -> Tensor:
+    def forward(self, regions: Tensor, tokens: Tensor) -> Tensor:
         """Return what is added to vision tokens FP32 [B, T, H]; ``regions`` FP32 [B, G, n_region]."""
         places, likelihood = regions[..., :3], regions[..., OUTLINE:][..., self.spec.kinds].sigmoid()
-        levels = ((self.low, self.spec.low_cells), (self.high, self.spec.high_cells))
-        return torch.cat([self.how_far(likelihood, _at(places, cells)) @ said for said, cells in levels], 1)
+        low, high = _at(places, self.spec.low_cells), _at(places, self.spec.high_cells)
+        count = low.shape[-1]
+        own = torch.stack([low @ tokens[:, :count], high @ tokens[:, count:]], -2)
+        missing = 1.0 - self.shown(own).clamp(0.0, 1.0)
+        levels = ((low, self.low), (high, self.high))
+        return torch.cat([self.how_far(likelihood, missing, at) @ said for at, said in levels], 1)
 
-    def how_far(self, likelihood: Tensor, at: Tensor) -> Tensor:
+    def how_far(self, likelihood: Tensor, missing: Tensor, at: Tensor) -> Tensor:
         """Return how much of what lesions change is added to tokens, FP32 [B, T, kinds]; negative is taken away.
 
         Parameters
         ----------
         likelihood
             FP32 [B, G, kinds] of regions.
+        missing
+            FP32 [B, G, kinds], how much of one the tokens of their place do not show.
         at
             1 FP32 [B, G, T] in the token of their place.
         """
         spec = self.spec
-        added = at.mT @ ((likelihood - spec.unsure) / (spec.sure - spec.unsure)).clamp(0.0, 1.0)
+        sure = ((likelihood - spec.unsure) / (spec.sure - spec.unsure)).clamp(0.0, 1.0)
         doubtful = (likelihood > spec.doubtful[0]) & (likelihood < spec.doubtful[1])
-        doubted = (at.mT @ doubtful.float()).clamp(max=1.0)
-        return added - spec.taken_away * doubted * (1.0 - added).clamp(min=0.0)
+        doubted = (at.mT @ doubtful.float()).clamp(max=1.0) * (1.0 - at.mT @ sure).clamp(min=0.0)
+        return at.mT @ (sure * missing) - spec.taken_away * doubted
+
+    def shown(self, tokens: Tensor) -> Tensor:
+        """Return how much of a lesion the tokens FP32 [..., 2, H] of a place, one of each level, show: [..., kinds]."""
+        weights, bias = self.read[:, :2], self.read[:, 2]
+        return (self.alike(tokens) * weights).sum(-1) + bias
+
+    def alike(self, tokens: Tensor) -> Tensor:
+        """Return how many times what lesions change is in tokens FP32 [..., 2, H], by level: FP32 [..., kinds, 2]."""
+        said = torch.stack([self.low, self.high], 1)
+        return (tokens.unsqueeze(-3) * said).sum(-1) / said.square().sum(-1).clamp(min=_LITTLE)
 
 
 class Projector(nn.Module):
@@ -145,7 +165,7 @@ class Projector(nn.Module):
             ``vision_tokens`` FP32 [B, T, H]: the low level, the high level.
         """
         tokens = self.seen(features_low, features_high)
-        return tokens if self.told is None else tokens + self.told(regions)
+        return tokens if self.told is None else tokens + self.told(regions, tokens)
 
     def seen(self, features_low: Tensor, features_high: Tensor) -> Tensor:
         """Return the vision tokens FP32 [B, T, H] without what regions tell; see :meth:`forward`."""

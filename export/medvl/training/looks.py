@@ -2,8 +2,9 @@
 
 What lies in the cells that it looks at is kept, and so is what each lesion changes in the vision tokens of its place:
 the difference between the image as it is and without it, filled with what lies about it. The projector adds the mean of
-such differences, which the language model reads as a lesion without having learnt to. A case is looked at once, and has
-to be new to the encoder, which is surer of what it has learnt from.
+such differences, which the language model reads as a lesion without having learnt to, as far as the tokens do not show
+one already: that is read from them, and learnt from the same pairs. A case is looked at once, and has to be new to the
+encoder, which is surer of what it has learnt from.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from medvl.embedded.truth import FindingKind
 from medvl.imaging.resample import to_grid
 from medvl.imaging.windows import Window
 from medvl.network.modules import Modules
-from medvl.network.projector import Projector, Told, cell_at
+from medvl.network.projector import Told, cell_at
 from medvl.network.regions import CUBE, Look
-from medvl.network.vision import VisionEncoder, scaled_to
+from medvl.network.vision import scaled_to
 from medvl.training.cases import Case, CaseStore, keep_arrays
 from medvl.training.regions import LESIONS, lesions
 
@@ -74,6 +75,8 @@ class Looked:
     """INT64 [m], which of the kinds that are told look like the lesions that were erased."""
     changed: Tensor
     """FP32 [m, 2, H], what each changes in the vision tokens of its place, of the low and of the high level."""
+    tokens: Tensor
+    """FP32 [m, 2, H], these tokens with it."""
 
 
 class Looking(nn.Module):
@@ -141,7 +144,7 @@ class LookLearner:
             voxel_mm = np.array(case.geometry.extent_mm) / self._checkpoint.vision.grid
             airy = own["cubes"][(own["cubes"][:, _INNER, _INNER, _INNER].mean((1, 2, 3)) < 255 * _AIRY)]
             pasted.extend(with_nodule(cube, voxel_mm, rng)[None] for cube in rng.permutation(airy)[:_PASTED])
-        joined = {name: np.concatenate([own[name] for own in seen]) for name in ("kinds", "changed")}
+        joined = {name: np.concatenate([own[name] for own in seen]) for name in ("kinds", "changed", "tokens")}
         stacked = {name: np.stack([own[name] for own in seen]) for name in ("cubes", "scores", "cells", "right")}
         arrays = {**stacked, **joined, "pasted": np.concatenate(pasted)}
         arrays |= {name: flipped(arrays[name], rng) for name in ("cubes", "pasted")}
@@ -169,8 +172,8 @@ class LookLearner:
         loss = _SEEN_WEIGHT * finding + weighing
         if len(drawn.kinds):
             says = torch.stack([told.low[drawn.kinds], told.high[drawn.kinds]], 1)
-            telling = mse_loss(says, drawn.changed)
-            loss, shown["told"] = loss + _TOLD_WEIGHT * telling, telling
+            telling, reading = mse_loss(says, drawn.changed), misread(told, drawn)
+            loss, shown["told"], shown["read"] = loss + _TOLD_WEIGHT * (telling + reading), telling, reading
         return loss, shown
 
     def _look(self, case: Case) -> dict[str, np.ndarray]:
@@ -200,20 +203,32 @@ class LookLearner:
         }
 
     def _changes(self, scaled: Tensor, tokens: Tensor, found: Array, seed: int) -> dict[str, np.ndarray]:
-        """Return kinds and what is changed of :class:`Looked` by lesions FP32 [n, NUMBERS] of an image [1, d, h, w]."""
-        rng, kinds, changed = np.random.default_rng([seed, CUBE]), [], []
+        """Return kinds, tokens and changes of :class:`Looked` by lesions FP32 [n, NUMBERS] of an image [1, d, h, w]."""
+        rng, kinds, rows = np.random.default_rng([seed, CUBE]), [], []
         for lesion in found:
-            if not kinds_like(int(lesion[0]), self._before.told.spec.kinds):
-                continue
-            without = erased(scaled[0].numpy(), lesion, rng)
+            like = kinds_like(int(lesion[0]), self._before.told.spec.kinds)
+            without = erased(scaled[0].numpy(), lesion, rng) if like else None
             if without is not None:
-                changed.append(changes_of(self._encoder, self._projector, tokens, without, lesion[1:4]))
-                kinds.append(kinds_like(int(lesion[0]), self._before.told.spec.kinds))
-        rows = [(k, change) for ks, change in zip(kinds, changed, strict=True) for k in ks]
-        return {
-            "kinds": np.array([k for k, _ in rows], np.int64),
-            "changed": np.array([c for _, c in rows], np.float16).reshape(-1, 2, tokens.shape[-1]),
-        }
+                kinds.extend(like)
+                rows.extend([self._with_and_without(tokens, without, lesion[1:4])] * len(like))
+        with_it, without_it = np.array(rows, np.float16).reshape(-1, 2, 2, tokens.shape[-1]).swapaxes(0, 1)
+        return {"kinds": np.array(kinds, np.int64), "tokens": with_it, "changed": with_it - without_it}
+
+    def _with_and_without(self, tokens: Tensor, without: Array, place: Array) -> Array:
+        """Return the tokens FP32 [2, 2, H] of a place, of [1, T, H] and of an image [d, h, w] without the lesion."""
+        spec, levels = self._before.told.spec, self._encoder.levels(torch.from_numpy(without)[None])
+        both = torch.cat([tokens, self._projector.seen(*(levels[n] for n in self._encoder.stages))])
+        low, high = (int(cell_at(torch.from_numpy(place), cells)) for cells in (spec.low_cells, spec.high_cells))
+        return both[:, [low, int(np.prod(spec.low_cells)) + high]].numpy()
+
+
+def misread(told: Told, drawn: Looked) -> Tensor:
+    """Return how far from what lesions change is what is read of them, with and without, squared."""
+    with torch.no_grad():
+        changed = told.alike(drawn.changed).mean(-1)
+    read = torch.stack([told.shown(tokens) for tokens in (drawn.tokens, drawn.tokens - drawn.changed)])
+    own = drawn.kinds.expand(2, -1)[..., None]
+    return mse_loss(read.gather(-1, own), torch.stack([changed, torch.zeros_like(changed)]).gather(-1, own))
 
 
 def lesions_of(case: Case) -> Array:
@@ -272,15 +287,6 @@ def erased(volume: Array, lesion: Array, rng: np.random.Generator) -> Array | No
     without = volume.copy()
     without[box][inside] = rng.choice(about, int(inside.sum()))
     return without
-
-
-def changes_of(encoder: VisionEncoder, projector: Projector, tokens: Tensor, without: Array, place: Array) -> Array:
-    """Return the difference FP32 [2, H] to vision tokens [1, T, H] of an image without a lesion, at its place."""
-    assert projector.told is not None
-    spec, levels = projector.told.spec, encoder.levels(torch.from_numpy(without)[None])
-    changed = (tokens - projector.seen(*(levels[n] for n in encoder.stages)))[0]
-    low, high = (int(cell_at(torch.from_numpy(place), cells)) for cells in (spec.low_cells, spec.high_cells))
-    return changed[[low, len(changed) - int(np.prod(spec.high_cells)) + high]].numpy()
 
 
 def with_nodule(cube: NDArray[np.uint8], voxel_mm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
