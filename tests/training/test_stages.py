@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from medvl.contracts.checkpoint import ToldSpec
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.phantom import make_phantom
-from medvl.embedded.preset import WINDOW, phantom_checkpoint
+from medvl.embedded.preset import TOLD, WINDOW, phantom_checkpoint
 from medvl.embedded.requests import request_pool
 from medvl.embedded.truth import FindingKind, Truth
 from medvl.export.presets import resolve_checkpoint
@@ -152,16 +151,7 @@ def test_looks_teach_to_see_closer_and_to_tell(out: Path):
 
 def test_how_much_tokens_show_is_learnt_with_lesions_and_without():
     """Of their own kind; what is read of others does not matter."""
-    spec = ToldSpec(
-        kinds=(0, 1),
-        unsure=0.5,
-        sure=0.8,
-        doubtful=(0.1, 0.4),
-        taken_away=0.5,
-        low_cells=(1, 1, 1),
-        high_cells=(1, 1, 1),
-    )
-    told = Told(spec, 4)
+    told = Told(TOLD.model_copy(update={"kinds": (0, 1)}), 4)
     with torch.no_grad():
         told.low.copy_(torch.eye(4)[:2] * 3.0)
         told.high.copy_(torch.eye(4)[:2] * 5.0)
