@@ -87,7 +87,7 @@ class Told(nn.Module):
         low, high = _at(places, self.spec.low_cells), _at(places, self.spec.high_cells)
         count = low.shape[-1]
         own = torch.stack([low @ tokens[:, :count], high @ tokens[:, count:]], -2)
-        missing = 1.0 - self.shown(own).clamp(0.0, 1.0)
+        missing = 1.0 - self.shown(self.alike(own)).clamp(0.0, 1.0)
         levels = ((low, self.low), (high, self.high))
         return torch.cat([self.how_far(likelihood, missing, at) @ said for at, said in levels], 1)
 
@@ -109,13 +109,13 @@ class Told(nn.Module):
         doubted = (at.mT @ doubtful.float()).clamp(max=1.0) * (1.0 - at.mT @ sure).clamp(min=0.0)
         return at.mT @ (sure * missing) - spec.taken_away * doubted
 
-    def shown(self, tokens: Tensor) -> Tensor:
-        """Return how much of a lesion the tokens FP32 [..., 2, H] of a place, one of each level, show: [..., kinds]."""
+    def shown(self, alike: Tensor) -> Tensor:
+        """Return how much of a lesion the tokens of a place show, FP32 [..., kinds]; see :meth:`alike`."""
         weights, bias = self.read[:, :2], self.read[:, 2]
-        return (self.alike(tokens) * weights).sum(-1) + bias
+        return (alike * weights).sum(-1) + bias
 
     def alike(self, tokens: Tensor) -> Tensor:
-        """Return how many times what lesions change is in tokens FP32 [..., 2, H], by level: FP32 [..., kinds, 2]."""
+        """Return how many times what lesions change is in both tokens FP32 [..., 2, H] of a place: [..., kinds, 2]."""
         said = torch.stack([self.low, self.high], 1)
         return (tokens.unsqueeze(-3) * said).sum(-1) / said.square().sum(-1).clamp(min=_LITTLE)
 

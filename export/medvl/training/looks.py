@@ -223,12 +223,16 @@ class LookLearner:
 
 
 def misread(told: Told, drawn: Looked) -> Tensor:
-    """Return how far from what lesions change is what is read of them, with and without, squared."""
+    """Return how far what is read with lesions and without is from what they change, squared, in units of tokens.
+
+    These bound it while what is told, which it does not teach, is still small.
+    """
     with torch.no_grad():
-        changed = told.alike(drawn.changed).mean(-1)
-    read = torch.stack([told.shown(tokens) for tokens in (drawn.tokens, drawn.tokens - drawn.changed)])
-    own = drawn.kinds.expand(2, -1)[..., None]
-    return mse_loss(read.gather(-1, own), torch.stack([changed, torch.zeros_like(changed)]).gather(-1, own))
+        tokens, changed = told.alike(drawn.tokens), told.alike(drawn.changed)
+        unit = torch.stack([told.low, told.high]).square().mean((0, 2)).sqrt()
+        right = torch.stack([changed.mean(-1), torch.zeros(changed.shape[:-1])])
+    off = unit * (told.shown(torch.stack([tokens, tokens - changed])) - right)
+    return off.gather(-1, drawn.kinds.expand(2, -1)[..., None]).square().mean()
 
 
 def lesions_of(case: Case) -> Array:
