@@ -10,7 +10,7 @@ from medvl.contracts.checkpoint import PromptTemplates, load_checkpoint, parse_c
 from medvl.contracts.errors import CheckpointError, UnknownLabel
 
 REGIONS = {"count": 4, "kinds": 2, "channels": 8}
-LOOK = {"kinds": [0], "likely": 4, "spots": 0, "channels": [2, 2, 2, 2, 2]}
+LOOK = {"kinds": [0], "likely": 4, "spots": 0, "channels": [2, 2, 2, 2, 2], "window": [0.5, 0.9]}
 TOLD = {
     "kinds": [0, 1],
     "unsure": 0.5,
@@ -63,8 +63,13 @@ def test_the_digest_depends_on_the_content_alone(checkpoint_fields):
         (lambda c: c["files"].update(x="short"), "files.x: String should match pattern"),
         (lambda c: c["segmentation"].update(proposals=CHOOSING_REGIONS), "proposals.regions needs vision.regions"),
         (
-            lambda c: c["vision"].update(regions=REGIONS | {"look": LOOK | {"kinds": [0, 2]}}),
-            "look.kinds (0, 2) are not",
+            lambda c: c["vision"].update(regions=REGIONS | {"looks": [LOOK | {"kinds": [0, 2]}]}),
+            "looks: kinds [0, 2] are not different ones of 2",
+        ),
+        (lambda c: c["vision"].update(regions=REGIONS | {"looks": [LOOK, LOOK]}), "looks: kinds [0, 0] are not"),
+        (
+            lambda c: c["vision"].update(regions=REGIONS | {"looks": [LOOK | {"window": [0.5, 1.1]}]}),
+            "window (0.5, 1.1) is not a part of 0 to 1",
         ),
         (lambda c: c["projector"].update(told=TOLD), "projector.told needs vision.regions"),
         (

@@ -14,7 +14,7 @@ from medvl.contracts.errors import CheckpointError
 from medvl.embedded.preset import enliven
 from medvl.network.modules import Modules
 from medvl.network.projector import Told
-from medvl.network.regions import Look, Regions
+from medvl.network.regions import CUBE, Look, Regions
 from medvl.network.vision import VisionEncoder
 
 
@@ -138,7 +138,7 @@ def test_where_fewer_middles_are_seen_the_other_regions_are_nothing(regions: Reg
     assert (found[1:, 6:].sigmoid() < 1e-9).all()
 
 
-LOOK = LookSpec(kinds=(1,), likely=2, spots=1, channels=(2, 2, 2, 2, 2))
+LOOK = LookSpec(kinds=(1,), likely=2, spots=1, channels=(2, 2, 2, 2, 2), window=(0.5, 0.75))
 
 
 @pytest.fixture
@@ -179,16 +179,41 @@ def test_a_look_scores_its_own_kinds_anew(look: Look):
     scores, volume = torch.randn(1, 32, 2), torch.rand(1, 16, 32, 30)
     at = look.candidates(scores, volume)
     anew = look(scores, volume)
-    assert torch.equal(anew[..., 0], scores[..., 0])
-    assert torch.equal(anew[0, at[0], 1], scores[0, at[0], 1])
-    assert (anew[..., 1].sigmoid() > 1e-9).sum() == 3
+    assert torch.equal(anew[0, at[0], 0], scores[0, at[0], 1])
+    assert (anew.sigmoid() > 1e-9).sum() == 3
     look.weigh[-1].bias.fill_(1.0)
-    assert torch.allclose(look(scores, volume)[0, at[0], 1], scores[0, at[0], 1] + 1.0)
+    assert torch.allclose(look(scores, volume)[0, at[0], 0], scores[0, at[0], 1] + 1.0)
     look.weigh[-1].bias.fill_(-9.0)
     scores[0, at[0, 0], 1] = 2.0
-    doubtful = look(scores, volume)[0, at[0], 1].sigmoid()
+    doubtful = look(scores, volume)[0, at[0], 0].sigmoid()
     assert 0.08 < doubtful[0] < 0.15, "what cells find likely stays doubtful, so that it can be told"
     assert (doubtful[1:] < 0.4).all()
+
+
+@torch.inference_mode()
+def test_a_look_sees_small_differences_within_its_window(look: Look):
+    """Voxels are seen twice; outside of the window only plainly."""
+    look.convs[0].weight[:, 0] = 0.0
+    cubes = torch.rand(1, 3, CUBE, CUBE, CUBE) * 0.25 + torch.tensor([0.0, 0.1, 0.5])[:, None, None, None]
+    dark, darker, within = look.seen(cubes)[0, :, 0]
+    assert dark == darker
+    assert dark != within
+
+
+@torch.inference_mode()
+def test_each_look_scores_its_own_kinds():
+    """And leaves the others alone."""
+    first = LOOK.model_copy(update={"kinds": (0,), "spots": 0})
+    spec = RegionSpec(count=1, kinds=3, channels=4, looks=(first, LOOK))
+    regions = Regions(spec, ((2, 4, 4), 3), ((1, 2, 2), 8), 8).eval()
+    scores, volume = torch.randn(1, 32, 3), torch.rand(1, 16, 32, 30)
+    for look, bias in zip(regions.looks, (1.0, 2.0), strict=True):
+        look.weigh[-1].bias.fill_(bias)
+    anew = regions.looked_at(scores, volume)
+    assert torch.equal(anew[..., 2], scores[..., 2])
+    for kind, (look, bias) in enumerate(zip(regions.looks, (1.0, 2.0), strict=True)):
+        at = look.candidates(scores, volume)[0]
+        assert torch.allclose(anew[0, at, kind], scores[0, at, kind] + bias)
 
 
 TOLD = ToldSpec(
@@ -259,8 +284,8 @@ def test_a_checkpoint_may_find_no_regions(networks: Modules, checkpoint: Checkpo
 
 def test_more_regions_than_cells_are_refused(checkpoint: Checkpoint):
     """With both numbers."""
-    for count, look in ((65, None), (1, LOOK.model_copy(update={"likely": 64}))):
-        regions = RegionSpec(count=count, kinds=2, channels=4, look=look)
+    for count, looks in ((65, ()), (1, (LOOK.model_copy(update={"likely": 64}),))):
+        regions = RegionSpec(count=count, kinds=2, channels=4, looks=looks)
         spec = checkpoint.vision.model_copy(update={"grid": (32, 32, 32), "regions": regions})
         with pytest.raises(CheckpointError, match="65 cannot be found in 64 cells"):
             VisionEncoder(spec)

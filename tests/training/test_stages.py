@@ -138,14 +138,15 @@ def test_looks_teach_to_see_closer_and_to_tell(out: Path):
     """From what was seen once; the encoder has not learnt from the case."""
     learner = train.learner("looks", out, "cpu")
     assert isinstance(learner, LookLearner)
-    named = {"look.convs", "look.norms", "look.score", "look.weigh", "told.low", "told.high"}
+    named = {f"looks.{place}" for place in range(2)} | {"told.low", "told.high"}
     assert taught(learner) == named
     drawn, again = (learner.draw(1, np.random.default_rng(3)) for _ in range(2))
     assert torch.equal(drawn.cubes, again.cubes)
     assert torch.equal(drawn.pasted, again.pasted)
-    look = phantom_checkpoint({}).vision.regions.look
-    assert look is not None
-    assert drawn.cubes.shape == (train.stages_on("cpu")["looks"].batch, look.likely + look.spots, CUBE, CUBE, CUBE)
+    regions = phantom_checkpoint({}).vision.regions
+    assert regions is not None
+    cells = sum(look.likely + look.spots for look in regions.looks)
+    assert drawn.cubes.shape == (train.stages_on("cpu")["looks"].batch, cells, CUBE, CUBE, CUBE)
     assert [path.stem for path in out.glob("looks-0/seen/*.npz")] == [str(FIRST_SEED + 1_000_000)]
 
 

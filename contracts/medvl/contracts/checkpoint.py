@@ -51,8 +51,17 @@ class LookSpec(_Value):
     """Cells to look at that score highest for one of them."""
     spots: int = Field(ge=0)
     """Cells besides, in which something small stands out most from dark surroundings."""
+    window: tuple[float, float]
+    """Shares of the encoder's window that voxels are seen in a second time, to tell apart what differs little."""
     channels: tuple[int, int, int, int, int]
     """Of the convolutions."""
+
+    @model_validator(mode="after")
+    def _window_within(self) -> Self:
+        lower, upper = self.window
+        if not 0.0 <= lower < upper <= 1.0:
+            raise ValueError(f"window {self.window} is not a part of 0 to 1")
+        return self
 
 
 class RegionSpec(_Value):
@@ -64,14 +73,14 @@ class RegionSpec(_Value):
     """Of lesions that are told apart."""
     channels: int = Field(gt=0)
     """Width of the network that scores cells."""
-    look: LookSpec | None = None
-    """None where nothing is looked at more closely."""
+    looks: tuple[LookSpec, ...] = ()
+    """Each for kinds of its own."""
 
     @model_validator(mode="after")
     def _known_kinds(self) -> Self:
-        looked_for = self.look.kinds if self.look else ()
+        looked_for = [kind for look in self.looks for kind in look.kinds]
         if len({*looked_for} & {*range(self.kinds)}) != len(looked_for):
-            raise ValueError(f"look.kinds {looked_for} are not different ones of {self.kinds}")
+            raise ValueError(f"looks: kinds {looked_for} are not different ones of {self.kinds}")
         return self
 
 

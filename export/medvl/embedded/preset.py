@@ -15,7 +15,15 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, Checkpoint, ProposalRule, RegionRule, ToldSpec
+from medvl.contracts.checkpoint import (
+    CHECKPOINT_FILE,
+    LANGUAGE_FOLDER,
+    Checkpoint,
+    LookSpec,
+    ProposalRule,
+    RegionRule,
+    ToldSpec,
+)
 from medvl.contracts.manifest import files_of, sha256_of
 from medvl.embedded.vocabulary import EOS, IMAGE, SEG, train_tokenizer
 from medvl.network.modules import Modules
@@ -51,8 +59,14 @@ _SAM2 = {
 REGION_RULE = RegionRule(min_score=0.3, reach=1.6)
 PROPOSAL_RULE = ProposalRule(min_score=0.1, min_share=0.05, regions=REGION_RULE)
 
-NODULES = {"kinds": (0, 1), "likely": 64, "spots": 32, "channels": (24, 32, 48, 48, 64)}
-"""Of :data:`medvl.training.regions.LESIONS`, in the lungs: many are smaller than a cell."""
+_CHANNELS, _SOFT_TISSUE = (24, 32, 48, 48, 64), (0.62, 0.9)
+"""Of looks; -132 to 260 HU in the window of the encoder."""
+LOOKS = tuple(
+    LookSpec(kinds=kinds, likely=64, spots=spots, channels=_CHANNELS, window=_SOFT_TISSUE)
+    for kinds, spots in (((0, 1), 32), ((2, 3), 0))
+)
+"""For nodules, of which many are smaller than a cell, and cysts of kidneys, of which some differ from what lies about
+them by a sixtieth of the window; kinds are numbers of :data:`medvl.training.regions.LESIONS`."""
 TOLD = ToldSpec(
     kinds=(0, 1, 2, 3),
     unsure=0.5,
@@ -212,7 +226,7 @@ def _fields(hashes: dict[str, str], training: str | None, *, proposals: bool) ->
             "depths": (1, 2, 3, 2, 1),
             "kernel_sizes": (7, 5, 5, 3),
             "feature_stages": (2, 3),
-            "regions": {"count": 24, "kinds": 6, "channels": 48, "look": NODULES},
+            "regions": {"count": 24, "kinds": 6, "channels": 48, "looks": LOOKS},
         },
         "projector": {
             "architecture": "mixer",

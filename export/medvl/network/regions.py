@@ -71,14 +71,9 @@ class Look(nn.Module):
 
     def __init__(self, spec: LookSpec, kinds: int, cells: Cells, stride: int) -> None:
         super().__init__()
-        self.kinds, self.likely, self.spots, self.cells, self.stride = (
-            spec.kinds,
-            spec.likely,
-            spec.spots,
-            cells,
-            stride,
-        )
-        widths = (1, *spec.channels)
+        self.kinds, self.likely, self.spots, self.window = spec.kinds, spec.likely, spec.spots, spec.window
+        self.cells, self.stride = cells, stride
+        widths = (2, *spec.channels)
         self.convs = nn.ModuleList(
             nn.Conv3d(before, after, kernel, by)
             for (before, after), kernel, by in zip(pairwise(widths), _KERNELS, _STRIDES, strict=True)
@@ -95,7 +90,7 @@ class Look(nn.Module):
         self.register_buffer("offsets", _numbers((CUBE,) * 3, padded, 1), persistent=False)
 
     def forward(self, scores: Tensor, volume: Tensor) -> Tensor:
-        """Return the logits FP32 [B, cells, kinds] of :meth:`Regions.read`, those of the looked at kinds anew.
+        """Return the logits FP32 [B, cells, own kinds] of :meth:`Regions.read` anew.
 
         Parameters
         ----------
@@ -108,14 +103,7 @@ class Look(nn.Module):
         own = _rows(scores, at)
         anew = self.weighed(self.seen(self.cubes(volume, at)), own, at).maximum(self.doubtful(own))
         passed_by = torch.full_like(scores[..., self.kinds], _BESIDE)
-        looked_at = passed_by.scatter(1, at[..., None].expand_as(anew), anew)
-        return torch.stack(
-            [
-                looked_at[..., self.kinds.index(k)] if k in self.kinds else scores[..., k]
-                for k in range(scores.shape[-1])
-            ],
-            -1,
-        )
+        return passed_by.scatter(1, at[..., None].expand_as(anew), anew)
 
     def candidates(self, scores: Tensor, volume: Tensor) -> Tensor:
         """Return the cells INT64 [B, likely + spots] to look at: likely ones, then those whose spots stand out."""
@@ -139,7 +127,9 @@ class Look(nn.Module):
 
     def seen(self, cubes: Tensor) -> Tensor:
         """Return the logits FP32 [B, n, 1] of a lesion's middle in middle cells of cubes [B, n, CUBE, CUBE, CUBE]."""
-        x = cubes.flatten(0, 1).unsqueeze(1)
+        lower, upper = self.window
+        plain = cubes.flatten(0, 1)
+        x = torch.stack([plain, ((plain - lower) / (upper - lower)).clamp(0.0, 1.0)], 1)
         for conv, norm in zip(self.convs, self.norms, strict=False):
             x = gelu(norm(conv(x)))
         x = gelu(self.convs[-1](x)).flatten(1)
@@ -187,7 +177,7 @@ class Regions(nn.Module):
         self.score = nn.Linear(width, spec.kinds)
         self.around = nn.Conv3d(width, _OUTLINE_CHANNELS, 3, padding=1)
         self.outline = nn.Linear(_OUTLINE_CHANNELS, OUTLINE)
-        self.look = Look(spec.look, spec.kinds, self.cells, stride) if spec.look else None
+        self.looks = nn.ModuleList(Look(look, spec.kinds, self.cells, stride) for look in spec.looks)
         nn.init.constant_(self.score.bias, _SELDOM)
         self.register_buffer("places", places_of(self.cells), persistent=False)
         self.register_buffer("share", 1.0 / torch.tensor(self.cells), persistent=False)
@@ -228,8 +218,7 @@ class Regions(nn.Module):
             and their logits. Those that see the middle of a more likely one come last and are nothing.
         """
         scores, outlines = self.read(fine, low)
-        if self.look is not None:
-            scores = self.look(scores, volume)
+        scores = self.looked_at(scores, volume)
         best, at = scores.amax(-1).topk(min(max(_AMONG, self.count), scores.shape[1]), 1)
         scores, outlines, places = _rows(scores, at), _rows(outlines, at), self.places[at]
         middle, half = outlines[..., :3] * self.share + places, outlines[..., 3:].exp() * self.share
@@ -239,6 +228,15 @@ class Regions(nn.Module):
         scores = torch.where(own[..., None], scores, _BESIDE)
         _, first = torch.where(own, best, best + _BESIDE).topk(self.count, 1)
         return _rows(torch.cat([middle, half, scores], -1), first)
+
+    def looked_at(self, scores: Tensor, volume: Tensor) -> Tensor:
+        """Return the logits FP32 [B, cells, kinds] of cells, those that are looked for more closely anew."""
+        columns = list(scores.unbind(-1))
+        for look in self.looks:
+            assert isinstance(look, Look)
+            for kind, anew in zip(look.kinds, look(scores, volume).unbind(-1), strict=True):
+                columns[kind] = anew
+        return torch.stack(columns, -1)
 
     def _dropped(self, x: Tensor, share: float) -> Tensor:
         return dropout(x, share, self.training)

@@ -140,12 +140,12 @@ class VisionEncoder(nn.Module):
         if spec.regions:
             fine, low = ((cells_of(spec, stage), spec.dims[stage]) for stage in (self.stages[0] - 1, self.stages[0]))
             stride, cells = STEM_STRIDE * 2 ** (self.stages[0] - 1), math.prod(fine[0])
-            look = spec.regions.look
-            wanted = max(spec.regions.count, look.likely + look.spots if look else 0)
+            looks = spec.regions.looks
+            wanted = max([spec.regions.count, *(look.likely + look.spots for look in looks)])
             if wanted > cells:
                 raise CheckpointError(f"vision.regions: {wanted} cannot be found in {cells} cells.")
-            if look and stride > CUBE:
-                raise CheckpointError(f"vision.regions.look: cells of {stride} voxels are wider than {CUBE}.")
+            if looks and stride > CUBE:
+                raise CheckpointError(f"vision.regions.looks: cells of {stride} voxels are wider than {CUBE}.")
             # What an untrained checkpoint draws for everything else is the same with regions and without.
             with torch.random.fork_rng(devices=[]):
                 self.regions = Regions(spec.regions, fine, low, stride)

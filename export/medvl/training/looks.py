@@ -9,9 +9,9 @@ encoder, which is surer of what it has learnt from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +59,18 @@ _SLICE_MM, _SOFT_MM, _LUMPY, _NOISE = (0.8, 5.0), (0.3, 0.65), 0.18, (0.002, 0.0
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """B cases as they are looked at; n cells of each."""
+    """B cases as they are looked at; n cells of each, those of one look behind those of another."""
 
     cubes: Tensor
     """UINT8 [B, n, CUBE, CUBE, CUBE]."""
     pasted: Tensor
-    """UINT8 [p, CUBE, CUBE, CUBE], others with a nodule in the middle cell."""
+    """UINT8 [p, CUBE, CUBE, CUBE], others of what looks for nodules, with one in the middle cell."""
     scores: Tensor
     """FP32 [B, n, kinds] of the cells."""
     cells: Tensor
     """INT64 [B, n]."""
     right: Tensor
-    """FP32 [B, n, kinds of the look]: 1 where the middle of one lies in the cell, NaN beside it."""
+    """FP32 [B, n, kinds]: 1 where the middle of one lies in the cell, NaN beside it."""
     kinds: Tensor
     """INT64 [m], which of the kinds that are told look like the lesions that were erased."""
     changed: Tensor
@@ -78,13 +78,20 @@ class Looked:
     tokens: Tensor
     """FP32 [m, 2, H], these tokens with it."""
 
+    def of(self, look: Look, span: slice) -> Looked:
+        """Return what one look sees, in cells of its own, and what is right of its kinds."""
+        cubes, scores, cells, right = (t[:, span] for t in (self.cubes, self.scores, self.cells, self.right))
+        pasted = self.pasted if _seeks_nodules(look) else self.pasted[:0]
+        own = right[..., look.kinds]
+        return replace(self, cubes=cubes, scores=scores, cells=cells, right=own, pasted=pasted)
+
 
 class Looking(nn.Module):
     """What is learnt."""
 
-    def __init__(self, look: Look, told: Told) -> None:
+    def __init__(self, looks: nn.ModuleList, told: Told) -> None:
         super().__init__()
-        self.look = look
+        self.looks = looks
         self.told = told
 
     @classmethod
@@ -97,9 +104,17 @@ class Looking(nn.Module):
             When its encoder does not look closer, or its projector tells nothing.
         """
         regions, told = modules.vision_encoder.regions, modules.projector.told
-        if regions is None or regions.look is None or told is None:
-            raise CheckpointError("vision.regions.look and projector.told: both are needed to learn what they do.")
-        return cls(regions.look, told)
+        if regions is None or not regions.looks or told is None:
+            raise CheckpointError("vision.regions.looks and projector.told: both are needed to learn what they do.")
+        return cls(regions.looks, told)
+
+    def spans(self) -> Iterator[tuple[Look, slice]]:
+        """Yield each look, and which of the cells that are looked at are its own."""
+        end = 0
+        for look in self.looks:
+            assert isinstance(look, Look)
+            begin, end = end, end + look.likely + look.spots
+            yield look, slice(begin, end)
 
 
 class LookLearner:
@@ -142,8 +157,10 @@ class LookLearner:
         pasted = [np.zeros((0, CUBE, CUBE, CUBE), np.uint8)]
         for case, own in zip(cases, seen, strict=True):
             voxel_mm = np.array(case.geometry.extent_mm) / self._checkpoint.vision.grid
-            airy = own["cubes"][(own["cubes"][:, _INNER, _INNER, _INNER].mean((1, 2, 3)) < 255 * _AIRY)]
-            pasted.extend(with_nodule(cube, voxel_mm, rng)[None] for cube in rng.permutation(airy)[:_PASTED])
+            for span in (span for look, span in self._before.spans() if _seeks_nodules(look)):
+                cubes = own["cubes"][span]
+                airy = cubes[cubes[:, _INNER, _INNER, _INNER].mean((1, 2, 3)) < 255 * _AIRY]
+                pasted.extend(with_nodule(cube, voxel_mm, rng)[None] for cube in rng.permutation(airy)[:_PASTED])
         joined = {name: np.concatenate([own[name] for own in seen]) for name in ("kinds", "changed", "tokens")}
         stacked = {name: np.stack([own[name] for own in seen]) for name in ("cubes", "scores", "cells", "right")}
         arrays = {**stacked, **joined, "pasted": np.concatenate(pasted)}
@@ -153,23 +170,16 @@ class LookLearner:
 
     def loss(self, step: int, drawn: Looked) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return how wrong cells are scored, hard ones counting more, and how far what is told is from what changed."""
-        look, told, right = self.module.look, self.module.told, drawn.right
-        natural, pasted = (look.seen(cubes.float() / 255.0) for cubes in (drawn.cubes, drawn.pasted[None]))
-        seen = torch.cat([natural.flatten(), pasted.flatten()])
-        there = torch.cat([right.amax(-1).flatten(), torch.ones_like(pasted.flatten())])
-        known = there.isfinite()
-        off = (seen.detach().sigmoid() - there)[known].square()
-        plain = binary_cross_entropy_with_logits(seen[known], there[known], reduction="none")
-        finding = (plain * (off + 0.05)).sum() / there[known].sum().clamp(min=1)
-        weighed = look.weighed(natural.detach(), drawn.scores, drawn.cells)
-        sure = right.isfinite()
-        weighing = binary_cross_entropy_with_logits(weighed[sure], right[sure])
+        told = self.module.told
+        each = [_scored(look, drawn.of(look, span)) for look, span in self.module.spans()]
+        losses, *scored = zip(*each, strict=True)
+        seen, there, weighed, right = (torch.cat(t) for t in scored)
         shown = {
             "found": (seen > 0)[there == 1].float().mean(),
             "beside": (seen > 0)[there == 0].float().mean(),
-            "sides": (weighed[sure] > 0)[right[sure] == 1].float().mean(),
+            "sides": (weighed > 0)[right == 1].float().mean(),
         }
-        loss = _SEEN_WEIGHT * finding + weighing
+        loss = torch.stack(losses).sum()
         if len(drawn.kinds):
             says = torch.stack([told.low[drawn.kinds], told.high[drawn.kinds]], 1)
             telling, reading = mse_loss(says, drawn.changed), misread(told, drawn)
@@ -189,16 +199,17 @@ class LookLearner:
         volume = case.volume(Window(*checkpoint.windows[checkpoint.segmentation.window]))
         grid = torch.from_numpy(to_grid(volume.hu, checkpoint.vision.grid))[None]
         scaled = scaled_to(grid, torch.tensor([checkpoint.windows[checkpoint.vision.window]]))
-        found, look = lesions_of(case), self._before.look
+        found, looks = lesions_of(case), [look for look, _ in self._before.spans()]
         levels = self._encoder.levels(scaled)
         scores, _ = self._encoder.read_regions(levels)
-        at = look.candidates(scores, scaled)
-        own = scores.gather(1, at[..., None].expand(-1, -1, scores.shape[-1]))
+        at = [look.candidates(scores, scaled) for look in looks]
+        cubes = torch.cat([look.cubes(scaled, own)[0] for look, own in zip(looks, at, strict=True)])
+        cells, kinds = torch.cat(at, 1)[0], range(scores.shape[-1])
         return {
-            "cubes": np.rint(255 * look.cubes(scaled, at)[0].numpy()).astype(np.uint8),
-            "scores": own[0].half().numpy(),
-            "cells": at[0].numpy(),
-            "right": right_of(look.places[at[0]].numpy(), found, look.cells, look.kinds),
+            "cubes": np.rint(255 * cubes.numpy()).astype(np.uint8),
+            "scores": scores[0, cells].half().numpy(),
+            "cells": cells.numpy(),
+            "right": right_of(looks[0].places[cells].numpy(), found, looks[0].cells, kinds),
             **self._changes(scaled, self._projector.seen(*(levels[n] for n in self._encoder.stages)), found, case.seed),
         }
 
@@ -220,6 +231,23 @@ class LookLearner:
         both = torch.cat([tokens, self._projector.seen(*(levels[n] for n in self._encoder.stages))])
         low, high = (int(cell_at(torch.from_numpy(place), cells)) for cells in (spec.low_cells, spec.high_cells))
         return both[:, [low, int(np.prod(spec.low_cells)) + high]].numpy()
+
+
+def _seeks_nodules(look: Look) -> bool:
+    return all(LESIONS[kind][0] is FindingKind.LUNG_NODULE for kind in look.kinds)
+
+
+def _scored(look: Look, drawn: Looked) -> tuple[Tensor, ...]:
+    """Return how wrong a look is, what it sees and what is there, what it weighs and what is right."""
+    natural, pasted = (look.seen(cubes.float() / 255.0) for cubes in (drawn.cubes, drawn.pasted[None]))
+    seen = torch.cat([natural.flatten(), pasted.flatten()])
+    there = torch.cat([drawn.right.amax(-1).flatten(), torch.ones_like(pasted.flatten())])
+    known, sure = there.isfinite(), drawn.right.isfinite()
+    off = (seen.detach().sigmoid() - there)[known].square()
+    plain = binary_cross_entropy_with_logits(seen[known], there[known], reduction="none")
+    finding = (plain * (off + 0.05)).sum() / there[known].sum().clamp(min=1)
+    weighed, right = look.weighed(natural.detach(), drawn.scores, drawn.cells)[sure], drawn.right[sure]
+    return _SEEN_WEIGHT * finding + binary_cross_entropy_with_logits(weighed, right), seen, there, weighed, right
 
 
 def misread(told: Told, drawn: Looked) -> Tensor:
