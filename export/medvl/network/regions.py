@@ -126,7 +126,10 @@ class Look(nn.Module):
         return around.gather(1, which).reshape(*at.shape, CUBE, CUBE, CUBE)
 
     def seen(self, cubes: Tensor) -> Tensor:
-        """Return the logits FP32 [B, n, 1] of a lesion's middle in middle cells of cubes [B, n, CUBE, CUBE, CUBE]."""
+        """Return the logits FP32 [B, n, 1] of a lesion's middle in middle cells of cubes [B, n, CUBE, CUBE, CUBE].
+
+        Their voxels are seen twice, as they are and within the window.
+        """
         lower, upper = self.window
         plain = cubes.flatten(0, 1)
         x = torch.stack([plain, ((plain - lower) / (upper - lower)).clamp(0.0, 1.0)], 1)
