@@ -2,9 +2,9 @@
 
 A vision token covers many cells, and lesions that share one are hard to count from it. Here the cells of a finer stage
 are scored for kinds of lesions, as CenterNet does (arXiv 1904.07850), and where the middle of a lesion is and how far
-it reaches is read from the same cells. What is too small for a cell is looked at once more in the voxels, as
-computer-aided detection does it: few candidates, a small network on a cube around each. The cells that score highest
-and see a middle of their own are regions.
+it reaches is read from the same cells. What is too small for a cell, or differs too little from what lies about it, is
+looked at once more in the voxels, as computer-aided detection does it: few candidates, a small network on a cube around
+each. The cells that score highest and see a middle of their own are regions.
 """
 
 from __future__ import annotations
