@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from medvl.contracts.checkpoint import Checkpoint
+from medvl.embedded.facts import seg_targets
 from medvl.embedded.preset import phantom_checkpoint as phantom_contract
 from medvl.embedded.questions import questions
 from medvl.embedded.report import write_report
@@ -42,6 +43,10 @@ class PerfectSubject:
     def report(self, volume):
         case = self._case(volume)
         return write_report(case.truth, np.random.default_rng(0)) if case else ""
+
+    def report_masks(self, volume):
+        case = self._case(volume)
+        return self.report(volume), [case.findings((n,)) for n in seg_targets(case.truth)] if case else []
 
     def ask(self, volume, question):
         if (case := self._case(volume)) is None:

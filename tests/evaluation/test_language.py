@@ -89,6 +89,16 @@ def test_a_size_is_right_to_its_rounding(text: str, right: bool, error_mm: float
     assert (item.right, item.error_mm) == (right, error_mm)
 
 
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [("Right.", True), ("On the right.", True), ("Left.", False), ("Neither.", False), ("", False)],
+)
+def test_the_other_side_is_told_from_no_side(text: str, mirrored: bool):
+    """Left where it is right is worse than a finding that was not seen."""
+    asked = QuestionAnswer("Which kidney has the cyst?", "The left one.", Topic.SIDE, closed=True, expected="left")
+    assert compare_answer(asked, text).mirrored is mirrored
+
+
 def test_a_grade_is_one_word():
     """Naming several is no answer."""
     asked = QuestionAnswer("How large?", "Moderate.", Topic.SIZE, closed=False, expected="moderate")

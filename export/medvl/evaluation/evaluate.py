@@ -139,6 +139,7 @@ def _tasks(plan: Plan, index: int, condition: Condition, checkpoint: Checkpoint)
     own = condition is Condition.OWN
     if index < (plan.mask_cases if own else min(plan.mask_cases, plan.control_cases)):
         yield _Task("masks by name", partial(masks.by_name, checkpoint=checkpoint))
+        yield _Task("masks of the report", masks.of_report)
         yield _Task(f"masks by text {plan.texts}", partial(masks.by_text, count=plan.texts))
         clicks = masks.MAX_CLICKS if own else 1
         yield _Task(f"points {plan.objects} x {clicks}", partial(masks.by_points, count=plan.objects, clicks=clicks))

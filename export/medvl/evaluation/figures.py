@@ -15,7 +15,13 @@ from medvl.evaluation.statistics import Estimate, Observation, median, ratio
 ALL = "all"
 SIZE_TOLERANCE_MM = 5.0
 """Step to which reports and answers round."""
-_SECTIONS = {"name": "masks by class name", "text": "findings by text", "point": "points", "box": "box"}
+_SECTIONS = {
+    "name": "masks by class name",
+    "text": "findings by text",
+    "report": "findings of reports",
+    "point": "points",
+    "box": "box",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ def _parts(item: Item, record: Record) -> Iterator[_Part]:
     elif record.task.startswith("real"):
         yield from _of_mask(item, f"real CT {record.case}", (item.object,))
     else:
-        groups = (ALL, item.object) if item.prompt in {"name", "text"} else (f"{item.kind}s",)
+        groups = (ALL, item.object) if item.prompt in {"name", "text", "report"} else (f"{item.kind}s",)
         yield from _of_mask(item, _SECTIONS[item.prompt], groups)
 
 
@@ -110,6 +116,7 @@ def _of_answer(item: Answered) -> Iterator[_Part]:
         yield _Part(Row("questions", metric, group, "proportion"), item.right)
     if item.closed and item.topic == Topic.SIDE.value:
         yield _Part(Row("questions", "laterality, accuracy", ALL, "proportion"), item.right)
+        yield _Part(Row("questions", "left and right confused", ALL, "proportion"), item.mirrored)
     if item.topic == Topic.SIZE.value and not item.closed:
         near = item.right or (item.error_mm is not None and item.error_mm <= SIZE_TOLERANCE_MM)
         yield _Part(Row("questions", f"size within {SIZE_TOLERANCE_MM:g} mm", ALL, "proportion"), near)

@@ -14,7 +14,7 @@ from medvl.imaging.geometry import Triple
 from medvl.imaging.masks import pack_mask, unpack_mask
 
 ObjectKind = Literal["organ", "finding"]
-PromptKind = Literal["name", "text", "point", "box"]
+PromptKind = Literal["name", "text", "report", "point", "box"]
 
 
 class _Item(BaseModel):
@@ -48,7 +48,15 @@ class Reported(_Item):
 
 
 class Answered(_Item):
-    """An answer to a question; ``error_mm`` of a size in millimetres that can be read, absolute."""
+    """An answer to a question.
+
+    Attributes
+    ----------
+    mirrored
+        Whether the left side is said where it is the right one, or the right one where it is the left.
+    error_mm
+        Of a size in millimetres that can be read, absolute.
+    """
 
     type: Literal["answer"] = "answer"
     topic: str
@@ -56,6 +64,7 @@ class Answered(_Item):
     question: str
     answer: str
     right: bool
+    mirrored: bool = False
     error_mm: float | None = None
 
 

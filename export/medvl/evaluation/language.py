@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +24,7 @@ QUESTIONS = 12
 """Of a case, balanced over topics and answers."""
 _STREAM = 1
 """Sets the draws of questions apart from others of the same seed."""
+_OTHER_SIDE = {"left": "right", "right": "left"}
 _PAIRED = [kind for kind, words in KINDS.items() if words.paired]
 
 
@@ -65,9 +67,11 @@ def compare_answer(asked: QuestionAnswer, text: str) -> Answered:
     A closed one is right by its decisive word. An open one is right when it can be read and says the same: the size,
     rounded as reports round it, or the facts of a description and no others.
     """
-    error_mm = None
+    error_mm, mirrored = None, False
     if asked.closed:
         right = score_answer(asked, text)
+        if other := _OTHER_SIDE.get(asked.expected):
+            mirrored = score_answer(replace(asked, expected=other), text)
     elif asked.topic is Topic.SIZE:
         right, error_mm = _size_is_right(asked.expected, text)
     else:
@@ -78,6 +82,7 @@ def compare_answer(asked: QuestionAnswer, text: str) -> Answered:
         question=asked.question,
         answer=text,
         right=right,
+        mirrored=mirrored,
         error_mm=error_mm,
     )
 

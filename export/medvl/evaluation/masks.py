@@ -1,10 +1,11 @@
-"""Mask tasks: classes by name, findings by words, and objects by points, boxes and corrections.
+"""Mask tasks: classes by name, findings by words and of reports, and objects by points, boxes and corrections.
 
 Organs hold the lesions inside them. What lies outside the field of view or was removed is to be answered "not found".
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint
+from medvl.embedded.facts import seg_targets
+from medvl.embedded.report_reader import parse_report
 from medvl.embedded.requests import Wanted, request_pool
 from medvl.evaluation.cases import Case
 from medvl.evaluation.clicks import box_around, correction, first_click
@@ -85,6 +88,37 @@ def by_text(case: Case, volume: Volume, subject: Subject, count: int) -> tuple[S
                 prompt="text",
                 asked=request.text,
                 name=request.kind.value if request.kind else "lesion",
+                kind="finding",
+            )
+        )
+    return tuple(items)
+
+
+def of_report(case: Case, volume: Volume, subject: Subject) -> tuple[Segmented, ...]:
+    """Have a report written, and segmented what it names: every finding that is followed by its [SEG].
+
+    Those of one kind in one organ belong to those of the truth in the order of their sizes; one too many is not there.
+    What a report does not name is left out here: its recall tells that.
+    """
+    said, found = subject.report_masks(volume)
+    there = defaultdict(list)
+    for number in seg_targets(case.truth):
+        finding = case.truth.findings[number]
+        there[finding.kind, finding.organ].append(number)
+    named = sorted(parse_report(said).findings, key=lambda f: f.size if isinstance(f.size, int) else 0, reverse=True)
+    items = []
+    for fact in named:
+        if fact.seg is None:
+            continue
+        numbers = there[fact.kind, fact.organ]
+        items.append(
+            segmented(
+                found[fact.seg],
+                case.findings((numbers.pop(0),)) if numbers else None,
+                volume.geometry.spacing_mm,
+                prompt="report",
+                asked=f"finding {fact.seg + 1}",
+                name=fact.kind.value,
                 kind="finding",
             )
         )

@@ -33,6 +33,9 @@ class Subject(Protocol):
     def report(self, volume: Volume) -> str:
         """Write a report."""
 
+    def report_masks(self, volume: Volume) -> tuple[str, Sequence[Voxels]]:
+        """Write a report and segment what each of its [SEG] stands for."""
+
     def ask(self, volume: Volume, question: str) -> str:
         """Answer a question."""
 
@@ -68,6 +71,12 @@ class ReferenceSubject:
     def report(self, volume: Volume) -> str:
         """Write a report."""
         return self._model.report(volume).text
+
+    def report_masks(self, volume: Volume) -> tuple[str, Sequence[Voxels]]:
+        """Write a report and segment what each of its [SEG] stands for."""
+        said = self._model.report(volume)
+        prompts = (ObjectPrompt(0, {}, state) for state in said.seg_hidden)
+        return said.text, [_voxels(self._model.segment(volume, prompt)) for prompt in prompts]
 
     def ask(self, volume: Volume, question: str) -> str:
         """Answer a question."""
@@ -160,6 +169,11 @@ class ServedSubject:
     def report(self, volume: Volume) -> str:
         """Write a report."""
         return self._client.report(volume).collect().text
+
+    def report_masks(self, volume: Volume) -> tuple[str, Sequence[Voxels]]:
+        """Write a report and segment what each of its [SEG] stands for."""
+        answer = self._client.report(volume).collect()
+        return answer.text, [mask.array for mask in sorted(answer.masks, key=lambda m: m.object_index)]
 
     def ask(self, volume: Volume, question: str) -> str:
         """Answer a question."""
