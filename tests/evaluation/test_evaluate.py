@@ -129,10 +129,10 @@ def test_masks_of_a_report_belong_to_what_it_names(case, perfect):
     perfect.report_masks = lambda volume: (said, [liver, liver, kidney[1], kidney[0]])
     items = {item.asked: item for item in of_report(one, one.volume, perfect)}
     assert {asked: (item.object, item.dice) for asked, item in items.items()} == {
-        "finding 1": ("liver_mass", None),
-        "finding 2": ("liver_cyst", 1.0),
+        "finding 0": ("liver_mass", None),
+        "finding 1": ("liver_cyst", 1.0),
+        "finding 2": ("kidney_cyst", 1.0),
         "finding 3": ("kidney_cyst", 1.0),
-        "finding 4": ("kidney_cyst", 1.0),
     }
 
 

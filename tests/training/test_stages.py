@@ -12,8 +12,10 @@ from torch import nn
 
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.anatomy import ORGANS
+from medvl.embedded.facts import findings_named
 from medvl.embedded.phantom import make_phantom
 from medvl.embedded.preset import TOLD, WINDOW, phantom_checkpoint
+from medvl.embedded.report_reader import parse_report
 from medvl.embedded.requests import request_pool
 from medvl.embedded.truth import FindingKind, Truth
 from medvl.export.presets import resolve_checkpoint
@@ -297,11 +299,16 @@ def test_proposals_teach_a_state_what_it_means(out: Path):
 
 
 def test_proposals_are_those_of_the_reference(case: Case):
-    """Every request for one of several is looked for, and what is seen of an organ is the organ."""
+    """Every request for one of several is looked for, what reports name, too; what is seen of an organ is the organ."""
     reference = ReferenceModel.load(resolve_checkpoint("phantom"))
+    volume = case.volume(WIDE)
+    named = findings_named(case.truth, parse_report(reference.report(volume).text))
+    findings = [case.truth.findings[number] for _, _, number in named if number is not None]
+    assert findings
     found = list(examples(case, reference, np.random.default_rng(0)))
     several = [w for w in request_pool(case.truth) if w.one_of_several]
-    assert sum(e.weight == 2.0 for e in found) == len(several) > 0
+    named_of_several = [f for f in findings if len(case.truth.of(f.kind, f.organ)) > 1]
+    assert sum(e.weight == 2.0 for e in found) == len(several) + len(named_of_several) > len(several) > 0
     assert all(e.features.shape == (len(e.dice), len(FEATURES)) for e in found)
     assert np.median([e.dice.max() for e in found if e.weight == 0.3]) > 0.8
     assert all(len(e.regions) == len(e.meant) and e.meant.any() for e in found)

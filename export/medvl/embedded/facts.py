@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -95,6 +96,20 @@ def reported_findings(truth: Truth) -> Iterator[Finding]:
 def seg_targets(truth: Truth) -> tuple[int, ...]:
     """Return for each [SEG] of a report of ``truth``, in any style, the index of its finding in ``truth.findings``."""
     return tuple(truth.findings.index(f) for f in reported_findings(truth) if f.value is not None)
+
+
+def findings_named(truth: Truth, said: ReportFacts) -> Iterator[tuple[int, FindingKind, int | None]]:
+    """Yield for each [SEG] of a report its number, the kind that it names, and which of ``truth.findings``, if any.
+
+    Those of one kind in one organ belong to one another in the order of their sizes.
+    """
+    there = defaultdict(list)
+    for number in seg_targets(truth):
+        there[truth.findings[number].kind, truth.findings[number].organ].append(number)
+    for fact in sorted(said.findings, key=lambda f: f.size if isinstance(f.size, int) else 0, reverse=True):
+        if fact.seg is not None:
+            numbers = there[fact.kind, fact.organ]
+            yield fact.seg, fact.kind, numbers.pop(0) if numbers else None
 
 
 def organs_with(truth: Truth, coverage: Coverage) -> frozenset[str]:

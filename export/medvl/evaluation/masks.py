@@ -5,7 +5,6 @@ Organs hold the lesions inside them. What lies outside the field of view or was 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint
-from medvl.embedded.facts import seg_targets
+from medvl.embedded.facts import findings_named
 from medvl.embedded.report_reader import parse_report
 from medvl.embedded.requests import Wanted, request_pool
 from medvl.evaluation.cases import Case
@@ -97,32 +96,21 @@ def by_text(case: Case, volume: Volume, subject: Subject, count: int) -> tuple[S
 def of_report(case: Case, volume: Volume, subject: Subject) -> tuple[Segmented, ...]:
     """Have a report written, and segmented what it names: every finding that is followed by its [SEG].
 
-    Those of one kind in one organ belong to those of the truth in the order of their sizes; one too many is not there.
     What a report does not name is left out here: its recall tells that.
     """
     said, found = subject.report_masks(volume)
-    there = defaultdict(list)
-    for number in seg_targets(case.truth):
-        finding = case.truth.findings[number]
-        there[finding.kind, finding.organ].append(number)
-    named = sorted(parse_report(said).findings, key=lambda f: f.size if isinstance(f.size, int) else 0, reverse=True)
-    items = []
-    for fact in named:
-        if fact.seg is None:
-            continue
-        numbers = there[fact.kind, fact.organ]
-        items.append(
-            segmented(
-                found[fact.seg],
-                case.findings((numbers.pop(0),)) if numbers else None,
-                volume.geometry.spacing_mm,
-                prompt="report",
-                asked=f"finding {fact.seg + 1}",
-                name=fact.kind.value,
-                kind="finding",
-            )
+    return tuple(
+        segmented(
+            found[seg],
+            None if number is None else case.findings((number,)),
+            volume.geometry.spacing_mm,
+            prompt="report",
+            asked=f"finding {seg}",
+            name=kind.value,
+            kind="finding",
         )
-    return tuple(items)
+        for seg, kind, number in findings_named(case.truth, parse_report(said))
+    )
 
 
 def chosen_texts(case: Case, count: int, rng: np.random.Generator) -> list[Wanted]:

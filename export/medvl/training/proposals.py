@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import load_checkpoint
 from medvl.contracts.errors import InvalidRequest
+from medvl.embedded.facts import findings_named
 from medvl.embedded.preset import PROPOSAL_RULE, REGION_RULE
-from medvl.embedded.requests import SegmentRequest, request_pool
+from medvl.embedded.report_reader import parse_report
+from medvl.embedded.requests import request_pool
+from medvl.imaging.volume import Volume
 from medvl.imaging.windows import Window
 from medvl.network.groups import scores_of
-from medvl.network.model import ReferenceModel
+from medvl.network.model import Encoded, ReferenceModel
 from medvl.network.modules import ProposalMap
 from medvl.network.prompts import SlicePrompt
 from medvl.network.propagation import MAX_OBJECTS
@@ -32,13 +35,14 @@ from medvl.network.proposals import FEATURES, features_of
 from medvl.network.region_choice import features_of_regions, likely_regions
 from medvl.network.torch_steps import SliceSource
 from medvl.training.cases import Case, CaseStore, keep_arrays
-from medvl.training.descriptors import Place
+from medvl.training.descriptors import Place, Target, finding_target
 from medvl.training.language import target_of
 from medvl.training.regions import LESIONS
 
 _SHARES = {("finding", True): 0.5, ("organ", True): 0.2, ("class", True): 0.2, ("finding", False): 0.3}
 """Of what can be asked for; one of several findings is always asked for."""
-_WEIGHTS = {"one of several": 2.0, "finding": 1.0, "organ": 0.3, "class": 0.3}
+_SEVERAL = "one of several"
+_WEIGHTS = {_SEVERAL: 2.0, "finding": 1.0, "organ": 0.3, "class": 0.3}
 _MEANT = 0.4
 """Dice on its best slice from which on a proposal shows what is meant."""
 _NEAR = 1.2
@@ -211,27 +215,18 @@ def _compared(
 
 
 def examples(case: Case, reference: ReferenceModel, rng: np.random.Generator) -> Iterator[Example]:
-    """Look for what can be asked for in a case."""
+    """Look for what can be asked for in a case, and for what its report names."""
     checkpoint, depth = reference.checkpoint, case.geometry.shape[0]
-    spec, prompts = checkpoint.segmentation, checkpoint.language.prompts
+    spec = checkpoint.segmentation
     volume = case.volume(Window(*checkpoint.windows[spec.window]))
     encoded = reference.encode(volume)
     likely = likely_regions(encoded.regions, REGION_RULE)
     compared, nothing = features_of_regions(likely), np.zeros((0, len(FEATURES)), np.float32)
     source = reference.slice_source(volume, spec.window)
     planes = case.planes(np.arange(depth), spec)
-    for wanted in request_pool(case.truth):
-        if not wanted.one_of_several and rng.random() >= _SHARES.get(wanted.stratum, 0.0):
-            continue
-        request = wanted.phrased(rng)
-        meant = target_of(request, case)
-        fill = prompts.for_label if request.by_class else prompts.for_text
-        prompt = fill(request.text, volume.geometry.extent_mm)
-        state = reference.language.seg_state(encoded.tokens, prompt, prompts.segment_answer)
-        form = "one of several" if wanted.one_of_several else wanted.stratum[0]
-        shown = shows(likely, _lesion(request, case))
-        example = Example(state, nothing, nothing[:, 0], compared, shown, _WEIGHTS[form])
-        if not wanted.present:
+    for state, meant, weight in _said(case, volume, encoded, reference, rng):
+        example = Example(state, nothing, nothing[:, 0], compared, shows(likely, _region(meant)), weight)
+        if not meant.values:
             yield example
             continue
         masks, scores = asyncio.run(_seen(reference, source, depth, state))
@@ -245,11 +240,31 @@ def examples(case: Case, reference: ReferenceModel, rng: np.random.Generator) ->
         yield example
 
 
-def _lesion(request: SegmentRequest, case: Case) -> Place | None:
+def _said(
+    case: Case, volume: Volume, encoded: Encoded, reference: ReferenceModel, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[np.float32], Target, float]]:
+    """Yield [SEG] states, what they mean, and their weights: of requests, and of the report as it would be written."""
+    language, extent_mm = reference.checkpoint.language, volume.geometry.extent_mm
+    prompts = language.prompts
+    for wanted in request_pool(case.truth):
+        if not wanted.one_of_several and rng.random() >= _SHARES.get(wanted.stratum, 0.0):
+            continue
+        request = wanted.phrased(rng)
+        prompt = (prompts.for_label if request.by_class else prompts.for_text)(request.text, extent_mm)
+        state = reference.language.seg_state(encoded.tokens, prompt, prompts.segment_answer)
+        yield state, target_of(request, case), _WEIGHTS[_SEVERAL if wanted.one_of_several else wanted.stratum[0]]
+    report = reference.language.answer(encoded.tokens, prompts.for_report(extent_mm), language.max_report_tokens)
+    for seg, _, number in findings_named(case.truth, parse_report(report.text)):
+        if number is not None:
+            finding = case.truth.findings[number]
+            several = len(case.truth.of(finding.kind, finding.organ)) > 1
+            meant = finding_target(finding, case.places)
+            yield report.seg_hidden[seg], meant, _WEIGHTS[_SEVERAL if several else "finding"]
+
+
+def _region(meant: Target) -> Place | None:
     """Return the place of what is meant, if it is of a kind that regions show."""
-    findings = [case.truth.findings[number] for number in request.findings]
-    places = [case.places.get(f.value or 0) for f in findings if (f.kind, f.organ) in LESIONS]
-    return places[0] if len(places) == len(findings) == 1 else None
+    return meant.place if any(kind == meant.kind for kind, _ in LESIONS) else None
 
 
 def shows(regions: NDArray[np.float32], place: Place | None) -> NDArray[np.float32]:
