@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvl.embedded.facts import FindingFact, ReportFacts, facts, seg_targets
+from medvl.embedded.facts import FindingFact, ReportFacts, facts, findings_named, seg_targets
 from medvl.embedded.random_truth import random_truth
 from medvl.embedded.report import STYLES, render_report, write_report
 from medvl.embedded.report_reader import parse_report
@@ -69,6 +69,25 @@ def test_each_seg_belongs_to_a_finding_with_voxels(seed: int):
     assert write_report(truth, rng).count(SEG) == len(targets)
     grounded = [f for f in facts(truth).findings if f.seg is not None]
     assert [(f.kind, f.organ) for f in grounded] == [(truth.findings[i].kind, truth.findings[i].organ) for i in targets]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "meant"),
+    [
+        ("a 30 mm cyst [SEG] and a 10 mm cyst [SEG]", {0: 0, 1: 1}),
+        ("a 10 mm cyst [SEG] and a 30 mm cyst [SEG]", {0: 1, 1: 0}),
+        ("a 15 mm cyst [SEG]", {0: 1}),
+        ("a 25 mm cyst [SEG]", {0: 0}),
+        ("a 15 mm cyst [SEG], a 35 mm cyst [SEG] and a 25 mm cyst [SEG]", {0: None, 1: 0, 2: 1}),
+        ("a 10 mm cyst", {}),
+        ("a 30 mm mass [SEG]", {0: None}),
+    ],
+)
+def test_what_a_report_names_is_what_is_nearest_in_size(sizes: str, meant: dict[int, int | None]):
+    """In the order of sizes; what there is one too many of, or nothing of, is not there."""
+    truth = _truth((FindingKind.LIVER_CYST, "liver", 31.0), (FindingKind.LIVER_CYST, "liver", 12.0))
+    said = parse_report(f"Findings: The liver shows {sizes}.\nImpression: Liver cyst.")
+    assert {seg: number for seg, _, number in findings_named(truth, said)} == meant
 
 
 def test_a_report_of_nothing():

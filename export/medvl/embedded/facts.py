@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import combinations, zip_longest
 
 from medvl.embedded.truth import Coverage, Finding, FindingKind, Truth
 from medvl.embedded.words import KINDS, NOUNS, SYSTEMS, Grade, grade, rounded_mm
@@ -101,15 +102,29 @@ def seg_targets(truth: Truth) -> tuple[int, ...]:
 def findings_named(truth: Truth, said: ReportFacts) -> Iterator[tuple[int, FindingKind, int | None]]:
     """Yield for each [SEG] of a report its number, the kind that it names, and which of ``truth.findings``, if any.
 
-    Those of one kind in one organ belong to one another in the order of their sizes.
+    Those of one kind in one organ belong to one another in the order of their sizes; where the report has fewer, to
+    those whose sizes are nearest, and where it has more, the smallest are not there.
     """
-    there = defaultdict(list)
+    named, there = defaultdict(list), defaultdict(list)
+    for fact in said.findings:
+        if fact.seg is not None:
+            named[fact.kind, fact.organ].append((fact.size if isinstance(fact.size, int) else 0, fact.seg))
     for number in seg_targets(truth):
         there[truth.findings[number].kind, truth.findings[number].organ].append(number)
-    for fact in sorted(said.findings, key=lambda f: f.size if isinstance(f.size, int) else 0, reverse=True):
-        if fact.seg is not None:
-            numbers = there[fact.kind, fact.organ]
-            yield fact.seg, fact.kind, numbers.pop(0) if numbers else None
+    for (kind, organ), alike in named.items():
+        alike.sort(key=lambda one: -one[0])
+        nearest = _nearest(truth, there[kind, organ], [mm for mm, _ in alike])
+        for (_, seg), meant in zip_longest(alike, nearest):
+            yield seg, kind, meant
+
+
+def _nearest(truth: Truth, numbers: list[int], sizes_mm: list[int]) -> tuple[int, ...]:
+    """Return those of ``truth.findings`` that differ least from sizes, one for each; all where there are no more."""
+
+    def off_mm(chosen: tuple[int, ...]) -> float:
+        return sum(abs(truth.findings[n].size_mm - mm) for n, mm in zip(chosen, sizes_mm, strict=False))
+
+    return min(combinations(numbers, min(len(numbers), len(sizes_mm))), key=off_mm)
 
 
 def organs_with(truth: Truth, coverage: Coverage) -> frozenset[str]:
