@@ -151,6 +151,7 @@ def test_scoring_takes_any_text(seed: int, text: str):
         ("2", "2 cysts.", True),
         ("0", "No cysts.", True),
         ("left", "On the left.", True),
+        ("left", "Left or right.", False),
         ("bladder", "The urinary bladder.", True),
         ("left kidney", "The right kidney.", False),
         ("cannot be assessed", "The spleen cannot be assessed.", True),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import Checkpoint, LookSpec, RegionSpec, ToldSpec, load_checkpoint
 from medvl.contracts.errors import CheckpointError
@@ -15,7 +15,7 @@ from medvl.embedded.preset import enliven
 from medvl.network.modules import Modules
 from medvl.network.projector import Told
 from medvl.network.regions import CUBE, Look, Regions
-from medvl.network.vision import VisionEncoder
+from medvl.network.vision import NormedConv, VisionEncoder
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,22 @@ def test_a_full_stem_sees_every_voxel(checkpoint: Checkpoint):
         seen[stem] = (volume.grad != 0).float().mean().item()
     assert seen["full"] == 1.0
     assert seen["decomposed"] < 0.5
+
+
+@pytest.mark.parametrize(("before", "groups"), [(1, 1), (6, 6), (6, 1)], ids=["one channel", "each channel", "all"])
+def test_a_norm_within_its_convolution_learns_the_same(before: int, groups: int):
+    """Output and gradients are those of the two after each other; there is no other way where statistics move."""
+    torch.manual_seed(5)
+    convolution = NormedConv(nn.Conv3d(before, 6, 3, groups=groups), nn.BatchNorm3d(6), nn.GELU())
+    apart = nn.Sequential(*convolution)
+    x = torch.randn(2, before, 5, 6, 7)
+    for _ in range(3):
+        assert torch.equal(convolution(x), apart(x))
+    nn.init.normal_(apart[1].weight)
+    apart.eval()
+    found, wanted = (torch.autograd.grad(m(x).square().sum(), [*apart.parameters()]) for m in (convolution, apart))
+    torch.testing.assert_close(convolution(x), apart(x))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
 
 
 @torch.inference_mode()

@@ -124,14 +124,14 @@ def choose(pool: Sequence[Asked], rng: np.random.Generator, count: int) -> list[
 
 
 def score_answer(expected: QuestionAnswer, text: str) -> bool:
-    """Whether an answer to a closed question begins with its decisive word; False for open questions."""
+    """Whether an answer to a closed question begins with its decisive word and no alternative; False for open ones."""
     if not expected.closed:
         return False
     said = re.sub(r"[^a-z0-9 ]", " ", text.lower())
     if expected.expected == NOT_ASSESSABLE:
         return NOT_ASSESSABLE in " ".join(said.split())
     said = re.sub(r"^((it is|it s|in|on|the) )+", "", " ".join(said.split()) + " ")
-    return any(said.startswith(f"{word} ") for word in _decisive(expected.expected))
+    return any(re.match(f"{word} (?!or )", said) for word in _decisive(expected.expected))
 
 
 _ONE_ANSWER_WEIGHT = 0.25

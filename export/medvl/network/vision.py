@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv3d
 
 from medvl.contracts.checkpoint import VisionSpec
 from medvl.contracts.errors import CheckpointError
@@ -22,6 +24,24 @@ STEM_KERNEL = 7
 STEM_STRIDE = 4
 LAYER_SCALE = 1e-6
 """Initial factor of a block's residual branch in the public training code."""
+
+
+class NormedConv(nn.Sequential):
+    """A convolution, its batch norm and what follows.
+
+    Where gradients are wanted and statistics stand still, the norm is folded into the convolution: the same numbers,
+    and no pass over the volume for the gradients of the norm, which took a CPU a quarter of a step.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C_in, *, *, *] to [B, C, *, *, *]."""
+        conv, norm, *rest = self
+        assert isinstance(conv, nn.Conv3d)
+        assert isinstance(norm, nn.BatchNorm3d)
+        x = norm(conv(x)) if norm.training or not torch.is_grad_enabled() else _folded(conv, norm, x)
+        for module in rest:
+            x = module(x)
+        return x
 
 
 class DecomposedConv(nn.Module):
@@ -40,7 +60,7 @@ class DecomposedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.c1, self.c2, self.c3 = (
-            nn.Sequential(
+            NormedConv(
                 nn.Conv3d(
                     channels_in,
                     channels,
@@ -198,6 +218,19 @@ def cells_of(spec: VisionSpec, stage: int) -> tuple[int, int, int]:
     return d, h, w
 
 
+def _folded(conv: nn.Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
+    """Return what a norm makes of a convolution's output, by one convolution."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert conv.bias is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight, bias = conv.weight * scale.reshape(-1, 1, 1, 1, 1), (conv.bias - norm.running_mean) * scale + norm.bias
+    # One channel in: in BF16, the gradients of the first convolution took a CPU six times as long.
+    exact = x.device.type == "cpu" and conv.in_channels == conv.groups
+    with torch.autocast("cpu", enabled=False) if exact else nullcontext():
+        return conv3d(x.float() if exact else x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
+
+
 def _along(axis: int, value: int, other: int) -> tuple[int, int, int]:
     first, second, third = (value if i == axis else other for i in range(3))
     return first, second, third
@@ -207,7 +240,7 @@ def _stem(channels_in: int, channels: int, kind: Literal["decomposed", "full"]) 
     first = (
         DecomposedConv(channels_in, channels, STEM_KERNEL, stride=STEM_STRIDE, activate=True)
         if kind == "decomposed"
-        else nn.Sequential(
+        else NormedConv(
             nn.Conv3d(channels_in, channels, STEM_KERNEL, stride=STEM_STRIDE, padding=STEM_KERNEL // 2),
             nn.BatchNorm3d(channels),
             nn.GELU(),

@@ -39,6 +39,7 @@ from medvl.training.perception import (
     freeze_statistics,
     heads,
     jittered,
+    lay_out,
     pooled,
     read_cells,
     read_levels,
@@ -193,6 +194,7 @@ class LanguageLearner:
         self.module.encoder.requires_grad_(requires_grad=joint)
         self.module.heads.requires_grad_(requires_grad=joint)
         self.module.train()
+        lay_out(self.module.encoder)
         freeze_statistics(self.module)
 
     def draw(self, step: int, rng: np.random.Generator) -> Spoken:
