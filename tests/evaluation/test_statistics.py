@@ -76,3 +76,11 @@ def test_a_median_is_that_of_all_values():
     found = median([("a", 1.0), ("a", 2.0), ("b", 10.0)])
     assert (found.value, found.n, found.cases) == (2.0, 3, 2)
     assert 1.0 <= found.low <= found.high <= 10.0
+
+
+def test_cases_with_nothing_to_divide_by_do_not_count():
+    """One case alone has no interval, however many others have nothing to say."""
+    silent = [Observation(name, 0, 0, 0) for name in "bcd"]
+    found = ratio([Observation("a", 1, 2, 1), *silent])
+    assert (found.value, found.low, found.high, found.cases) == (0.5, None, None, 1)
+    assert ratio([Observation("a", 1, 2), Observation("e", 2, 2), *silent]).cases == 2

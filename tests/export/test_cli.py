@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from medvl.contracts.engines import EngineSet, Gpu, Machine
 from medvl.contracts.manifest import Manifest
 from medvl.export.cli import main
@@ -144,3 +146,23 @@ def test_train_phantom_names_its_stages(capsys, tmp_path):
     status, said = run(capsys, "train-phantom", "--out", tmp_path, "--stages", "clip")
     assert status == 1
     assert "There is no stage 'clip': the stages are cases, perception, coarse," in said.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--threads", "0"), ("--workers", "-1"), ("--cases", "5:5")],
+    ids=["threads", "workers", "cases"],
+)
+def test_train_phantom_takes_numbers_of_things(capsys, tmp_path, option: str, value: str):
+    """Whatever else is said before it has begun."""
+    with pytest.raises(SystemExit):
+        main(["train-phantom", "--out", str(tmp_path), option, value])
+    assert f"argument {option}:" in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_a_folder_is_named(capsys, tmp_path):
+    """Without a traceback."""
+    (tmp_path / "run").touch()
+    status, said = run(capsys, "train-phantom", "--out", tmp_path / "run", "--stages", "coarse", "--minutes", "0.001")
+    assert status == 1
+    assert said.err == f"{tmp_path / 'run'}: File exists.\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from medvl.contracts.errors import SetupError
 from medvl.training.curves import draw_curves
-from medvl.training.loop import SHOWN_EVERY, Loop, Stage, averaged
+from medvl.training.loop import SHOWN_EVERY, Loop, Stage, averaged, origin, version
 
 STAGE = Stage("toy", 2 * SHOWN_EVERY, 1e-2, batch=8)
 
@@ -101,6 +103,44 @@ def test_curves_are_drawn(tmp_path: Path):
     draw_curves(tmp_path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "curves.png").stat().st_size > (tmp_path / "empty.png").stat().st_size
+
+
+def test_a_line_that_was_cut_off_is_not_drawn(tmp_path: Path):
+    """The disk was full, or the power went; what was learnt since is drawn and becomes a checkpoint."""
+    run(tmp_path, Line())
+    with (tmp_path / "toy.jsonl").open("a") as file:
+        file.write('{"step": 60, "lo{"step": 80, "loss": 0.5}\n')
+    draw_curves(tmp_path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_what_is_no_number_is_not_saved(tmp_path: Path):
+    """Weights, their average and the optimiser would all be lost; the state before stays, and goes on."""
+
+    class Diverging(Line):
+        def loss(self, step, drawn):
+            loss, shown = super().loss(step, drawn)
+            return loss * (math.nan if step == 5 else 1.0), shown
+
+    with pytest.raises(SetupError, match="no number"):
+        run(tmp_path, Diverging())
+    assert averaged(tmp_path, "toy")["weight"].isfinite().all()
+    assert run(tmp_path, Line()).finished
+
+
+def test_a_run_of_a_stage_has_a_version(tmp_path: Path):
+    """It stays when the run goes on; more steps and another run have other ones. So does what it was begun from."""
+    first = Loop(STAGE, Line(), tmp_path, seed=1, begun_from={"other": "1@2"})
+    first.save()
+    begun = version(tmp_path, "toy")
+    again = Loop(STAGE, Line(), tmp_path, seed=1, begun_from={"other": "1@3"})
+    again.save()
+    assert version(tmp_path, "toy") == begun
+    assert origin(tmp_path, "toy") == {"other": "1@2"}
+    again.run(1.0, lambda _: None)
+    assert version(tmp_path, "toy") != begun
+    Loop(STAGE, Line(), tmp_path / "anew", seed=1).save()
+    assert version(tmp_path / "anew", "toy") != begun
 
 
 def test_the_average_follows_the_weights(tmp_path: Path):

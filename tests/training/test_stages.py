@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from medvl.contracts.errors import InvalidRequest
@@ -32,7 +36,7 @@ from medvl.training.clips import clip_slices
 from medvl.training.descriptors import LENGTH, Place, absent, descriptor, places, targets
 from medvl.training.language import utterances
 from medvl.training.looks import Looked, LookLearner, erased, misread, right_of, with_nodule
-from medvl.training.loop import Loop, on_device
+from medvl.training.loop import on_device
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
 from medvl.training.proposals import Example, ProposalLearner, examples
 from medvl.training.regions import LESIONS, lesions, padded, region_loss
@@ -44,12 +48,13 @@ WIDE = Window(*phantom_checkpoint({}).windows[WINDOW])
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose stages have all been begun, none of them with a step."""
+def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run whose stages are all done, with no step to do."""
     folder = tmp_path_factory.mktemp("run")
-    for name, stage in train.stages_on("cpu").items():
-        Loop(stage, train.learner(name, folder, "cpu"), folder, seed=0).save()
-    return folder
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(train.RECIPES, "cpu", tuple(replace(stage, steps=0) for stage in train.RECIPES["cpu"]))
+        assert train.train(folder, list(train.stages_on("cpu")), 1.0, lambda _: None)
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +154,7 @@ def test_looks_teach_to_see_closer_and_to_tell(out: Path):
     assert regions is not None
     cells = sum(look.likely + look.spots for look in regions.looks)
     assert drawn.cubes.shape == (train.stages_on("cpu")["looks"].batch, cells, CUBE, CUBE, CUBE)
-    assert [path.stem for path in out.glob("looks-0/seen/*.npz")] == [str(FIRST_SEED + 1_000_000)]
+    assert [path.stem for path in out.glob("looks-*/seen/*.npz")] == [str(FIRST_SEED + 1_000_000)]
 
 
 def test_how_much_tokens_show_is_learnt_with_lesions_and_without():
@@ -235,15 +240,7 @@ def test_reports_teach_what_regions_show(out: Path):
     with torch.no_grad():
         learner.module.language.model.norm.weight.add_(1.0)
     assert learner.loss(1, drawn)[1]["moved"] > shown["moved"]
-    assert set(drawn.spoken.seeds) == {FIRST_SEED + 1_000_000}, "the encoder has learnt from the first one"
-
-
-def test_reports_do_not_go_on_from_other_weights_than_they_began_with(out: Path, tmp_path: Path):
-    """When joint has gone on meanwhile, what reports has learnt fits nothing any more."""
-    for name in ("joint", "looks", "reports", "clips"):
-        (tmp_path / f"{name}.pt").symlink_to(out / f"{name}.pt")
-    with pytest.raises(InvalidRequest, match=r"other weights.*remove reports\.pt"):
-        train.learner("reports", tmp_path, "cpu")
+    assert set(drawn.spoken.seeds) == {FIRST_SEED + 2_000_000}, "encoder and looks have learnt from those before"
 
 
 def test_a_report_leaves_out_lesions_that_no_region_shows(case: Case):
@@ -282,7 +279,7 @@ def test_proposals_teach_a_state_what_it_means(out: Path):
     meant = np.eye(3, dtype=np.float32)
     said = [Example(states[i], features, np.eye(2, dtype=np.float32)[i], regions, meant[i], 1.0) for i in range(2)]
     unseen = Example(states[2], features, np.zeros(2, np.float32), regions, meant[2], 1.0)
-    learner.keep(FIRST_SEED + 1_000_000, [*said, unseen])
+    learner.keep(FIRST_SEED + 3_000_000, [*said, unseen])
     drawn = learner.draw(0, np.random.default_rng(0))
     batch = train.stages_on("cpu")["proposals"].batch
     assert [len(among.states) for among in (drawn.proposals, drawn.regions)] == [2 * batch, 3 * batch]
@@ -320,7 +317,7 @@ def test_proposals_need_something_that_is_seen(out: Path):
     """A checkpoint that has not learnt to see is told so."""
     learner = train.learner("proposals", out, "cpu")
     assert isinstance(learner, ProposalLearner)
-    learner.keep(FIRST_SEED + 1_000_000, [])
+    learner.keep(FIRST_SEED + 3_000_000, [])
     with pytest.raises(InvalidRequest, match="trained checkpoint"):
         learner.draw(0, np.random.default_rng(0))
 
@@ -333,10 +330,55 @@ def test_a_stage_without_the_one_before_is_refused(tmp_path: Path):
         train.learner("language", tmp_path, "cpu")
 
 
-def test_joint_waits_for_a_teacher_that_stands_still(tmp_path: Path):
+def test_a_stage_waits_for_those_that_it_goes_on_from(tmp_path: Path):
     """It would learn what is not so any more."""
-    with pytest.raises(InvalidRequest, match="slices is not done"):
-        train.train(tmp_path, ["joint"], 1.0, lambda _: None)
+    with pytest.raises(InvalidRequest, match="perception is not done"):
+        train.train(tmp_path, ["language"], 1.0, lambda _: None)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_stages_go_on_from_stages_of_their_device(device: str):
+    """Those that it leaves out are passed by; words come when both sides are done, proposals when all else is."""
+    before = {name: train._before(name, device) for name in train.stages_on(device)}
+    assert before["joint"] == (("perception" if device == "cuda" else "language"), "slices")
+    assert before["slices"] == (() if device == "cuda" else ("coarse",))
+    assert before["words"] == ("clips", "reports")
+    known: set[str] = set()
+    for name in train.stages_on(device):
+        assert set(before[name]) <= known
+        known.add(name)
+
+
+def test_weights_that_do_not_fit_each_other_make_no_checkpoint(out: Path, tmp_path: Path):
+    """Where a stage was done anew, what came after it fits nothing any more; nor does it on another device."""
+    for path in out.glob("*.pt"):
+        shutil.copy(path, tmp_path)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    train.finish(tmp_path, folder)
+    (tmp_path / "joint.pt").unlink()
+    assert train.train(tmp_path, ["joint"], 1.0, lambda _: None)
+    with pytest.raises(InvalidRequest, match=r"looks was begun .* from other weights .* remove looks\.pt"):
+        train.finish(tmp_path, folder)
+    (tmp_path / "looks.pt").unlink()
+    with pytest.raises(InvalidRequest, match=r"remove reports\.pt"):
+        train.train(tmp_path, ["looks", "reports"], 1.0, lambda _: None)
+    with pytest.raises(InvalidRequest, match="for another device"):
+        train.finish(out, folder, "cuda")
+
+
+def test_what_is_done_needs_nothing(out: Path, tmp_path: Path):
+    """Neither time nor what it has seen."""
+    for path in out.glob("*.pt"):
+        (tmp_path / path.name).symlink_to(path)
+    assert train.train(tmp_path, list(train.stages_on("cpu")), 0.0, lambda _: None)
+    assert not list(tmp_path.glob("*/"))
+
+
+def test_numbers_of_phantoms_do_not_reach_those_of_other_stages(tmp_path: Path):
+    """What looks has learnt from is not what an encoder may be taught with."""
+    with pytest.raises(InvalidRequest, match="below 1,000,000"):
+        train.train(tmp_path, ["cases"], 0.0, lambda _: None, cases=range(999_999, 1_000_001))
 
 
 def test_no_time_begins_no_stage(tmp_path: Path):
@@ -346,16 +388,35 @@ def test_no_time_begins_no_stage(tmp_path: Path):
 
 
 def test_what_was_learnt_becomes_a_checkpoint(out: Path, tmp_path: Path):
-    """It keeps the contract and says that it is trained, and how far."""
+    """It keeps the contract, says that it is trained, and how far, and holds of each stage what that taught."""
     from medvl.contracts.checkpoint import load_checkpoint
     from medvl.export.check import mismatches
 
-    train.finish(out, tmp_path)
-    assert mismatches(tmp_path) == []
-    checkpoint = load_checkpoint(tmp_path)
+    names = list(train.stages_on("cpu"))
+    for name in names:
+        state = torch.load(out / f"{name}.pt", weights_only=True)
+        for value in state["average"].values():
+            value.fill_(names.index(name) + 1)
+        torch.save(state, tmp_path / f"{name}.pt")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    train.finish(tmp_path, folder)
+    assert mismatches(folder) == []
+    checkpoint = load_checkpoint(folder)
     assert checkpoint.trained
     assert "perception 0, coarse 0, slices 0," in checkpoint.provenance
-    assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) <= 48_000_000
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 48_000_000
+    looks, joint = names.index("looks") + 1, names.index("joint") + 1
+    expected = {"proposals": "proposals", "sam2": "words", "model": "reports", "projector": "joint"}
+    for path in folder.rglob("*.safetensors"):
+        for key, value in load_file(path).items():
+            if path.stem == "vision_encoder":
+                wanted = looks if ".looks." in key else joint
+            elif ".told." in f".{key}":
+                wanted = looks
+            else:
+                wanted = names.index(expected.get(path.stem, "joint")) + 1
+            assert (value == wanted).all(), (path.name, key)
 
 
 @pytest.fixture

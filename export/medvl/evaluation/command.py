@@ -84,8 +84,14 @@ def run(settings: Settings, tell: Tell) -> str:
     """Evaluate, write the JSON if one is asked for, and return the tables."""
     plan = settings.plan
     folder = resolve_checkpoint(settings.checkpoint)
-    checkpoint, records = load_checkpoint(folder), Records(settings.folder)
-    with _participants(settings, folder, checkpoint) as participants:
+    # What is wrong with what is needed in the end is said before the hours that lead there.
+    if settings.real is not None:
+        real.require(settings.real)
+    if settings.json is not None:
+        settings.json.parent.mkdir(parents=True, exist_ok=True)
+        settings.json.open("a", encoding="utf-8").close()
+    checkpoint = load_checkpoint(folder)
+    with Records(settings.folder) as records, _participants(settings, folder, checkpoint) as participants:
         results = evaluate(plan, participants, checkpoint, records, make=Case.make, tell=tell)
         if settings.real is not None:
             results += real.evaluate_real(settings.real, participants, checkpoint.digest, records, tell)
@@ -94,7 +100,6 @@ def run(settings: Settings, tell: Tell) -> str:
     software = {participant.subject.name: participant.software for participant in participants}
     document = describe(settings, checkpoint, software, found, compared)
     if settings.json is not None:
-        settings.json.parent.mkdir(parents=True, exist_ok=True)
         settings.json.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     return _printed(settings, checkpoint, found, compared)
 

@@ -5,6 +5,7 @@ Organs hold the lesions inside them. What lies outside the field of view or was 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -96,16 +97,17 @@ def by_text(case: Case, volume: Volume, subject: Subject, count: int) -> tuple[S
 def of_report(case: Case, volume: Volume, subject: Subject) -> tuple[Segmented, ...]:
     """Have a report written, and segmented what it names: every finding that is followed by its [SEG].
 
-    What a report does not name is left out here: its recall tells that.
+    What a report does not name is left out here: its recall tells that. Masks of other words are of other findings.
     """
     said, found = subject.report_masks(volume)
+    report = hashlib.sha256(said.encode()).hexdigest()[:12]
     return tuple(
         segmented(
             found[seg],
             None if number is None else case.findings((number,)),
             volume.geometry.spacing_mm,
             prompt="report",
-            asked=f"finding {seg}",
+            asked=f"finding {seg} of {report}",
             name=kind.value,
             kind="finding",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,18 +59,32 @@ def evaluate_real(
     results = []
     for series in SERIES:
         volume, targets = load(folder, series)
+        labels = hashlib.sha256((folder / series.labels).read_bytes()).hexdigest()
         for participant in participants:
             identity = Identity(
                 checkpoint=checkpoint_digest,
                 software=participant.software,
                 case=series.name,
-                task=f"real {volume.digest[:12]} x {CLICKS}",
+                task=f"real {volume.digest[:12]} {labels[:12]} x {CLICKS}",
                 subject=participant.subject.name,
                 condition="own",
             )
             work = partial(_pointed, series, volume, targets, participant.subject, tell)
             results.append(records.get(identity, work))
     return results
+
+
+def require(folder: Path) -> None:
+    """Refuse a folder without the real series.
+
+    Raises
+    ------
+    SetupError
+        With the part that is missing.
+    """
+    for part in (CLASS_MAP, *(part for series in SERIES for part in (series.images, series.labels))):
+        if not (folder / part).exists():
+            raise SetupError(f"The folder of real CT holds no {part}: name the folder with the example series.")
 
 
 def load(folder: Path, series: RealSeries) -> tuple[Volume, list[Target]]:
@@ -82,9 +97,7 @@ def load(folder: Path, series: RealSeries) -> tuple[Volume, list[Target]]:
     SetupError
         When they are not there, or the label map lies on another grid.
     """
-    for part in (series.images, series.labels, CLASS_MAP):
-        if not (folder / part).exists():
-            raise SetupError(f"The folder of real CT holds no {part}: name the folder with the example series.")
+    require(folder)
     volume = read_series(folder / series.images).volume
     labels = labels_on_grid(folder / series.labels, volume)
     names = {int(value): name for value, name in json.loads((folder / CLASS_MAP).read_text("utf-8"))["total"].items()}

@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -66,7 +69,7 @@ class Record(BaseModel):
 
 
 class Records:
-    """The results in a folder.
+    """The results in a folder, which nobody else writes to within its context.
 
     Parameters
     ----------
@@ -76,13 +79,12 @@ class Records:
     Raises
     ------
     SetupError
-        When the file holds something else than results.
+        On entering, when the file holds something else than results, or another process writes to it.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / FILE
-        self._records = {record.key: record for record in self._read()}
 
     def get(self, identity: Identity, make: Callable[[], Sequence[Item]]) -> Record:
         """Return a result that is there, or make it and write it down."""
@@ -95,24 +97,36 @@ class Records:
                 condition=identity.condition,
                 items=tuple(make()),
             )
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(record.model_dump_json() + "\n")
+            self._file.write(record.model_dump_json() + "\n")
+            self._file.flush()
             self._records[identity.key] = record
         return self._records[identity.key]
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._file = stack.enter_context(self._path.open("a", encoding="utf-8"))
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SetupError(f"Another evaluation writes {self._path}: name another folder with --work.") from None
+            self._records = {record.key: record for record in self._read()}
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def __contains__(self, identity: Identity) -> bool:
         return identity.key in self._records
 
     def _read(self) -> list[Record]:
-        if not self._path.is_file():
-            return []
-        text = self._path.read_text("utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
+        data = self._path.read_bytes()
+        *lines, cut = data.split(b"\n")
+        if cut:
             # The process died while it wrote its last line.
-            self._path.write_text(whole, "utf-8")
+            self._file.truncate(len(data) - len(cut))
         try:
-            return [Record.model_validate_json(line) for line in whole.splitlines()]
+            return [Record.model_validate_json(line) for line in lines]
         except ValidationError:
             raise SetupError(
                 f"The file {self._path} holds no results of this version: name another folder with --work."

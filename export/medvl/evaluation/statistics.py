@@ -56,7 +56,7 @@ class Estimate:
     n
         Items.
     cases
-        Cases that have any.
+        Cases with something to divide by.
     """
 
     value: float | None
@@ -81,19 +81,20 @@ def ratio(observations: Sequence[Observation], *, proportion: bool = False) -> E
         sums[one.case] += (one.numerator, one.denominator)
     n = sum(one.items for one in observations)
     pairs = np.array(list(sums.values())).reshape(-1, 2)
+    cases = int(np.count_nonzero(pairs[:, 1]))
     total = pairs.sum(0)
     if total[1] == 0:
-        return Estimate(None, None, None, n, len(pairs), None)
+        return Estimate(None, None, None, n, 0, None)
     value = float(total[0] / total[1])
     if proportion and n == len(pairs):
         low, high = wilson(int(total[0]), n)
-        return Estimate(value, low, high, n, len(pairs), "wilson")
-    if len(pairs) < 2:
-        return Estimate(value, None, None, n, len(pairs), None)
+        return Estimate(value, low, high, n, cases, "wilson")
+    if cases < 2:
+        return Estimate(value, None, None, n, cases, None)
     drawn = pairs[_draws(len(pairs))].sum(1)
     drawn = drawn[drawn[:, 1] > 0]
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5)).tolist()
-    return Estimate(value, low, high, n, len(pairs), "bootstrap")
+    return Estimate(value, low, high, n, cases, "bootstrap")
 
 
 def median(values: Iterable[tuple[str, float]]) -> Estimate:

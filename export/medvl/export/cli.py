@@ -35,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MedvlError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"{error.filename}: {error.strerror}.\n")
+        return 1
     return 0
 
 
@@ -342,11 +347,18 @@ def _write_phantom(folder: Path, phantom: Phantom, options: argparse.Namespace) 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_train)
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="state, curves and cases; resumed")
-    parser.add_argument("--stages", metavar="S,...", help="of these, in this order (all)")
+    parser.add_argument(
+        "--stages",
+        metavar="S,...",
+        help="of cases, perception, coarse (CPU), slices, clips, language (CPU), joint, looks, reports, words and "
+        "proposals, one after another (all)",
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="stop after so long, to be resumed (10)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the networks learn (cpu)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that draw what steps need (0)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
+    parser.add_argument(
+        "--workers", type=_count, default=0, metavar="N", help="processes that draw what steps need (0)"
+    )
+    parser.add_argument("--threads", type=_positive, default=1, help="threads of torch (1)")
     parser.add_argument(
         "--cases",
         type=_numbers,
@@ -356,6 +368,18 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FOLDER", help="write what was learnt so far as a checkpoint"
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of things")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not _count(text):
+        raise argparse.ArgumentTypeError("at least one is needed")
+    return int(text)
 
 
 def _numbers(text: str) -> range:
@@ -380,10 +404,10 @@ def _train(options: argparse.Namespace) -> None:
         raise SetupError(f"{checkpoint} is not a checkpoint that could be replaced: name another with --checkpoint.")
     torch.set_num_threads(options.threads)
     done = train(options.out, names, options.minutes, _progress, options.device, options.workers, options.cases)
-    draw_curves(options.out, options.out / "curves.png")
     if checkpoint:
         with locked(checkpoint), replacement(checkpoint) as staging:
-            finish(options.out, staging)
+            finish(options.out, staging, options.device)
+    draw_curves(options.out, options.out / "curves.png")
     sys.stdout.write("trained\n" if done else "not finished: run the command again to go on\n")
 
 
@@ -400,7 +424,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--texts", type=int, default=3, help="findings of a case to ask for in words, and again absent ones (3)")
     add("--served", metavar="HOST:PORT", help="evaluate the service there, and compare it with the reference")
     add("--real", type=Path, metavar="FOLDER", help="also point at organs of the real CT in this folder of test data")
-    add("--threads", type=int, default=1, help="threads of torch (1)")
+    add("--threads", type=_positive, default=1, help="threads of torch (1)")
     add("--json", type=Path, metavar="FILE", help="write every figure there")
     add("--work", type=Path, metavar="FOLDER", help="results that are done, for a second run (beside the JSON)")
     add("--markdown", action="store_true", help="print tables in Markdown")

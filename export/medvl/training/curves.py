@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ def draw_curves(folder: Path, out: Path) -> None:
 
 def _curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Return steps and values of every figure; where a piece was cut off, what was done again counts."""
-    lines = {line["step"]: line for line in map(json.loads, path.read_text("utf-8").splitlines())}
+    lines = {line["step"]: line for line in map(_read, path.read_text("utf-8").splitlines()) if line}
     curves: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
     for step, line in sorted(lines.items()):
         for name, value in line.items():
@@ -48,6 +49,15 @@ def _curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
                 curves[name][0].append(step)
                 curves[name][1].append(value)
     return curves
+
+
+def _read(text: str) -> dict[str, Any] | None:
+    """Return a line; None for one that was cut off."""
+    try:
+        line: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return line
 
 
 def _smooth(values: list[float]) -> list[float]:

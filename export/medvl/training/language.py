@@ -30,7 +30,6 @@ from medvl.network.vision import scaled_to
 from medvl.training.cases import Case, CaseStore
 from medvl.training.descriptors import LENGTH, Target, Teacher, absent, descriptor, finding_target, targets
 from medvl.training.perception import (
-    READ,
     REGION_WEIGHT,
     Grids,
     Parts,
@@ -118,7 +117,7 @@ class Speaking(nn.Module):
         self.seg_projector = modules.seg_projector
         self.language = language
         self.state_head = nn.Linear(modules.checkpoint.language.hidden_size, LENGTH)
-        self.token_head = nn.Linear(modules.checkpoint.language.hidden_size, READ)
+        (self.token_head,) = heads([modules.checkpoint.language.hidden_size])
         vision = modules.checkpoint.vision
         self.heads = heads(vision.dims[: max(vision.feature_stages) + 1])
 
@@ -227,7 +226,9 @@ class LanguageLearner:
             read = [head(level.float()) for head, level in zip(self.module.heads, levels, strict=True)]
             seeing, seen = read_levels(read, counts)
             loss, shown = loss + _LEVELS_WEIGHT * seeing, shown | seen
-            scores, outlines = (read.float() for read in self.module.encoder.read_regions(levels))
+            with torch.autocast(views.hu.device.type, torch.bfloat16):
+                scores, outlines = self.module.encoder.read_regions(levels)
+            scores, outlines = scores.float(), outlines.float()
             finding, found = region_loss(scores, outlines, drawn.lesions, self.module.encoder.fine_cells)
             loss, shown = loss + REGION_WEIGHT * finding, shown | found
         if len(drawn.seg):

@@ -5,7 +5,8 @@ where there are any.
 
 ::
 
-    <out>/<stage>.pt      weights, their moving average, optimiser and step
+    <out>/<stage>.pt      weights, their moving average, optimiser and step; which run of the stage they are of, and
+                          what that was begun from
     <out>/<stage>.jsonl   one line of means for every :data:`SHOWN_EVERY` steps; drawn by :mod:`medvl.training.curves`
 """
 
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from medvl.contracts.errors import SetupError
+
 SHOWN_EVERY = 20
 _SAVED_EVERY_S = 120.0
 _WARMUP = 200
@@ -35,6 +39,8 @@ _DECAY = 0.05
 _AVERAGE = 0.998
 """Share of the old value that the moving average of the weights keeps each step."""
 _LARGEST_GRADIENT = 1.0
+_FINITE = ("loss", "gradient")
+"""Of what is shown: numbers, or nothing of a step is worth keeping."""
 _DRAWN_AHEAD = 4
 """Steps that each process draws ahead."""
 
@@ -95,14 +101,25 @@ class Loop:
         Of everything that is drawn; a step draws the same whenever it is done.
     workers
         Processes that draw; with none, this one does.
+    begun_from
+        What a stage that has not begun will have been begun from; see :func:`origin`.
     """
 
-    def __init__(self, stage: Stage, learner: Learner, folder: Path, seed: int, workers: int = 0) -> None:
+    def __init__(  # noqa: PLR0917 - what it is made of
+        self,
+        stage: Stage,
+        learner: Learner,
+        folder: Path,
+        seed: int,
+        workers: int = 0,
+        begun_from: Mapping[str, str] | None = None,
+    ) -> None:
         self._stage = stage
         self._learner = learner
         self._folder = folder
         self._seed = seed
         self._workers = workers
+        self._run, self._begun_from = secrets.token_hex(4), dict(begun_from or {})
         self._parameters = [p for p in learner.module.parameters() if p.requires_grad]
         self._optimiser = torch.optim.AdamW(
             [
@@ -135,14 +152,16 @@ class Loop:
             for name, value in self._advance(next(draws)).items():
                 shown[name].append(value.detach().float())
             if self._step % SHOWN_EVERY == 0:
+                self._check(shown)
                 means = {name: torch.stack(values).nanmean().item() for name, values in shown.items()}
                 seconds = (time.monotonic() - start_s) / SHOWN_EVERY
                 start_s = time.monotonic()
                 self._show({name: mean for name, mean in means.items() if not math.isnan(mean)}, seconds, tell)
                 shown.clear()
-            if time.monotonic() - saved_s > _SAVED_EVERY_S:
-                self.save()
-                saved_s = time.monotonic()
+                if time.monotonic() - saved_s > _SAVED_EVERY_S:
+                    self.save()
+                    saved_s = time.monotonic()
+        self._check(shown)
         self.save()
         return (time.monotonic() - begun_s) / 60
 
@@ -153,6 +172,8 @@ class Loop:
             "module": self._learner.module.state_dict(),
             "average": self._average,
             "optimiser": self._optimiser.state_dict(),
+            "run": self._run,
+            "begun_from": self._begun_from,
         }
         part = self._state.with_suffix(".part")
         torch.save(state, part)
@@ -168,6 +189,15 @@ class Loop:
         self._learner.module.load_state_dict(state["module"])
         self._average = state["average"]
         self._optimiser.load_state_dict(state["optimiser"])
+        self._run, self._begun_from = state["run"], state["begun_from"]
+
+    def _check(self, shown: Mapping[str, Sequence[Tensor]]) -> None:
+        """Refuse to save what has come of a loss or a gradient that is no number."""
+        if not all(value.isfinite() for name in _FINITE for value in shown.get(name, ())):
+            raise SetupError(
+                f"The stage {self._stage.name} has come to a loss that is no number, by step {self._step}. What is "
+                "saved is older: the same command goes on from there."
+            )
 
     def _draws(self) -> Iterator[Any]:
         """Yield what the steps need, one after another."""
@@ -194,12 +224,12 @@ class Loop:
             group["lr"] = rate
         loss, shown = self._learner.loss(self._step, on_device(drawn))
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
+        gradient = nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self._step += 1
         self._follow()
-        return {"loss": loss, **shown}
+        return {"loss": loss, "gradient": gradient, **shown}
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -262,6 +292,18 @@ def steps_done(folder: Path, stage: str) -> int:
     """Return how many steps a stage has come to."""
     step: int = _state(folder, stage)["step"]
     return step
+
+
+def version(folder: Path, stage: str) -> str:
+    """Return what names the weights that a stage has come to: another run of it has other ones, as have more steps."""
+    state = _state(folder, stage)
+    return f"{state['run']}@{state['step']}"
+
+
+def origin(folder: Path, stage: str) -> dict[str, str]:
+    """Return what a stage was begun from: versions of others, by name."""
+    begun_from: dict[str, str] = _state(folder, stage)["begun_from"]
+    return begun_from
 
 
 def _state(folder: Path, stage: str) -> dict[str, Any]:

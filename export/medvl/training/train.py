@@ -20,6 +20,8 @@ processes can run them on two cores, or on one GPU. ``language`` teaches the seg
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import time
@@ -31,10 +33,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medvl.contracts.checkpoint import CHECKPOINT_FILE, Checkpoint
+from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.preset import WINDOW, enliven, phantom_checkpoint, phantom_language_model, write_checkpoint
 from medvl.embedded.vocabulary import train_tokenizer
+from medvl.export.folders import locked, replacement
 from medvl.imaging.windows import Window
 from medvl.network.modules import Modules
 from medvl.network.vision import cells_of
@@ -42,7 +45,7 @@ from medvl.training.cases import FIRST_SEED, CaseStore
 from medvl.training.descriptors import Teacher
 from medvl.training.language import LanguageLearner, begin_locally
 from medvl.training.looks import Looking, LookLearner
-from medvl.training.loop import Learner, Loop, Stage, averaged, steps_done
+from medvl.training.loop import Learner, Loop, Stage, averaged, origin, steps_done, version
 from medvl.training.perception import PerceptionLearner
 from medvl.training.proposals import ProposalLearner
 from medvl.training.reports import ReportLearner
@@ -80,13 +83,26 @@ RECIPES = {
     ),
 }
 """Stages by the device that they run on."""
+_AFTER = {
+    "slices": ("coarse",),
+    "clips": ("slices",),
+    "language": ("perception",),
+    "joint": ("language", "slices"),
+    "looks": ("joint",),
+    "reports": ("looks",),
+    "words": ("clips", "reports"),
+    _PROPOSALS.name: ("words",),
+}
+"""What each stage goes on from, which has to be done; in place of what a device leaves out, what that goes on from."""
 _BY_REGIONS = ("looks", "reports", _PROPOSALS.name)
-"""Stages that learn from what the encoder finds: in what it has learnt from it is surer than it will be."""
+"""Stages that learn from what others find in phantoms that none of these has learnt from: there they would be surer."""
 _SEGMENTATION = ("coarse", "slices", "clips", "words")
 """Stages of SAM2, each of which goes on from the one before."""
 _UNSEEN = 1_000_000
-"""How much further on the phantoms lie that stages draw from which need cases that are new to the encoder."""
+"""How much further on the phantoms of each stage lie that draws from its own."""
 SEED = 2601
+_REFERENCE = "checkpoint"
+"""Folder of what the stages before have come to, beside what was seen with it."""
 _LOW_POOLED, _HIGH_POOLED = (1, 2, 2), (1, 1, 1)
 """Cells of the two levels that a vision token begins with."""
 
@@ -127,8 +143,11 @@ def train(  # noqa: PLR0917 - the options of the command
     Raises
     ------
     InvalidRequest
-        When a stage needs one that has not begun, or the device is not there.
+        When a stage needs one that is not done, or was begun from other weights than are there now, when numbers of
+        phantoms are those of other stages, or the device is not there.
     """
+    if cases is not None and cases.stop > _UNSEEN:
+        raise InvalidRequest(f"Phantoms have numbers below {_UNSEEN:,}: those behind are kept for other stages.")
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidRequest("There is no GPU that torch can use: leave --device out to train on the CPU.")
     if MAKE_CASES in names:
@@ -138,17 +157,17 @@ def train(  # noqa: PLR0917 - the options of the command
     with torch.device(device):
         torch.set_float32_matmul_precision("high")
         for name in (n for n in names if n != MAKE_CASES):
+            stage = stages_on(device)[name]
+            _check(out, name, device)
+            if _done(out, stage):
+                continue
             if minutes <= 0:
                 return False
-            if name == "joint" and not _teacher_stands(out, device):
-                raise InvalidRequest(
-                    f"The stage slices is not done in {out}: joint learns from its teacher, run it first."
-                )
             torch.manual_seed(SEED)
-            loop = Loop(stages_on(device)[name], learner(name, out, device, cases), out, SEED, workers)
-            if not loop.finished:
-                tell(f"{name}:")
-                minutes -= loop.run(minutes, tell)
+            begun_from = _versions(out, name, device)
+            loop = Loop(stage, learner(name, out, device, cases), out, SEED, workers, begun_from)
+            tell(f"{name}:")
+            minutes -= loop.run(minutes, tell)
             if not loop.finished:
                 return False
     return True
@@ -167,20 +186,46 @@ def _make_cases(store: CaseStore, workers: int, minutes: float, tell: Callable[[
     return (time.monotonic() - begun_s) / 60
 
 
-def _teacher_stands(out: Path, device: str) -> bool:
-    """Whether the teacher of SAM2's words does not change any more."""
-    done = _begun(out, "slices") and steps_done(out, "slices") >= stages_on(device)["slices"].steps
-    return done or _begun(out, "clips")
+def _before(name: str, device: str) -> tuple[str, ...]:
+    """Return the stages on a device that one goes on from."""
+    found: list[str] = []
+    for before in _AFTER.get(name, ()):
+        found.extend([before] if before in stages_on(device) else _before(before, device))
+    return tuple(found)
 
 
-def finish(out: Path, folder: Path) -> None:
+def _done(out: Path, stage: Stage) -> bool:
+    return _begun(out, stage.name) and steps_done(out, stage.name) >= stage.steps
+
+
+def _versions(out: Path, name: str, device: str) -> dict[str, str]:
+    """Return what a stage would be begun from now."""
+    return {"device": device, **{before: _version(out, before) for before in _before(name, device)}}
+
+
+def _check(out: Path, name: str, device: str) -> None:
+    """Refuse a stage whose weights do not fit those that it goes on from, and one of which these are not done."""
+    for before in _before(name, device):
+        if not _done(out, stages_on(device)[before]):
+            raise InvalidRequest(f"The stage {before} is not done in {out}: {name} goes on from it, run it first.")
+        _check(out, before, device)
+    if _begun(out, name) and origin(out, name) != _versions(out, name, device):
+        raise InvalidRequest(
+            f"The stage {name} was begun in {out} from other weights than are there now, or for another device: "
+            f"remove {name}.pt to begin it again."
+        )
+
+
+def finish(out: Path, folder: Path, device: str = "cpu") -> None:
     """Write the checkpoint that the stages have come to, as a folder that keeps the contract.
 
     Raises
     ------
     InvalidRequest
-        When a stage has not begun.
+        When a stage has not begun, or one was begun from other weights than are there now.
     """
+    for name in (n for n in stages_on(device) if _begun(out, n)):
+        _check(out, name, device)
     _write(out, folder, proposals=_begun(out, _PROPOSALS.name))
 
 
@@ -234,22 +279,21 @@ def learner(name: str, out: Path, device: str, cases: range | None = None) -> Le
     if name in _SEGMENTATION:
         return _segmentation_learner(stage, out, checkpoint, store, device)
     if name in _BY_REGIONS:
-        numbers = CASES[device] if cases is None else cases
-        unseen = _store(out, device, range(numbers.start + _UNSEEN, numbers.stop + _UNSEEN))
+        numbers, further = CASES[device] if cases is None else cases, _UNSEEN * (1 + _BY_REGIONS.index(name))
+        unseen = _store(out, device, range(numbers.start + further, numbers.stop + further))
         store = replace(unseen, first=store.first, more=store.more)
-    if name == "looks":
-        folder = _folder_of(out, name)
-        return LookLearner(_reference(out, folder), store, folder / "seen", stage.batch)
-    if name == "reports":
-        return _report_learner(stage, out, store)
-    if name == _PROPOSALS.name:
-        return _proposal_learner(stage, out, store)
+        folder = _reference(out, name, device)
+        if name == "looks":
+            return LookLearner(folder / _REFERENCE, store, folder / "seen", stage.batch)
+        if name == "reports":
+            return ReportLearner(folder / _REFERENCE, store, folder / "seen", stage.batch)
+        return ProposalLearner(folder / _REFERENCE, store, folder / "choices", stage.batch)
     modules = Modules.build(checkpoint)
     enliven(modules)
     if name == "perception":
         return PerceptionLearner(checkpoint, modules, store, stage.batch)
-    before = next(n for n in ("language", "perception") if n != name and n in stages_on(device))
-    return _language_learner(stage, out, checkpoint, modules, store, None if _begun(out, name) else before)
+    before = None if _begun(out, name) else _before(name, device)[0]
+    return _language_learner(stage, out, checkpoint, modules, store, before)
 
 
 def _segmentation_learner(
@@ -262,51 +306,27 @@ def _segmentation_learner(
     modules, speaker = Modules.build(sized), None
     if stage.name == "words":
         _take(modules.seg_projector, _averaged(out, "joint"), "seg_projector.")
-        folder = _folder_of(out, stage.name)
-        speaker = Listening(_reference(out, folder), folder / "said")
+        folder = _reference(out, stage.name, device)
+        speaker = Listening(folder / _REFERENCE, folder / "said")
     clips = stage.name in {"clips", "words"}
     own = SegmentationLearner(sized, modules, store, stage.batch, clips=clips, speaker=speaker)
-    order = [name for name in _SEGMENTATION if name in stages_on(device)]
-    if before := order[: order.index(stage.name)]:
+    if before := _before(stage.name, device):
         # Nothing that is learnt depends on the side.
-        own.module.load_state_dict(_averaged(out, before[-1]))
+        own.module.load_state_dict(_averaged(out, before[0]))
     # The language stage may be learning to stand in for the teacher of the slices by now: it must not move away.
     own.module.teacher.requires_grad_(requires_grad=not clips)
     return own
 
 
-def _proposal_learner(stage: Stage, out: Path, store: CaseStore) -> ProposalLearner:
-    """Return what learns from the checkpoint that the other stages have come to; what it has seen goes with that."""
-    folder = _folder_of(out, stage.name, _segmenter_stage(out))
-    return ProposalLearner(_reference(out, folder), store, folder / "choices", stage.batch)
-
-
-def _report_learner(stage: Stage, out: Path, store: CaseStore) -> ReportLearner:
-    """Return what learns from the checkpoint that the stages before have come to; what it has seen goes with that."""
-    folder = _folder_of(out, stage.name)
-    if _begun(out, stage.name) and not (folder / "checkpoint").is_dir():
-        raise InvalidRequest(
-            f"The stage reports was begun from other weights in {out}: remove reports.pt to begin again."
-        )
-    return ReportLearner(_reference(out, folder), store, folder / "seen", stage.batch)
-
-
-def _folder_of(out: Path, name: str, *others: str) -> Path:
-    """Return where a stage keeps what it has seen of what other stages and the language path have come to."""
-    goes_on = ("looks", "reports")
-    before = goes_on[: goes_on.index(name)] if name in goes_on else goes_on
-    after = [*others, "joint", *(stage for stage in before if _begun(out, stage))]
-    return out / "-".join((name, *(str(_steps(out, other)) for other in after)))
-
-
-def _reference(out: Path, folder: Path) -> Path:
-    """Return the checkpoint that the other stages have come to, in a folder, written the first time."""
-    reference = folder / "checkpoint"
-    if not (reference / CHECKPOINT_FILE).is_file():
-        with torch.device("cpu"):
-            reference.mkdir(parents=True, exist_ok=True)
-            _write(out, reference, proposals=False)
-    return reference
+def _reference(out: Path, name: str, device: str) -> Path:
+    """Return the folder of what a stage sees of a checkpoint, with that: what the stages before have come to."""
+    said = json.dumps(_versions(out, name, device), sort_keys=True).encode()
+    folder = out / f"{name}-{hashlib.sha256(said).hexdigest()[:8]}"
+    with locked(folder / _REFERENCE):
+        if not (folder / _REFERENCE).is_dir():
+            with torch.device("cpu"), replacement(folder / _REFERENCE) as staging:
+                _write(out, staging, proposals=False)
+    return folder
 
 
 def _language_learner(  # noqa: PLR0917 - what it is made of
@@ -344,8 +364,9 @@ def _teacher(out: Path, modules: Modules) -> Teacher | None:
 
 
 def _segmenter_stage(out: Path) -> str:
+    """Return the last stage of SAM2 that has begun; where none has, the one to begin with on any device."""
     begun = (name for name in reversed(_SEGMENTATION) if _begun(out, name))
-    return next(begun, _SEGMENTATION[0])
+    return next(begun, "slices")
 
 
 def _begun(out: Path, name: str) -> bool:
@@ -357,9 +378,9 @@ def _averaged(out: Path, name: str) -> dict[str, Tensor]:
     return averaged(out, name)
 
 
-def _steps(out: Path, name: str) -> int:
+def _version(out: Path, name: str) -> str:
     _need(out, name)
-    return steps_done(out, name)
+    return version(out, name)
 
 
 def _need(out: Path, name: str) -> None:
