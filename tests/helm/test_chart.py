@@ -192,6 +192,7 @@ def test_version_compatible_engines_are_allowed_where_they_are_expected(render):
         {"triton": {"resources": {"limits": {"nvidia.com/gpu": "2"}}}},
         {"triton": {"image": {"digest": "sha256:short"}}},
         {"triton": {"settings": {"PATH": "/tmp"}}},
+        {"triton": {"settings": {"MEDVL_SEGMENTER_THREAD": "4"}}},
         {"triton": {"settings": {"MEDVL_LLM_MAX_SEQUENCES": 8}}},
         {"orchestrator": {"config": {"listen": "0.0.0.0:1"}}},
         {"orchestrator": {"config": {"series": {"max_slice": 4}}}},
@@ -209,6 +210,6 @@ def test_a_value_that_breaks_a_rule_is_refused(render, values):
         render(values)
 
 
-def test_the_rules_for_the_configuration_are_the_orchestrators_own():
-    """values.schema.json cannot drift from OrchestratorConfig; ``python scripts/helm_schema.py`` renews it."""
+def test_the_rules_for_configuration_and_settings_are_the_codes_own():
+    """values.schema.json cannot drift from what is read; ``python scripts/helm_schema.py`` renews it."""
     subprocess.run([sys.executable, ROOT / "scripts" / "helm_schema.py", "--check"], check=True)
