@@ -38,7 +38,7 @@ COPY --from=environment /opt/medvl /opt/medvl
 RUN /tools/venv/bin/cyclonedx-py environment --output-reproducible --output-file /sbom.cdx.json /opt/medvl/bin/python
 
 FROM ${PYTHON_IMAGE}@${PYTHON_DIGEST}
-LABEL org.opencontainers.image.title="medvl-sam2-triton" \
+LABEL org.opencontainers.image.title="medvl-sam2-triton-cpu" \
       org.opencontainers.image.description="MedVL-SAM2: Triton with ONNX Runtime and vLLM on a CPU. Not for diagnosis." \
       org.opencontainers.image.licenses="Apache-2.0"
 # vLLM and torch load these two. Nothing else can be installed where it runs. What dpkg knows stays, for scanners.

@@ -34,7 +34,7 @@ COPY --from=environment /opt/medvl /opt/medvl
 RUN /tools/venv/bin/cyclonedx-py environment --output-reproducible --output-file /sbom.cdx.json /opt/medvl/bin/python
 
 FROM ${TRITON_IMAGE}@${TRITON_DIGEST}
-LABEL org.opencontainers.image.title="medvl-sam2-triton" \
+LABEL org.opencontainers.image.title="medvl-sam2-triton-gpu" \
       org.opencontainers.image.description="MedVL-SAM2: Triton with TensorRT and vLLM. Not for diagnosis." \
       org.opencontainers.image.licenses="Apache-2.0"
 # Nothing can be installed where it runs. What dpkg knows stays, for scanners.

@@ -1,19 +1,25 @@
-"""Derive the rules for ``orchestrator.config`` in the chart's values.schema.json from OrchestratorConfig.
+"""Derive the chart's rules for ``orchestrator.config`` and ``triton.settings`` from the code that reads them.
 
-``python scripts/helm_schema.py`` writes them; ``--check`` writes nothing and exits 1 when they have drifted.
+The first come from OrchestratorConfig, the second are the names that Triton's Python models ask for.
+``python scripts/helm_schema.py`` writes them into values.schema.json; ``--check`` writes nothing and exits 1 when they
+have drifted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from medvl.orchestrator.config import OrchestratorConfig
 
-SCHEMA_FILE = Path(__file__).parents[1] / "helm" / "medvl" / "values.schema.json"
+ROOT = Path(__file__).parents[1]
+SCHEMA_FILE = ROOT / "helm" / "medvl" / "values.schema.json"
+MODELS = [ROOT / "export" / "medvl" / "serving" / f"{name}.py" for name in ("engine_settings", "volume_segmenter")]
+"""Where settings are asked for; read as text, since what they import exists inside Triton alone."""
 SET_BY_THE_CHART = ("listen", "triton", "triton_key", "metrics_port")
 _PROSE = frozenset({"title", "description", "default"})
 
@@ -27,6 +33,22 @@ def derive() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {name: rule for name, rule in plain["properties"].items() if name not in SET_BY_THE_CHART},
     }
+
+
+def setting_names() -> list[str]:
+    """Return the environment variables that the models read, in the order of the code."""
+    names = []
+    for path in MODELS:
+        text = path.read_text("utf-8")
+        (prefix,) = re.findall(r'^VARIABLE_PREFIX = "(\w+)"$', text, re.MULTILINE)
+        names += [prefix + name.upper() for name in re.findall(r'settings\.(?:integer|number)\("(\w+)"', text)]
+    return names
+
+
+def derive_settings() -> dict[str, Any]:
+    """Return the JSON Schema of ``triton.settings``."""
+    rule = {"$ref": "#/$defs/setting"}
+    return {"type": "object", "additionalProperties": False, "properties": dict.fromkeys(setting_names(), rule)}
 
 
 def _plain(node: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON value
@@ -46,6 +68,7 @@ def main() -> int:
     text = SCHEMA_FILE.read_text("utf-8")
     schema = json.loads(text)
     schema["properties"]["orchestrator"]["properties"]["config"] = derive()
+    schema["properties"]["triton"]["properties"]["settings"] = derive_settings()
     renewed = json.dumps(schema, indent=2) + "\n"
     if not check:
         SCHEMA_FILE.write_text(renewed, "utf-8")

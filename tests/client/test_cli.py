@@ -57,6 +57,36 @@ def test_report_prints_text_as_it_comes_and_the_disclaimer(service, medvl, serie
     assert "Not for diagnosis" in out
 
 
+@pytest.mark.parametrize("command", [("report",), ("ask", "?")])
+def test_masks_of_a_text_are_written(service, medvl, series, tmp_path, command):
+    """Each that was found, named for its marker; a text that names nothing writes nothing."""
+    name, *rest = command
+    events = [service.mask(m, index=i, label="", prompt="") for i, m in enumerate([np.ones((12, 20, 24), bool), None])]
+    for event in events:
+        event.mask.span.CopyFrom(pb.TextSpan(start=event.mask.object, end=event.mask.object + 5))
+    service.events = [*events, service.done()]
+    code, out, _ = medvl(name, series, *rest, "-o", tmp_path / "masks", "--json")
+    assert code == Exit.OK
+    (path,) = (tmp_path / "masks").iterdir()
+    assert path.name == "0-seg-1.nii.gz"
+    assert [said["path"] for said in json.loads(out)["masks"]] == [str(path), None]
+    assert np.asarray(nibabel.load(path).dataobj).all()
+    assert "[SEG] 2: not found" in medvl(name, series, *rest)[1]
+    service.events = [service.done()]
+    assert medvl(name, series, *rest, "-o", tmp_path / "none")[0] == Exit.OK
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("output", "sentence"), [("m.nii.gz", "those of a text"), ("m.dcm", "needs a DICOM source")])
+def test_an_output_that_cannot_hold_them_is_refused_before_the_service_is_asked(
+    service, medvl, series, output, sentence
+):
+    """One file for any number of masks, and a DICOM SEG of what is not DICOM."""
+    code, _, err = medvl("report", series, "-o", output)
+    assert (code, service.calls) == (Exit.USAGE, [])
+    assert sentence in err
+
+
 def test_ask_sends_the_question(service, medvl, series):
     """The words arrive as they were typed, even when they begin with a minus sign and a digit."""
     assert medvl("ask", series, "Is the liver large?")[0] == Exit.OK

@@ -73,7 +73,7 @@ def test_a_missing_extra_is_named(monkeypatch):
     parser = Parser(prog="medvl")
     point = EntryPoint("up", "medvl.runtime.no_such_module:register", GROUP)
     register_commands(parser.add_subparsers(), [point])
-    with pytest.raises(SetupError, match=r"pip install 'medvl-sam2\[orchestrator\]'"):
+    with pytest.raises(SetupError, match=r"pip install '\.\[orchestrator\]' in a checkout"):
         run(parser, "up")
 
 

@@ -72,7 +72,7 @@ def test_a_target_that_this_machine_lacks_is_explained(capsys, phantom_checkpoin
     )
     assert status == 1
     assert said.err.count("\n") == 1
-    assert "pip install 'medvl-sam2[tensorrt]'" in said.err
+    assert "pip install '.[tensorrt]' in a checkout" in said.err
 
 
 def test_engines_have_options_and_graphs_none(capsys, tmp_path):

@@ -305,8 +305,8 @@ def test_without_vllm_the_build_says_what_to_install(monkeypatch, capsys, writte
         tmp_path / "repository",
     ]
     assert main([str(a) for a in arguments]) == 1
-    sentence = "The package vllm is not installed on this machine: pip install 'medvl-sam2[serving]'.\n"
-    assert capsys.readouterr().err == sentence
+    sentence = "The package vllm is not installed on this machine: run make setup, or on a host with a GPU pip install "
+    assert capsys.readouterr().err == f"{sentence}'.[serving]' in a checkout of medvl-sam2.\n"
 
 
 def test_the_gate_names_every_answer_that_breaks_it(monkeypatch, tmp_path):

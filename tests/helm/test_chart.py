@@ -6,16 +6,19 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import helm_python as helm
 import kubernetes_validate
 import pytest
+import yaml
 
 from medvl.orchestrator.config import load_config
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "medvl"
+README = (CHART / "README.md").read_text("utf-8")
 WORKLOADS = [("Deployment", "demo-medvl-orchestrator"), ("StatefulSet", "demo-medvl-triton")]
 QUANTITY = re.compile(r"[0-9.]+(m|Ki|Mi|Gi|Ti)?")
 
@@ -159,6 +162,39 @@ def test_an_existing_claim_is_used_and_none_is_made(render):
     assert pods(resources)[1]["volumes"][0]["persistentVolumeClaim"] == {"claimName": "models-2026"}
 
 
+def test_the_claim_of_the_readme_can_be_made_and_filled(render):
+    """Its resources are valid, and its pod mounts for writing, under the same number, what Triton mounts."""
+    (text,) = re.findall(r"^ *```yaml\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
+    claim, pod = yaml.safe_load_all(textwrap.dedent(text))
+    for resource in (claim, pod):
+        kubernetes_validate.validate(resource, "1.37", strict=True)
+    triton = pods(render({"modelStore": {"existingClaim": claim["metadata"]["name"]}}))[1]
+    assert pod["spec"]["volumes"][0] == triton["volumes"][0]
+    context = triton["securityContext"].items()
+    assert {name: value for name, value in context if name != "fsGroupChangePolicy"} == pod["spec"]["securityContext"]
+    (container,) = pod["spec"]["containers"]
+    assert container["volumeMounts"] == [{"name": "store", "mountPath": "/store"}]
+
+
+def test_every_value_is_in_the_readme():
+    """As far as its table goes: an image and resources are one row."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    for part, members in values.items():
+        assert not [f"{part}.{name}" for name in members if f"`{part}.{name}`" not in README]
+
+
+@pytest.mark.parametrize("claim", ["", "models-2026"])
+def test_the_notes_say_where_to_look(chart, claim):
+    """For the claim that will be mounted."""
+    (notes,) = [
+        text
+        for name, text in chart.render({"modelStore": {"existingClaim": claim}}, name="demo", namespace="a").items()
+        if name.endswith("NOTES.txt")
+    ]
+    assert claim or "demo-medvl-models" in notes
+    assert "kubectl -n a logs demo-medvl-triton-0 -c verify-repository" in notes
+
+
 def test_an_image_can_be_pinned_by_digest(render):
     """A digest wins over the tag."""
     digest = "sha256:" + "0" * 64
@@ -192,6 +228,7 @@ def test_version_compatible_engines_are_allowed_where_they_are_expected(render):
         {"triton": {"resources": {"limits": {"nvidia.com/gpu": "2"}}}},
         {"triton": {"image": {"digest": "sha256:short"}}},
         {"triton": {"settings": {"PATH": "/tmp"}}},
+        {"triton": {"settings": {"MEDVL_SEGMENTER_THREAD": "4"}}},
         {"triton": {"settings": {"MEDVL_LLM_MAX_SEQUENCES": 8}}},
         {"orchestrator": {"config": {"listen": "0.0.0.0:1"}}},
         {"orchestrator": {"config": {"series": {"max_slice": 4}}}},
@@ -209,6 +246,6 @@ def test_a_value_that_breaks_a_rule_is_refused(render, values):
         render(values)
 
 
-def test_the_rules_for_the_configuration_are_the_orchestrators_own():
-    """values.schema.json cannot drift from OrchestratorConfig; ``python scripts/helm_schema.py`` renews it."""
+def test_the_rules_for_configuration_and_settings_are_the_codes_own():
+    """values.schema.json cannot drift from what is read; ``python scripts/helm_schema.py`` renews it."""
     subprocess.run([sys.executable, ROOT / "scripts" / "helm_schema.py", "--check"], check=True)

@@ -90,4 +90,4 @@ def test_a_host_without_models_is_told_what_to_install(host: Path, tmp_path: Pat
     )
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
-    assert "pip install 'medvl-sam2[export,serving]'" in line
+    assert "run make setup" in line

@@ -180,6 +180,12 @@ class Mask:
         return unpack_mask(self.packed, self.volume_shape) if self.found else np.zeros(self.volume_shape, np.bool_)
 
     @property
+    def name(self) -> str:
+        """What to call it: class or prompt, else the number of its [SEG] in the text, or of its object."""
+        number = f"[SEG] {self.object_index + 1}" if self.span else f"object {self.object_index}"
+        return self.label or self.prompt or number
+
+    @property
     def sha256(self) -> bytes:
         """What names a whole mask to the service, see :attr:`medvl.client.ObjectPrompt.earlier`."""
         return hashlib.sha256(self.packed).digest()

@@ -50,8 +50,8 @@ class MaskTarget:
     format: MaskFormat
 
     @classmethod
-    def of(cls, path: Path, *, objects: int) -> Self:
-        """Return the target that a path names.
+    def of(cls, path: Path, *, objects: int | None) -> Self:
+        """Return the target that a path names; None are as many objects as a text will name.
 
         Raises
         ------
@@ -60,8 +60,9 @@ class MaskTarget:
         """
         name = path.name.lower()
         if name.endswith((".nii", ".nii.gz")):
-            if objects > 1:
-                raise InvalidRequest(f"One NIfTI file holds one mask, not {objects}: name a folder or a .dcm file.")
+            if objects != 1:
+                many = objects or "those of a text"
+                raise InvalidRequest(f"One NIfTI file holds one mask, not {many}: name a folder or a .dcm file.")
             return cls(path, MaskFormat.NIFTI)
         if name.endswith(".dcm"):
             return cls(path, MaskFormat.SEG)
@@ -197,7 +198,7 @@ def _on_grid(voxels: NDArray[np.bool_], affine: NDArray[np.float64], geometry: G
 def segments(masks: Sequence[Mask], labels: Sequence[Label]) -> list[Segment]:
     """Return masks as segments of a DICOM SEG."""
     codes = {la.name: (la.snomed_code, la.snomed_meaning) for la in labels if la.snomed_code}
-    return [Segment(mask.array, mask.label or mask.prompt, codes.get(mask.label)) for mask in masks]
+    return [Segment(mask.array, mask.name, codes.get(mask.label)) for mask in masks]
 
 
 def maker(provenance: Provenance) -> Maker:
@@ -234,5 +235,5 @@ def write_nifti(path: Path, loaded: LoadedSeries, mask: np.ndarray, comment: str
 def _path(target: MaskTarget, mask: Mask) -> Path:
     if target.format is MaskFormat.NIFTI:
         return target.path
-    name = re.sub(r"[^a-z0-9_]+", "-", (mask.label or mask.prompt).lower()).strip("-")[:_LONGEST_NAME]
+    name = re.sub(r"[^a-z0-9_]+", "-", mask.name.lower()).strip("-")[:_LONGEST_NAME]
     return target.path / f"{mask.object_index}-{name}.nii.gz"

@@ -68,5 +68,5 @@ def missing_package(command: str, module: str, error: Exception) -> SetupError:
         return SetupError(f"The command {command} does not load ({type(error).__name__}): reinstall its package.")
     lacking = f"the module {error.name}" if error.name else "a module"
     extra = next((e for package, e in _EXTRAS.items() if f"{module}.".startswith(f"{package}.")), None)
-    remedy = f"pip install 'medvl-sam2[{extra}]'" if extra else "install the extra that brings it"
+    remedy = f"pip install '.[{extra}]' in a checkout of medvl-sam2" if extra else "install the extra that brings it"
     return SetupError(f"The command {command} needs {lacking}, which is not installed here: {remedy}.")

@@ -44,13 +44,12 @@ def warn(sentence: str) -> None:
 
 def mask_line(mask: Mask) -> str:
     """Return what a mask is in one line: its name, whether it was found, its size and score."""
-    name = mask.label or mask.prompt or f"object {mask.object_index}"
     measured = mask.measurement
     if not mask.found or measured is None:
-        return f"{name}: not found (score {mask.score:.2f})"
+        return f"{mask.name}: not found (score {mask.score:.2f})"
     # An older server does not tell this one.
     through = f"{measured.diameter_3d_mm:.0f} mm in 3D, " if measured.diameter_3d_mm else ""
     return (
-        f"{name}: {measured.volume_mm3 / 1000:.1f} ml in {measured.voxels} voxels, "
+        f"{mask.name}: {measured.volume_mm3 / 1000:.1f} ml in {measured.voxels} voxels, "
         f"longest diameter {measured.diameter_mm:.0f} mm in a slice, {through}score {mask.score:.2f}"
     )

@@ -39,7 +39,7 @@ def require_autocast() -> None:
     if missing := [name for name in _MODULES if find_spec(name) is None]:
         raise SetupError(
             f"FP16 graphs need AutoCast, but {', '.join(missing)} is not installed on this machine: "
-            f"pip install 'medvl-sam2[{EXTRA}]'."
+            f"pip install '.[{EXTRA}]' in a checkout of medvl-sam2."
         )
 
 

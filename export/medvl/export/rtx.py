@@ -195,7 +195,8 @@ def _rtx_version() -> str:
         return version("tensorrt-rtx")
     except PackageNotFoundError:
         raise SetupError(
-            "The package tensorrt-rtx is not installed on this machine: pip install 'medvl-sam2[rtx]'."
+            "The package tensorrt-rtx is not installed on this machine: "
+            "pip install '.[rtx]' in a checkout of medvl-sam2."
         ) from None
 
 

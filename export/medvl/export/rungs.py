@@ -66,7 +66,9 @@ def _require_openvino() -> None:
     try:
         import_module("openvino")
     except ImportError:
-        raise SetupError("OpenVINO is not installed on this machine: pip install 'medvl-sam2[openvino]'.") from None
+        raise SetupError(
+            "OpenVINO is not installed on this machine: pip install '.[openvino]' in a checkout of medvl-sam2."
+        ) from None
 
 
 def _openvino(part: Part, graph: Path, _: Samples, __: Path) -> Made:

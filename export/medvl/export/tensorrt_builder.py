@@ -275,7 +275,8 @@ def _trt() -> Any:  # noqa: ANN401 - a module that this machine need not have
         return import_module("tensorrt")
     except ImportError:
         raise SetupError(
-            "The package tensorrt is not installed on this machine: pip install 'medvl-sam2[tensorrt]'."
+            "The package tensorrt is not installed on this machine: "
+            "pip install '.[tensorrt]' in a checkout of medvl-sam2."
         ) from None
 
 

@@ -19,8 +19,8 @@ TARGET = "cpu"
 def serving_extras_missing(modules: frozenset[str]) -> SetupError:
     """Return the error for an interpreter that cannot carry the models out."""
     return SetupError(
-        f"The embedded models need {', '.join(sorted(modules))}, which this Python lacks: "
-        "pip install 'medvl-sam2[export,serving]', or run make setup."
+        f"The embedded models need {', '.join(sorted(modules))}, which this Python lacks: run make setup in a checkout "
+        "of medvl-sam2, then its .venv/bin/medvl up."
     )
 
 

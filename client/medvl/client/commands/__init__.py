@@ -10,7 +10,12 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from medvl.client.commands.arguments import add_call_arguments, add_segment_arguments, add_service_arguments
+from medvl.client.commands.arguments import (
+    add_call_arguments,
+    add_segment_arguments,
+    add_service_arguments,
+    add_text_arguments,
+)
 
 if TYPE_CHECKING:
     from medvl.client.plugins import Subparsers
@@ -34,6 +39,7 @@ def register_report(subparsers: Subparsers) -> None:
     """Add ``medvl report``."""
     parser = subparsers.add_parser("report", help="write the report of a CT series")
     add_call_arguments(parser)
+    add_text_arguments(parser)
     parser.set_defaults(run=_deferred(".text", "run_report"))
 
 
@@ -41,6 +47,7 @@ def register_ask(subparsers: Subparsers) -> None:
     """Add ``medvl ask``."""
     parser = subparsers.add_parser("ask", help="answer a question about a CT series")
     add_call_arguments(parser)
+    add_text_arguments(parser)
     parser.add_argument("question", metavar="QUESTION", help="what to answer, in quotes")
     parser.set_defaults(run=_deferred(".text", "run_ask"))
 

@@ -37,6 +37,17 @@ def add_call_arguments(parser: argparse.ArgumentParser) -> None:
     add_service_arguments(parser)
 
 
+def add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the output of ``medvl report`` and ``medvl ask``."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="write the masks of what the text names: a folder for one NIfTI file each, or mask.dcm (DICOM SEG)",
+    )
+
+
 def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     """Add prompts and output of ``medvl segment``."""
     parser.add_argument("--label", action="append", default=[], metavar="L", help="a class that the checkpoint knows")

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from medvl.client.commands.session import Session, in_session, read
 from medvl.client.coordinates import TypedBox, TypedPoint
-from medvl.client.documents import answer_document
 from medvl.client.exits import Exit
 from medvl.client.maskfiles import MaskFormat, MaskTarget, read_mask, write_masks
 from medvl.client.prompts import Box, ObjectPrompt, Point
-from medvl.client.results import Answer
-from medvl.client.terminal import mask_line
 from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.cleanup import Cleanup
 from medvl.imaging.series import LoadedSeries, source_to_lps
@@ -42,7 +37,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
         # Only a DICOM SEG holds the codes of classes.
         labels = (await session.client.describe()).labels if target.format is MaskFormat.SEG else ()
         paths = write_masks(target, loaded, answer.masks, answer.done.provenance, labels)
-        _show(session, answer, paths)
+        session.tell(answer, paths)
         return Exit.OK if paths else Exit.NOT_FOUND
 
     return in_session(arguments, loaded, segment)
@@ -84,12 +79,3 @@ def _box(typed: TypedBox, loaded: LoadedSeries, *, voxel: bool) -> Box:
     corners = (typed.corner, typed.opposite)
     first, second = (source_to_lps(loaded, c) if voxel else c for c in corners)
     return Box(first, second)
-
-
-def _show(session: Session, answer: Answer, paths: Mapping[int, Path]) -> None:
-    for mask in answer.masks:
-        session.output.line(mask_line(mask))
-    for path in dict.fromkeys(paths.values()):
-        session.output.line(f"written: {path}")
-    session.output.line(answer.done.disclaimer)
-    session.output.document(answer_document(session.loaded, answer, paths))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from medvl.client.aio import AsyncClient
+from medvl.client.documents import answer_document
 from medvl.client.endpoint import find_endpoint
 from medvl.client.events import Event, Progress, TextDelta
 from medvl.client.exits import Exit
@@ -15,7 +17,7 @@ from medvl.client.progress import ProgressView
 from medvl.client.results import Answer
 from medvl.client.retry import Deadline
 from medvl.client.stream import EventStream, collected
-from medvl.client.terminal import Output, warn
+from medvl.client.terminal import Output, mask_line, warn
 from medvl.imaging.series import LoadedSeries, read_series
 
 
@@ -48,6 +50,15 @@ class Session:
                     self.view.stage(event)
         self.view.stop()
         return collected(events)
+
+    def tell(self, answer: Answer, paths: Mapping[int, Path]) -> None:
+        """Say what masks measure and where they were written; or print the document of the whole answer."""
+        for mask in answer.masks:
+            self.output.line(mask_line(mask))
+        for path in dict.fromkeys(paths.values()):
+            self.output.line(f"written: {path}")
+        self.output.line(answer.done.disclaimer)
+        self.output.document(answer_document(self.loaded, answer, paths))
 
 
 def read(arguments: argparse.Namespace) -> LoadedSeries:
