@@ -42,6 +42,15 @@ def test_identity_can_be_derived(tmp_path):
     assert seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "c" * 64
 
 
+def test_a_segments_name_fits_its_attribute(tmp_path):
+    """Cut between words, in any script, whatever the characters of the series; a backslash would make two values."""
+    truth = write_phantom_series(tmp_path / "ct", seed=3, slices=4, side=16)
+    label = "Finding 1: a nodule \\ mass of the left upper lobe that is \u2265 155 mm"
+    build_seg(read_series(tmp_path / "ct"), [Segment(truth.labels > 0, label)], MAKER).save_as(tmp_path / "seg.dcm")
+    [segment] = highdicom.seg.segread(tmp_path / "seg.dcm").SegmentSequence
+    assert segment.SegmentLabel == "Finding 1: a nodule / mass of the left upper lobe that is \u2265..."
+
+
 def test_a_quantised_language_model_is_named(tmp_path):
     """Among the parameters of the algorithm, where there is one."""
     truth = write_phantom_series(tmp_path, seed=3, slices=4, side=16)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import queue
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,11 @@ from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
 SHAPE = (10, 32, 24)
 PATIENT = "Planted^Patient"
 PATIENT_ID = "PLANTED-4711"
-REPORT = "Findings: The liver is enlarged.\nImpression: Hepatomegaly."
+REPORT = (
+    "Findings: The liver shows a 25 mm mass [SEG] and a 10 mm cyst [SEG]. The spleen shows a 5 mm cyst [SEG].\n"
+    "Impression: Liver mass."
+)
+NOTHING_FOUND = "Findings: The liver and spleen are normal.\nImpression: No abnormality."
 DISCLAIMER = "Not for diagnosis."
 
 
@@ -71,6 +76,8 @@ def _make_slice(i, study, series, frame):
 class FakeService(pb_grpc.MedVLServicer):
     """Reports, and finds a liver but no spleen; refuses with the errors of ``refusals`` first.
 
+    Of what the report names, all but the second have masks. ``masks_digest`` is the checkpoint that finds classes.
+
     Uploads end with the bare codes of ``ends`` first, as a proxy or a server that is stopped ends them. After
     :meth:`pause` a report waits for ``go_on``.
     """
@@ -84,6 +91,8 @@ class FakeService(pb_grpc.MedVLServicer):
     digest: str = ""
     shape: tuple[int, ...] = ()
     quantisation: pb.Quantisation | None = None
+    report: str = REPORT
+    masks_digest: str = "c" * 64
 
     def __post_init__(self):
         self.go_on.set()
@@ -117,22 +126,27 @@ class FakeService(pb_grpc.MedVLServicer):
         self.reports += 1
         self.asked.set()
         self.go_on.wait()
-        yield pb.Event(text=pb.TextDelta(text=REPORT))
-        yield pb.Event(done=self._done(REPORT))
+        yield pb.Event(text=pb.TextDelta(text=self.report))
+        # Masks come as they are ready: here, and of classes, the last one first.
+        for i, marker in reversed([*enumerate(re.finditer(r"\[SEG\]", self.report))]):
+            mask = _mask(i, "", self.shape, found=i != 1)
+            mask.span.CopyFrom(pb.TextSpan(start=marker.start(), end=marker.end()))
+            yield pb.Event(mask=mask)
+        yield pb.Event(done=self._done(self.report))
 
     def Segment(self, request, context):
         known = {label.name for label in self.Describe(None, None).labels}
         if unknown := [o.label for o in request.objects if o.label not in known]:
             context.abort_with_status(rpc_status.to_status(to_status(UnknownLabel(f"There is no class {unknown}."))))
-        for i, prompt in enumerate(request.objects):
-            yield pb.Event(mask=_mask(i, prompt.label, self.shape))
-        yield pb.Event(done=self._done(""))
+        for i, prompt in reversed([*enumerate(request.objects)]):
+            yield pb.Event(mask=_mask(i, prompt.label, self.shape, found=prompt.label == "liver"))
+        yield pb.Event(done=self._done("", self.masks_digest))
 
-    def _done(self, text):
+    def _done(self, text, checkpoint_digest="c" * 64):
         provenance = pb.Provenance(
             series=self.digest,
             checkpoint="phantom",
-            checkpoint_digest="c" * 64,
+            checkpoint_digest=checkpoint_digest,
             software="medvl-sam2 0.1.0",
             triton_version="2.51.0",
             windows={"vision": "abdomen [-160, 240] HU"},
@@ -141,14 +155,13 @@ class FakeService(pb_grpc.MedVLServicer):
         return pb.Done(text=text, finish_reason="stop", provenance=provenance, disclaimer=DISCLAIMER)
 
 
-def _mask(index, label, shape):
-    if label != "liver":
+def _mask(index, label, shape, found):
+    if not found:
         return pb.Mask(object=index, label=label, prompt=label, found=False, score=0.02)
     mask = np.zeros(shape, bool)
-    mask[2:5, 4:9, 3:7] = True
-    measurement = pb.Measurement(
-        voxels=60, volume_mm3=180.0, diameter_mm=6.4, centroid_lps_mm=[0, 0, 9], box_min=[2, 4, 3], box_max=[4, 8, 6]
-    )
+    mask[2:5, 4 + index : 9 + index, 3:7] = True
+    box = {"box_min": [2, 4 + index, 3], "box_max": [4, 8 + index, 6]}
+    measurement = pb.Measurement(voxels=60, volume_mm3=180.0, diameter_mm=6.4, centroid_lps_mm=[0, 0, 9], **box)
     return pb.Mask(
         object=index, label=label, prompt=label, found=True, score=0.9, packed=pack_mask(mask), measurement=measurement
     )
@@ -301,12 +314,13 @@ class Site:
         with self.sending:
             return await asyncio.to_thread(send, port, datasets, title)
 
-    async def answered(self, series, **changes):
-        """Send a series and return what came back by modality."""
+    async def answered(self, series, count=2, **changes):
+        """Send a series and return what came back by modality: so many documents."""
         async with self.gateway(**changes) as gateway:
             assert await self.send(gateway, series) == [0] * len(series)
             assert await self.outcomes.get()
-        return self.inbox.take(2)
+        assert self.inbox.received.qsize() == count
+        return self.inbox.take(count)
 
     def spooled(self):
         """The one series in the spool."""

@@ -8,6 +8,8 @@ import errno
 from unittest.mock import Mock
 
 import grpc
+import highdicom
+import numpy as np
 import pytest
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from pynetdicom import AE
@@ -22,7 +24,7 @@ from medvl.pacs.dimse import OUT_OF_RESOURCES
 from medvl.pacs.spool import Phase, Spool, SpooledSeries
 from medvl.wire.v1 import medvl_pb2 as pb
 
-from .conftest import make_series
+from .conftest import NOTHING_FOUND, make_series
 
 DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 """Deflated Image Frame Compression, which pydicom has no name for."""
@@ -32,6 +34,12 @@ def texts(item):
     """Every text value of a content tree, in order."""
     found = [item.TextValue] if "TextValue" in item else []
     return found + [t for child in item.get("ContentSequence", ()) for t in texts(child)]
+
+
+def stored_mask(seg, number):
+    """The mask of a segment as another library reads it, bool [slice, row, column]."""
+    volume = highdicom.seg.Segmentation.from_dataset(seg).get_volume(segment_numbers=[number])
+    return volume.array[..., 0] > 0
 
 
 def evidence(sr):
@@ -58,25 +66,72 @@ async def test_the_report_is_preliminary_and_says_where_it_comes_from(site, seri
     assert (code.CodeValue, code.CodingSchemeDesignator) == ("18748-4", "LN")
     sections = [i.ConceptNameCodeSequence[0].CodeValue for i in sr.ContentSequence if i.ValueType == "CONTAINER"]
     assert sections == ["121070", "121072", "121076"]
-    _device, finding, impression, liver, spleen, made, disclaimer = texts(sr)
-    assert finding == "The liver is enlarged."
-    assert impression == "Hepatomegaly."
-    assert liver == "liver: volume 0.2 ml, longest diameter in a slice 6 mm (score 0.90)."
+    _device, finding, impression, mass, hidden_cyst, cyst, liver, spleen, numbers, made, disclaimer = texts(sr)
+    assert finding == (
+        "The liver shows a 25 mm mass (segment 1) and a 10 mm cyst. The spleen shows a 5 mm cyst (segment 2)."
+    )
+    assert impression == "Liver mass."
+    measured = "volume 0.2 ml, longest diameter in a slice 6 mm (score 0.90)."
+    assert mass == f'Finding "The liver shows a 25 mm mass" (segment 1): {measured}'
+    assert hidden_cyst == 'Finding "a 10 mm cyst": no mask of it was found (score 0.02).'
+    assert cyst == f'Finding "The spleen shows a 5 mm cyst" (segment 2): {measured}'
+    assert liver == f"liver (segment 3): {measured}"
+    assert numbers == "The numbers of segments are those of the DICOM SEG that comes with this report."
     assert spleen == "spleen: not found in this series (score 0.02)."
     assert "phantom (not trained, SHA-256 " + "c" * 64 in made
     assert disclaimer == "Not for diagnosis."
 
 
 async def test_only_what_was_found_becomes_a_segment(site, series):
-    """Absence is said in the report, never drawn as an empty mask."""
+    """Absence is said in the report, never drawn as an empty mask; findings come first, in the order of the text."""
     seg = (await site.answered(series))["SEG"]
-    assert [s.SegmentLabel for s in seg.SegmentSequence] == ["liver"]
+    names = ["Finding 1: The liver shows a 25 mm mass", "Finding 2: The spleen shows a 5 mm cyst", "liver"]
+    assert [s.SegmentLabel for s in seg.SegmentSequence] == names
+    kinds = [
+        (s.SegmentedPropertyCategoryCodeSequence[0].CodeValue, s.SegmentedPropertyTypeCodeSequence[0].CodeValue)
+        for s in seg.SegmentSequence
+    ]
+    lesion, liver = ("49755003", "52988006"), ("123037004", "10200004")
+    assert kinds == [lesion, lesion, liver]
+    # The fake's masks lie as many rows lower as there are findings before them.
+    rows = [np.flatnonzero(stored_mask(seg, number).any(axis=(0, 2)))[0] for number in (1, 2, 3)]
+    assert rows == [4, 6, 4]
+
+
+async def test_findings_have_masks_without_any_label(site, series):
+    """What a report names is segmented in any case."""
+    results = await site.answered(series, labels=())
+    names = ["Finding 1: The liver shows a 25 mm mass", "Finding 2: The spleen shows a 5 mm cyst"]
+    assert [s.SegmentLabel for s in results["SEG"].SegmentSequence] == names
+    assert not any("[SEG]" in text for text in texts(results["SR"]))
+
+
+async def test_a_report_without_findings_comes_alone(site, series):
+    """There is nothing that a SEG could hold, and nothing to say of one."""
+    site.service.report = NOTHING_FOUND
+    sr = (await site.answered(series, count=1, labels=()))["SR"]
+    _device, finding, impression, made, _disclaimer = texts(sr)
+    assert (finding, impression) == ("The liver and spleen are normal.", "No abnormality.")
+    assert made.startswith("Made by ")
+
+
+async def test_a_service_that_is_replaced_between_report_and_masks_is_asked_again(site, series, monkeypatch):
+    """One document names one checkpoint."""
+    monkeypatch.setattr(spool_module, "_FIRST_DELAY_S", 0.1)
+    site.service.masks_digest = "d" * 64
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+        site.service.masks_digest = "c" * 64
+        while not await site.outcomes.get():
+            pass
+    assert site.inbox.take(2).keys() == {"SR", "SEG"}
 
 
 async def test_a_class_that_the_checkpoint_does_not_know_costs_its_mask_only(site, series):
-    """Nothing would change by trying again; the report says what was not looked for."""
-    results = await site.answered(series, labels=("appendix", "liver"))
-    assert [s.SegmentLabel for s in results["SEG"].SegmentSequence] == ["liver"]
+    """Nothing would change by trying again; the report says what was not looked for. A class named twice is one."""
+    results = await site.answered(series, labels=("appendix", "liver", "liver"))
+    assert [s.SegmentLabel for s in results["SEG"].SegmentSequence][2:] == ["liver"]
     assert "appendix: not looked for, the checkpoint does not know this class." in texts(results["SR"])
 
 
@@ -87,8 +142,11 @@ async def test_masks_that_no_seg_can_hold_cost_themselves_only(site, series, mon
     async with site.gateway() as gateway:
         await site.send(gateway, series)
         assert await site.outcomes.get()
-    results = site.inbox.take(1)
-    assert f"The masks are not given as DICOM SEG: {reason}" in texts(results["SR"])
+    said = texts(site.inbox.take(1)["SR"])
+    assert f"The masks are not given as DICOM SEG: {reason}" in said
+    assert "The liver shows a 25 mm mass and a 10 mm cyst. The spleen shows a 5 mm cyst." in said
+    assert any(text.startswith('Finding "The liver shows a 25 mm mass": volume 0.2 ml') for text in said)
+    assert not any("segment " in text for text in said)
 
 
 async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):

@@ -84,8 +84,17 @@ async def test_orthanc_sends_a_series_and_stores_its_results_once(site, series, 
                 await asyncio.to_thread(orthanc.call, "/modalities/medvl/store", stored.encode())
             assert await site.outcomes.get()
     [study] = orthanc.call("/studies")
-    modalities = [
-        (orthanc.call(f"/series/{s}")["MainDicomTags"]["Modality"], len(orthanc.call(f"/series/{s}")["Instances"]))
-        for s in orthanc.call(f"/studies/{study}")["Series"]
-    ]
-    assert sorted(modalities) == [("CT", len(series)), ("SEG", 1), ("SR", 1)]
+    stored = {}
+    for one in (orthanc.call(f"/series/{s}") for s in orthanc.call(f"/studies/{study}")["Series"]):
+        stored[one["MainDicomTags"]["Modality"]] = one["Instances"]
+    assert {modality: len(instances) for modality, instances in stored.items()} == {
+        "CT": len(series),
+        "SEG": 1,
+        "SR": 1,
+    }
+    seg, sr = (orthanc.call(f"/instances/{stored[modality][0]}/simplified-tags") for modality in ("SEG", "SR"))
+    named = ["Finding 1: The liver shows a 25 mm mass", "Finding 2: The spleen shows a 5 mm cyst", "liver"]
+    assert [segment["SegmentLabel"] for segment in seg["SegmentSequence"]] == named
+    said = json.dumps(sr["ContentSequence"])
+    assert "The spleen shows a 5 mm cyst (segment 2)." in said
+    assert "[SEG]" not in said

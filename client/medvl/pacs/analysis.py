@@ -15,15 +15,18 @@ from medvl.client.aio import AsyncClient
 from medvl.client.events import Mask, Provenance
 from medvl.client.maskfiles import maker, segments
 from medvl.client.prompts import ObjectPrompt
-from medvl.client.results import Answer
-from medvl.contracts.errors import InvalidRequest
-from medvl.imaging.seg import Maker, Segment, SegUids, build_seg
+from medvl.client.results import Answer, Label
+from medvl.contracts.errors import BackendUnavailable, InvalidRequest
+from medvl.imaging.seg import SegUids, build_seg
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.pacs.config import GatewayConfig
+from medvl.pacs.findings import findings, readable, running_numbers
 from medvl.pacs.structured_report import ReportText, Uids, build_sr
 
 _LOG = logging.getLogger(__name__)
 
+_EDITION = "2"
+"""Of the documents: raised when the same inputs make other contents, which need UIDs of their own. 2: findings."""
 _NAMESPACE = uuid.UUID("6f1c9a52-3a7b-5d0e-9b1e-0c3f5b1d7a44")
 """Of the UIDs that are derived; chosen once, never changed."""
 
@@ -38,16 +41,16 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     instances
         Folder of its DICOM files.
     fingerprint
-        Names this set of instances; with geometry policy, software, checkpoint and labels it decides every UID of the
-        results, so that doing it again makes the same documents, which a PACS stores once.
+        Names this set of instances; with geometry policy, software, checkpoint, labels and edition of the documents it
+        decides every UID of the results, so that doing it again makes the same documents, which a PACS stores once.
     config
         Labels and geometry policy. The report names the labels that the checkpoint does not know.
 
     Returns
     -------
     dict[str, bytes]
-        DICOM files by name: the report, and the masks when anything was found that fits on the stored pixels; the
-        report says when it does not.
+        DICOM files by name: the report, and the masks of its findings and of labels when any was found that fits on the
+        stored pixels; the report says when it does not.
 
     Raises
     ------
@@ -57,42 +60,52 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     loaded = await asyncio.to_thread(read_series, instances, config.geometry_policy)
     report = await client.report(loaded.volume).collect()
     classes = (await client.describe()).labels if config.labels else ()
-    known = [label for label in config.labels if any(label == its.name for its in classes)]
-    unknown = [label for label in config.labels if label not in known]
+    # Each once: segments are told apart by their names.
+    wanted = dict.fromkeys(config.labels)
+    known = [label for label in wanted if any(label == its.name for its in classes)]
+    unknown = [label for label in wanted if label not in known]
     if unknown:
         _LOG.warning("the checkpoint does not know the classes %s of --labels", ", ".join(unknown))
     provenance = report.done.provenance
     masks: Sequence[Mask] = ()
-    masks_maker = maker(provenance)
     if known:
         segmented = await client.segment(loaded.volume, [ObjectPrompt(label=label) for label in known]).collect()
-        masks, masks_maker = segmented.masks, maker(segmented.done.provenance)
-    found = segments([mask for mask in masks if mask.found], classes)
-    said = [fingerprint, config.geometry_policy, provenance.software, *_weights(provenance), *config.labels]
-    return await asyncio.to_thread(_documents, loaded, report, masks, found, unknown, masks_maker, "\n".join(said))
+        # They come as they are ready; segments are numbered the same each time.
+        masks = sorted(segmented.masks, key=lambda mask: mask.object_index)
+        if maker(segmented.done.provenance) != maker(provenance):
+            raise BackendUnavailable("The service was replaced between the report and the masks: try again.")
+    said = [_EDITION, fingerprint, config.geometry_policy, provenance.software, *_weights(provenance), *config.labels]
+    return await asyncio.to_thread(_documents, loaded, report, masks, classes, unknown, "\n".join(said))
 
 
 def _documents(  # noqa: PLR0917 - all that the documents say
     loaded: LoadedSeries,
     report: Answer,
     masks: Sequence[Mask],
-    found: Sequence[Segment],
+    classes: Sequence[Label],
     unknown: Sequence[str],
-    masks_maker: Maker,
     identity: str,
 ) -> dict[str, bytes]:
     # Only what was read: another instance may have arrived since.
     headers = [dcmread(path, stop_before_pixels=True) for path in sorted(set(loaded.source.files))]
     provenance = report.done.provenance
-    notes = [*_notes(loaded, masks, unknown, provenance)]
-    files = {}
+    named = findings(report)
+    outlined = [*(finding.mask for finding in named), *masks]
+    numbers = running_numbers(outlined)
+    found = [finding.segment(number) for finding, number in zip(named, numbers, strict=False) if number]
+    found += segments([mask for mask in masks if mask.found], classes)
+    files, about_seg = {}, []
     if found:
         seg_uids = SegUids(derived_uid(identity, "SEG series"), derived_uid(identity, "SEG"))
         try:
-            files["seg.dcm"] = _encoded(build_seg(loaded, found, masks_maker, seg_uids))
+            files["seg.dcm"] = _encoded(build_seg(loaded, found, maker(provenance), seg_uids))
+            about_seg.append("The numbers of segments are those of the DICOM SEG that comes with this report.")
         except InvalidRequest as refused:
-            notes.append(f"The masks are not given as DICOM SEG: {refused}")
-    text = ReportText(report.text, [*notes, report.done.disclaimer])
+            numbers = [None] * len(outlined)
+            about_seg.append(f"The masks are not given as DICOM SEG: {refused}")
+    names = [*(str(finding) for finding in named), *(mask.label for mask in masks)]
+    notes = [*map(_measured, names, outlined, numbers), *about_seg, *_notes(loaded, unknown, provenance)]
+    text = ReportText(readable(report.text, named, numbers[: len(named)]), [*notes, report.done.disclaimer])
     uids = Uids(
         series=derived_uid(identity, "SR series"),
         instance=derived_uid(identity, "SR"),
@@ -112,19 +125,22 @@ def derived_uid(*inputs: str) -> str:
     return f"2.25.{uuid.uuid5(_NAMESPACE, chr(10).join(inputs)).int}"
 
 
-def _notes(
-    loaded: LoadedSeries, masks: Sequence[Mask], unknown: Sequence[str], provenance: Provenance
-) -> Iterator[str]:
-    """Yield the sentences about measurements, the source's geometry and the origin of the result."""
-    for mask in masks:
-        if mask.measurement is None:
-            yield f"{mask.label}: not found in this series (score {mask.score:.2f})."
-        else:
-            measured = mask.measurement
-            yield (
-                f"{mask.label}: volume {measured.volume_mm3 / 1000:.1f} ml, longest diameter in a slice "
-                f"{measured.diameter_mm:.0f} mm (score {mask.score:.2f})."
-            )
+def _measured(name: str, mask: Mask | None, segment: int | None) -> str:
+    """Return the sentence about one mask; ``segment`` is its number in the SEG, None where it has none."""
+    if mask is None:
+        return f"{name}: no mask of it was made."
+    if mask.measurement is None:
+        absent = "not found in this series" if mask.span is None else "no mask of it was found"
+        return f"{name}: {absent} (score {mask.score:.2f})."
+    place = f" (segment {segment})" if segment else ""
+    return (
+        f"{name}{place}: volume {mask.measurement.volume_mm3 / 1000:.1f} ml, longest diameter in a slice "
+        f"{mask.measurement.diameter_mm:.0f} mm (score {mask.score:.2f})."
+    )
+
+
+def _notes(loaded: LoadedSeries, unknown: Sequence[str], provenance: Provenance) -> Iterator[str]:
+    """Yield the sentences about what was not looked for, the source's geometry and the origin of the result."""
     yield from (f"{label}: not looked for, the checkpoint does not know this class." for label in unknown)
     yield from (str(finding) for finding in loaded.findings)
     windows = ", ".join(f"{use}: {window}" for use, window in sorted(provenance.windows.items()))

@@ -18,7 +18,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--port", type=int, default=11112, help="port of C-STORE and C-ECHO (11112)")
     parser.add_argument("--endpoint", metavar="HOST:PORT", help="the service (as for medvl report)")
     parser.add_argument("--destination", required=True, metavar="AET@HOST:PORT", help="where results are sent")
-    parser.add_argument("--labels", default="", metavar="L,L", help="classes to segment in every series (none)")
+    parser.add_argument("--labels", default="", metavar="L,L", help="classes to segment, beside findings (none)")
     parser.add_argument(
         "--geometry-policy",
         choices=("reject", "resample", "warn"),

@@ -65,7 +65,7 @@ class GatewayConfig:
     destination
         Where results are sent.
     labels
-        Classes to segment in every series.
+        Classes to segment in every series, beside what its report names.
     geometry_policy
         What to do about gantry tilt, gaps and uneven spacing; see :func:`medvl.imaging.series.read_series`.
     spool

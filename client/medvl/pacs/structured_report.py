@@ -48,7 +48,8 @@ class ReportText:
     Attributes
     ----------
     report
-        The service's text; a line that begins with "Impression:" begins that section, all before it are findings.
+        The service's text without markers; a line that begins with "Impression:" begins that section, all before it are
+        findings.
     notes
         Sentences about how the result came about: measurements, provenance, the disclaimer.
     """

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 
 import highdicom
 import numpy as np
@@ -22,6 +23,9 @@ from medvl.imaging.series import LoadedSeries
 _ANATOMY = CodedConcept("123037004", "SCT", "Anatomical Structure")
 _TISSUE = CodedConcept("85756007", "SCT", "Tissue")
 """Category and type of what no class names."""
+_ABNORMAL = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
+_LESION = CodedConcept("52988006", "SCT", "Lesion")
+"""Category and type of what a report finds; SNOMED CT calls every abnormal change of a structure a lesion."""
 _FAMILY = CodedConcept("123110", "DCM", "Artificial Intelligence")
 _LONGEST_LABEL = 64
 """Characters of the value representation LO."""
@@ -31,11 +35,15 @@ _STUDY_DEFAULTS = ("StudyDate", "StudyID", "StudyTime")
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One mask bool [D, R, C] on the canonical grid, its name, and its SNOMED CT code and meaning where known."""
+    """One mask bool [D, R, C] on the canonical grid, its name, and its SNOMED CT code and meaning where known.
+
+    ``finding`` says that it is something abnormal and no anatomy.
+    """
 
     mask: NDArray[np.bool_]
     label: str
     snomed: tuple[str, str] | None = None
+    finding: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ def build_seg(
             device_serial_number=maker.checkpoint_digest[:16],
             content_description=DISCLAIMER[:_LONGEST_LABEL],
             series_description="MedVL-SAM2 segmentation, not for diagnosis",
+            specific_character_set="ISO_IR 192",
         )
 
 
@@ -159,11 +168,14 @@ def _sampled(loaded: LoadedSeries, mask: NDArray[np.bool_], image: Dataset) -> N
 
 
 def _description(number: int, segment: Segment, maker: Maker) -> highdicom.seg.SegmentDescription:
-    kind = CodedConcept(segment.snomed[0], "SCT", segment.snomed[1]) if segment.snomed else _TISSUE
+    category, kind = (_ABNORMAL, _LESION) if segment.finding else (_ANATOMY, _TISSUE)
+    if segment.snomed:
+        kind = CodedConcept(segment.snomed[0], "SCT", segment.snomed[1])
     return highdicom.seg.SegmentDescription(
         segment_number=number,
-        segment_label=segment.label[:_LONGEST_LABEL],
-        segmented_property_category=_ANATOMY,
+        # A backslash divides values; a size that is cut in the middle is another size.
+        segment_label=shorten(segment.label.replace("\\", "/"), _LONGEST_LABEL, placeholder="..."),
+        segmented_property_category=category,
         segmented_property_type=kind,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
