@@ -47,7 +47,7 @@ def test_the_words_that_triton_puts_in_front_are_dropped(prefix):
     ("text", "cls"),
     [
         ("Exceeds maximum queue size", errors.Overloaded),
-        ("Request timeout expired", errors.DeadlineExceeded),
+        ("Request timeout expired", errors.Overloaded),
         ("Stub process 'llm_0_0' is not healthy.", errors.BackendUnavailable),
         ("Request for unknown model: 'llm' is not found", errors.BackendUnavailable),
         ("Request for unknown model: 'llm' has no available versions", errors.BackendUnavailable),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from unittest.mock import Mock
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
 from medvl.contracts import errors
-from medvl.orchestrator.config import AdmissionLimits
+from medvl.contracts.checkpoint import Checkpoint
+from medvl.orchestrator.backend import Backend
+from medvl.orchestrator.config import AdmissionLimits, HealthPolicy
+from medvl.orchestrator.triton import Served
 from medvl.wire.status import INTERNAL_SENTENCE, from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -201,6 +205,32 @@ async def test_a_dead_triton_is_told_by_health_and_by_calls(system: System, seri
     async with asyncio.timeout(10):
         await system.until(SERVING)
     assert await system.serves()
+
+
+def test_a_request_that_waited_does_not_go_on_with_another_checkpoint(checkpoint: Checkpoint):
+    """Its prompts were checked, and its answer would be told, as of the one before."""
+    before, after = (Served(checkpoint, "2.51.0", {}, None) for _ in range(2))
+    backend = Backend(Mock(), HealthPolicy(), Mock())
+    for served in (None, after):
+        backend._served = served
+        with pytest.raises(errors.BackendUnavailable, match="started again"):
+            backend.still(before)
+    backend.still(after)
+
+
+async def test_models_that_do_not_fit_each_other_are_told(system: System, series: Series):
+    """To callers, who would wait for ever, and in the log; whichever other reason was told before."""
+    await system.put(series)
+    await system.triton.stop()
+    async with asyncio.timeout(5):
+        await system.until(NOT_SERVING)
+    system.fake.checkpoints["llm"] = system.fake.checkpoint.model_copy(update={"name": "other"})
+    await system.triton.start()
+    async with asyncio.timeout(10):
+        while (told := (await failure(report(system, series)))[0]) is not grpc.StatusCode.FAILED_PRECONDITION:
+            assert told is grpc.StatusCode.UNAVAILABLE, "nothing is answered by what may be another checkpoint"
+            await asyncio.sleep(0.05)
+    assert [line["reason"] for line in system._lines() if line["event"] == "health"][-1] == "CHECKPOINT_ERROR"
 
 
 @pytest.mark.parametrize("model", ["language", "segmenter"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvl.contracts.errors import Overloaded
+from medvl.contracts.errors import Overloaded, SeriesTooLarge
 from medvl.serving.feature_store import FeatureStore, SeriesKey, SliceFeatures
 
 SIDE = 4
@@ -182,6 +182,15 @@ async def test_a_series_in_use_is_not_forgotten():
     assert refused.value.retry_after_s
     s.put(key("d"), series(4))
     assert key("d") in s
+
+
+async def test_a_series_larger_than_the_store_is_refused_for_good():
+    """Trying again does not help, and nobody else's slices make room for it."""
+    s = store(Encoder(), budget_bytes=5 * SLICE_BYTES)
+    s.put(key("a"), series(4))
+    with pytest.raises(SeriesTooLarge, match="MEDVL_SEGMENTER_STORE_BYTES"):
+        s.put(key("b"), series(6))
+    assert key("a") in s
 
 
 async def test_windows_and_checkpoints_do_not_mix():

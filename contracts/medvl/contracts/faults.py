@@ -21,7 +21,7 @@ from medvl.contracts.errors import (
 )
 
 OVERLOAD_RETRY_S = 1.0
-"""Delay advised when a queue of Triton is full; Triton names none."""
+"""Delay advised when a queue of Triton is full, or did not move for its own timeout; Triton names none."""
 
 _OURS = re.compile(
     r"(?:^|[\s,])(?P<reason>[A-Z][A-Z_]+)(?:\(retry_after_s=(?P<retry_after_s>[0-9.]+)\))?: (?P<sentence>.+)", re.DOTALL
@@ -29,7 +29,7 @@ _OURS = re.compile(
 
 _TRITON: tuple[tuple[str, type[MedvlError], str], ...] = (
     ("exceeds maximum queue size", Overloaded, "The server is busy: try again later."),
-    ("timeout expired", DeadlineExceeded, "The request waited too long for a model: try again later."),
+    ("timeout expired", Overloaded, "The request waited too long for a model: try again later."),
     ("deadline exceeded", DeadlineExceeded, "The deadline passed before a model had answered."),
     ("cancelled", RequestCancelled, "The request was cancelled."),
     ("not healthy", BackendUnavailable, "A model does not answer: try again later."),

@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from medvl.contracts.errors import Overloaded
+from medvl.contracts.errors import Overloaded, SeriesTooLarge
 from medvl.serving.pages import apart
 
 RETRY_S = 1.0
@@ -100,10 +100,17 @@ class FeatureStore:
 
         Raises
         ------
+        SeriesTooLarge
+            When the store is smaller than the slices.
         Overloaded
             When the series in use leave no room.
         """
         if key not in self._series:
+            if slices.nbytes > self._budget_bytes:
+                raise SeriesTooLarge(
+                    f"The slices of this series take {slices.nbytes} bytes, more than the {self._budget_bytes} of the "
+                    "segmenter's store: raise MEDVL_SEGMENTER_STORE_BYTES."
+                )
             self._make_room(slices.nbytes)
             if self._bytes + slices.nbytes > self._budget_bytes:
                 raise Overloaded(
@@ -122,6 +129,8 @@ class FeatureStore:
             yield len(self._series[key])
         finally:
             self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key]
 
     def slice_of(self, key: SeriesKey, index: int) -> np.ndarray:
         """Return a slice UINT8 [S, S] of a series in use."""

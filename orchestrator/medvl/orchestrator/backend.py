@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint
-from medvl.contracts.errors import BackendUnavailable, DeadlineExceeded, InvalidRequest, MedvlError, Overloaded
+from medvl.contracts.errors import (
+    BackendUnavailable,
+    CheckpointError,
+    DeadlineExceeded,
+    InvalidRequest,
+    MedvlError,
+    Overloaded,
+)
 from medvl.contracts.messages import LanguageOptions, ObjectPrompts, PointPrompt, SegmenterRequest
 from medvl.orchestrator import segmentation
 from medvl.orchestrator.audit import defect, log
@@ -47,6 +54,7 @@ class Backend:
         self._on_change = on_change
         self._served: Served | None = None
         self._serving = False
+        self._failure: Exception | None = None
 
     def served(self) -> Served:
         """Return what is served.
@@ -54,11 +62,26 @@ class Backend:
         Raises
         ------
         BackendUnavailable
-            While the server has not answered for the first time.
+            While the server does not answer: what comes back may serve another checkpoint.
+        CheckpointError
+            While its models do not fit each other: waiting does not help.
         """
+        if isinstance(self._failure, CheckpointError):
+            raise CheckpointError(str(self._failure))
         if self._served is None:
-            raise BackendUnavailable("The models are still loading: try again later.")
+            raise BackendUnavailable("The models are still loading, or do not answer: try again later.")
         return self._served
+
+    def still(self, served: Served) -> None:
+        """Refuse to go on with what was served before.
+
+        Raises
+        ------
+        BackendUnavailable
+            When it is not what is served now.
+        """
+        if self._served is not served:
+            raise BackendUnavailable("The models were started again meanwhile: try again.")
 
     async def watch(self) -> None:
         """Ask for ever; cancel to end."""
@@ -71,8 +94,7 @@ class Backend:
             await asyncio.sleep(self._policy.canary_interval_s)
 
     async def _ask(self) -> None:
-        if self._served is None or not self._serving:
-            # A server that came back may serve another checkpoint.
+        if self._served is None:
             self._served = await self._triton.served(self._policy.canary_timeout_s)
             log().info(
                 "serving",
@@ -103,15 +125,18 @@ class Backend:
             return
 
     async def _note(self, failure: Exception | None = None) -> None:
-        serving = failure is None
-        if serving == self._serving:
-            return
-        self._serving = serving
-        if failure is None or isinstance(failure, MedvlError):
-            log().warning("health", serving=serving, reason=failure.reason if failure else "")
-        else:
-            log().error("health", serving=serving, **defect(failure))
-        await self._on_change(serving)
+        serving, changed = failure is None, type(failure) is not type(self._failure)
+        self._failure = failure
+        if changed or serving != self._serving:
+            if failure is None or isinstance(failure, MedvlError):
+                log().warning("health", serving=serving, reason=failure.reason if failure else "")
+            else:
+                log().error("health", serving=serving, **defect(failure))
+        if not serving:
+            self._served = None
+        if serving != self._serving:
+            self._serving = serving
+            await self._on_change(serving)
 
 
 def _language_canary(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:

@@ -118,6 +118,7 @@ class MedVLService(pb_grpc.MedVLServicer):
         served = self._backend.served()
         with self._leased(digest, call) as series:
             async with self._admitted(call):
+                self._backend.still(served)
                 work = self._work(series, served, context, call)
                 words = prompt(series.volume.geometry.extent_mm)
                 generated = await write_text(work, self._vision, words, options)
@@ -133,6 +134,7 @@ class MedVLService(pb_grpc.MedVLServicer):
             geometry = series.volume.geometry
             objects = checked_objects(request.objects, geometry, served.checkpoint, self._config.request)
             async with self._admitted(call):
+                self._backend.still(served)
                 work = self._work(series, served, context, call)
                 await segment_objects(work, self._vision, objects, _options(request))
         windows = [("segmentation", o.window) for o in objects]
