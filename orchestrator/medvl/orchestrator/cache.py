@@ -42,13 +42,14 @@ class BoundedCache(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value; the least recently used make room."""
+        """Keep a value, the least recently used make room; one that is larger than the bound is not kept."""
         self._drop(key)
-        while self._values and self._bytes + value.nbytes > self._max_bytes:
+        if value.nbytes > self._max_bytes:
+            return
+        self._values[key] = value
+        self._bytes += value.nbytes
+        while self._bytes > self._max_bytes:
             self._drop(next(iter(self._values)))
-        if value.nbytes <= self._max_bytes:
-            self._values[key] = value
-            self._bytes += value.nbytes
 
     def _drop(self, key: K) -> None:
         if (value := self._values.pop(key, None)) is not None:
