@@ -192,6 +192,16 @@ def test_one_slice_that_does_not_fit_is_enough(damage, error, tmp_path):
         read_series(tmp_path)
 
 
+def test_a_damaged_header_is_named(tmp_path):
+    """By its file, not by its values, which may be a patient's."""
+    write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+    dataset = dcmread(tmp_path / "0002.dcm")
+    stored(RescaleSlope="abc")(dataset)
+    dataset.save_as(tmp_path / "0002.dcm")
+    with pytest.raises(CorruptFile, match=r"^The header of 0002\.dcm is damaged: fetch the series again\.$"):
+        read_series(tmp_path)
+
+
 @pytest.mark.parametrize(
     "damage", [change(RescaleType="US"), change(RescaleType=None), stored(PixelPaddingRangeLimit="")]
 )
