@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -19,6 +20,7 @@ from medvl.client.exits import Exit
 from medvl.client.maskfiles import maker
 from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import DeadlineExceeded, InternalError, Overloaded, UnknownLabel
+from medvl.embedded.files import write_phantom_series
 from medvl.wire.v1 import medvl_pb2 as pb
 
 SHAPE = (24, 20, 12)
@@ -218,6 +220,19 @@ def test_voxels_are_indices_of_the_file(service, medvl, series, tmp_path):
     assert list(sent.boxes[0].max_lps_mm) == lps(2.5, 3, 4)
 
 
+def test_voxels_of_a_series_that_was_resampled_are_refused(service, medvl, tmp_path):
+    """Viewers show the stored slices; millimetres mean the same place in both."""
+    write_phantom_series(tmp_path / "ct", seed=3, slices=7, side=16)
+    (tmp_path / "ct" / "0003.dcm").unlink()
+    typed = [tmp_path / "ct", "--geometry-policy", "resample", "-o", tmp_path / "m.nii.gz"]
+    for prompt in ("--point", "3,4,2"), ("--box", "3,4,2,8,9,3"):
+        code, _, err = medvl("segment", *typed, "--voxel", *prompt)
+        assert (code, service.calls) == (Exit.USAGE, [])
+        assert "give points and boxes in patient coordinates (LPS, mm)" in err
+    medvl("segment", *typed, "--point", "3,4,2")
+    assert "Segment" in service.calls
+
+
 def test_several_objects_go_to_a_folder(service, medvl, series, tmp_path):
     """One file for each object that was found, named for it; the one that was not found has none."""
     mask = np.ones((12, 20, 24), bool)
@@ -317,6 +332,51 @@ def test_files_that_are_no_series_are_refused(service, medvl, tmp_path):
         code, out, err = medvl("report", tmp_path / name)
         assert (code, out, err.count("\n")) == (Exit.SERIES, "", 1), name
     assert service.calls == []
+
+
+@pytest.mark.parametrize("command", [("report",), ("ask", "?"), ("segment", "--label", "liver")])
+def test_an_output_that_cannot_be_written_is_told_before_the_service_is_asked(service, medvl, series, command):
+    """With the words of the system, as what is not set up, not as a defect; nothing stays behind."""
+    name, *rest = command
+    folder = series.parent
+    (folder / "file").touch()
+    (folder / "folder.dcm").mkdir()
+    before = sorted(folder.rglob("*"))
+    outputs = {
+        folder / "file": f"medvl: {folder / 'file'}: Not a directory.\n",
+        folder / "file" / "deeper": f"medvl: {folder / 'file'}: Not a directory.\n",
+        Path("/proc/nowhere/masks"): "medvl: /proc: No such file or directory.\n",
+    }
+    for output, said in outputs.items():
+        assert medvl(name, series, *rest, "-o", output) == (Exit.SETUP, "", said)
+    code, out, _ = medvl(name, series, *rest, "-o", "/proc/masks", "--json")
+    assert (code, json.loads(out)["error"]["reason"]) == (Exit.SETUP, "SETUP_ERROR")
+    assert service.calls == []
+    assert medvl(name, series, *rest, "-o", folder / "masks" / "deeper")[0] in {Exit.OK, Exit.NOT_FOUND}
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), Exit.SETUP, "medvl: No space left on device.\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/spool"),
+            Exit.SETUP,
+            "medvl: /spool: Permission denied.\n",
+        ),
+        (OSError("of a library"), Exit.DEFECT, "medvl: A defect of this program (OSError at "),
+    ],
+)
+def test_what_the_system_refuses_is_no_defect(capsys, monkeypatch, error, code, said):
+    """A full disk, a folder of somebody else's; what has no words of the system is some library's own."""
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr("medvl.client.cli.build_parser", fail)
+    assert main(["report"]) == code
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_an_empty_question_is_refused(service, medvl, series):

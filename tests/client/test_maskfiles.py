@@ -7,8 +7,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from pydicom import dcmread
 
-from medvl.client.maskfiles import read_mask, write_nifti
+from medvl.client.maskfiles import MaskTarget, read_mask, write_nifti
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.files import IN_PLANE, write_phantom_series
 from medvl.imaging.seg import Maker, Segment, build_seg
@@ -65,3 +66,27 @@ def test_files_that_are_no_mask_of_the_series_are_refused(loaded: LoadedSeries, 
     ):
         with pytest.raises(InvalidRequest, match=said):
             read_mask(tmp_path / name, loaded.volume, segment)
+
+
+def test_a_seg_of_uneven_slices_is_refused_in_a_sentence(tmp_path: Path):
+    """A series that was loaded as if it were regular has a SEG whose frames are no grid."""
+    write_phantom_series(tmp_path / "ct", seed=11, slices=9, side=40)
+    moved = dcmread(tmp_path / "ct" / "0004.dcm")
+    moved.ImagePositionPatient[2] += 0.7
+    moved.save_as(tmp_path / "ct" / "0004.dcm")
+    loaded = read_series(tmp_path / "ct", "warn")
+    mask = np.ones(loaded.volume.geometry.shape, bool)
+    build_seg(loaded, [Segment(mask, "all", None)], Maker("test", "test", "0" * 64)).save_as(tmp_path / "seg.dcm")
+    with pytest.raises(InvalidRequest, match=r"seg\.dcm are not evenly spaced: write it as NIfTI"):
+        read_mask(tmp_path / "seg.dcm", loaded.volume)
+
+
+def test_a_file_that_is_there_can_be_written_over(tmp_path: Path):
+    """Asking whether it can leaves it as it is; a folder of its name cannot."""
+    path = tmp_path / "mask.nii.gz"
+    path.write_bytes(b"before")
+    MaskTarget.of(path, objects=1).check_writable()
+    assert path.read_bytes() == b"before"
+    (tmp_path / "mask.dcm").mkdir()
+    with pytest.raises(IsADirectoryError):
+        MaskTarget.of(tmp_path / "mask.dcm", objects=1).check_writable()

@@ -58,6 +58,15 @@ def test_the_digest_depends_on_the_content_alone(checkpoint_fields):
             "windows ['bad'] have a lower bound that is not below",
         ),
         (lambda c: c["labels"].append({"name": "liver"}), "a label is listed twice"),
+        (lambda c: c.update(name="n" * 65), "name: String should have at most 64 characters"),
+        (
+            lambda c: c["labels"][0]["snomed"].update(meaning="m" * 65),
+            "labels.0.snomed.meaning: String should have at most 64 characters",
+        ),
+        (
+            lambda c: c["labels"][0]["snomed"].update(meaning=""),
+            "labels.0.snomed.meaning: String should have at least 1 character",
+        ),
         (lambda c: c["language"]["prompts"].update(ask="?"), "prompt ask lacks {question}"),
         (lambda c: c["language"]["prompts"].update(segment_answer="no"), "prompt segment_answer must hold [SEG] once"),
         (lambda c: c["files"].update(x="short"), "files.x: String should match pattern"),

@@ -27,6 +27,24 @@ def test_check_tells_a_mismatch_on_standard_error(capsys, tmp_path):
     assert said.err == f"The folder {tmp_path.name} holds no checkpoint.json: it is not a checkpoint.\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "repository"), "repository: Permission denied.\n"),
+        (OSError(28, "No space left on device"), "No space left on device.\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, error, line):
+    """With the path where the system names one; a full disk has none."""
+
+    def fail(folder):
+        raise error
+
+    monkeypatch.setattr("medvl.export.cli.verify_repository", fail)
+    status, said = run(capsys, "verify", "repository")
+    assert (status, said.out, said.err) == (1, "", line)
+
+
 def test_check_answers_in_json(capsys, tmp_path):
     """With ``--json`` the lines stand on standard output as well."""
     status, said = run(capsys, "check", tmp_path, "--json")

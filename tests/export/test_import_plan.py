@@ -187,6 +187,13 @@ def test_a_part_that_nobody_gave_is_one_line(tmp_path):
     ]
 
 
+def test_proposals_are_refused(tmp_path):
+    """No public weights have them: one line says so, before any file is looked for."""
+    checkpoint = spec(proposals={"min_score": 0.1, "min_share": 0.1})
+    (line,) = wrong_lines(Sources(tmp_path / "nowhere"), checkpoint)
+    assert line.startswith("segmentation.proposals: expected none")
+
+
 def test_what_is_given_twice_is_refused_or_left_out(tmp_path):
     """Two sources of one tensor are both named; ``--leave`` decides."""
     sam2 = TINY

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 
 import nibabel
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 
 from medvl.client.maskfiles import write_nifti
 from medvl.contracts.errors import (
@@ -20,6 +24,7 @@ from medvl.contracts.errors import (
     TooFewSlices,
 )
 from medvl.embedded.files import IN_PLANE, write_phantom_series
+from medvl.imaging import dicom
 from medvl.imaging.policy import FindingAction, FindingKind
 from medvl.imaging.series import read_series, source_to_lps
 
@@ -133,6 +138,18 @@ def change(**values):
     return apply
 
 
+def stored(**values):
+    """Put bytes into the file that its writer would never write."""
+
+    def apply(dataset):
+        for name, value in values.items():
+            tag = Tag(tag_for_keyword(name))
+            vr = dictionary_VR(tag)[:2]
+            dataset[tag] = RawDataElement(tag, vr, len(value), value.encode(), 0, False, True)
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("damage", "error"),
     [
@@ -143,6 +160,25 @@ def change(**values):
         (change(ImagePositionPatient=None), GeometryRefused),
         (change(Rows=8), GeometryRefused),
         (change(PixelData=b"\0\0"), CorruptFile),
+        (change(FrameOfReferenceUID="2.25.7"), MixedSeries),
+        (change(FrameOfReferenceUID=None), MixedSeries),
+        (change(RescaleType="Z_EFF"), NotCt),
+        (change(RescaleType="MGML"), NotCt),
+        (change(RescaleSlope=None), CorruptFile),
+        (change(RescaleSlope=0), CorruptFile),
+        (change(RescaleIntercept=None), CorruptFile),
+        (stored(RescaleSlope="nan"), CorruptFile),
+        (stored(RescaleSlope="abc"), CorruptFile),
+        (stored(RescaleSlope="1\\2"), CorruptFile),
+        (stored(RescaleIntercept="x"), CorruptFile),
+        (stored(ImagePositionPatient="1\\2\\x"), GeometryRefused),
+        (stored(Modality="CT\\OT"), CorruptFile),
+        (stored(SeriesInstanceUID="2.25.1\\2.25.2"), CorruptFile),
+        (stored(Rows="abc"), CorruptFile),
+        (stored(Columns=""), CorruptFile),
+        (stored(NumberOfFrames="many"), CorruptFile),
+        (stored(PixelPaddingValue="abcd"), CorruptFile),
+        (stored(PixelRepresentation="abc"), CorruptFile),
     ],
 )
 def test_one_slice_that_does_not_fit_is_enough(damage, error, tmp_path):
@@ -153,6 +189,100 @@ def test_one_slice_that_does_not_fit_is_enough(damage, error, tmp_path):
     damage(dataset)
     dataset.save_as(path)
     with pytest.raises(error):
+        read_series(tmp_path)
+
+
+def test_a_damaged_header_is_named(tmp_path):
+    """By its file, not by its values, which may be a patient's."""
+    write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+    dataset = dcmread(tmp_path / "0002.dcm")
+    stored(RescaleSlope="abc")(dataset)
+    dataset.save_as(tmp_path / "0002.dcm")
+    with pytest.raises(CorruptFile, match=r"^The header of 0002\.dcm is damaged: fetch the series again\.$"):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", [change(RescaleType="US"), change(RescaleType=None), stored(PixelPaddingRangeLimit="")]
+)
+def test_what_says_nothing_is_let_through(damage, tmp_path):
+    """A unit that is not told, or values that are there and empty."""
+    truth = write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+    for path in tmp_path.iterdir():
+        dataset = dcmread(path)
+        damage(dataset)
+        dataset.add_new("PixelPaddingValue", "SS", 30000)
+        dataset.save_as(path)
+    assert np.array_equal(read_series(tmp_path).volume.hu, truth.hu)
+
+
+def test_series_without_a_frame_of_reference_load(tmp_path):
+    """Where no slice says it, there is nothing to compare."""
+    truth = write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+    for path in tmp_path.iterdir():
+        dataset = dcmread(path)
+        del dataset.FrameOfReferenceUID
+        dataset.save_as(path)
+    assert np.array_equal(read_series(tmp_path).volume.hu, truth.hu)
+
+
+@pytest.mark.parametrize("where", ["dcmread", "read_file_meta_info"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), PermissionError(13, "no"), MemoryError()])
+def test_a_disk_that_fails_is_no_damaged_file(error, where, tmp_path, monkeypatch):
+    """The same series may be read later: nobody may refuse it for good."""
+    write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(dicom, where, fail)
+    with pytest.raises(type(error)):
+        read_series(tmp_path)
+
+
+def test_what_the_parser_calls_an_os_error_is_damage(tmp_path, monkeypatch):
+    """Pydicom raises OSError, without a number, where a sequence is cut off."""
+
+    def fail(path):
+        raise OSError("No tag to read at file position 3F")
+
+    write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+    monkeypatch.setattr(dicom, "dcmread", fail)
+    with pytest.raises(CorruptFile):
+        read_series(tmp_path)
+
+
+def write_multi_frame(folder, *, claimed, described):
+    """Write a multi-frame CT with as many frames of pixels as it claims."""
+    write_phantom_series(folder, seed=3, slices=claimed, side=16)
+    slices = [dcmread(path) for path in sorted(folder.iterdir())]
+    whole = slices[0]
+    whole.NumberOfFrames = claimed
+    whole.PixelData = b"".join(s.PixelData for s in slices)
+    whole.PerFrameFunctionalGroupsSequence = []
+    for number in range(described):
+        place, frame = Dataset(), Dataset()
+        place.ImagePositionPatient = slices[min(number, claimed - 1)].ImagePositionPatient
+        frame.PlanePositionSequence = [place]
+        whole.PerFrameFunctionalGroupsSequence.append(frame)
+    for path in folder.iterdir():
+        path.unlink()
+    whole.save_as(folder / "whole.dcm")
+
+
+def test_a_multi_frame_file_loads(tmp_path):
+    """Each frame lies where its own item says."""
+    write_multi_frame(tmp_path, claimed=4, described=4)
+    loaded = read_series(tmp_path)
+    assert loaded.volume.geometry.shape == (4, 16, 16)
+    assert sorted(loaded.source.frames) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("described", [0, 3, 5])
+def test_frames_that_are_not_all_described_are_refused(described, tmp_path):
+    """More or fewer than the file claims: which is which is not known."""
+    write_multi_frame(tmp_path, claimed=4, described=described)
+    with pytest.raises(CorruptFile, match=f"whole.dcm claims 4 frames and describes {described}"):
         read_series(tmp_path)
 
 

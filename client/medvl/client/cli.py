@@ -14,7 +14,7 @@ from medvl.client.exits import EXIT_HELP, Exit, exit_of
 from medvl.client.parser import Parser
 from medvl.client.plugins import missing_package, register_commands
 from medvl.client.terminal import printable
-from medvl.contracts.errors import InternalError, MedvlError
+from medvl.contracts.errors import InternalError, MedvlError, SetupError
 
 DESCRIPTION = """\
 Reports, answers and 3D masks for CT series, by a MedVL-SAM2 service.
@@ -53,13 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away; what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
-    except MedvlError as error:
-        return _fail(error, as_json=as_json)
-    except ModuleNotFoundError as error:
-        command = next((a for a in arguments if not a.startswith("-")), "medvl")
-        return _fail(missing_package(command, __name__, error), as_json=as_json)
     except Exception as error:  # a person at a shell gets a sentence, never a traceback
-        return _fail(_defect(error), as_json=as_json)
+        return _fail(_told(error, arguments), as_json=as_json)
+
+
+def _told(error: Exception, arguments: Sequence[str]) -> MedvlError:
+    """Return the error of the tree that says what went wrong."""
+    if isinstance(error, MedvlError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        command = next((a for a in arguments if not a.startswith("-")), "medvl")
+        return missing_package(command, __name__, error)
+    # An OSError without words of the system is some library's own.
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return SetupError(f"{where}{error.strerror}.")
+    return _defect(error)
 
 
 def _defect(error: Exception) -> InternalError:

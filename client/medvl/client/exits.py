@@ -34,7 +34,8 @@ exit codes:
   4    the geometry of the series was refused: see --geometry-policy
   5    the service is away or overloaded; the command may be repeated
   6    the deadline passed
-  7    something is not set up: no service named, a missing package, a broken checkpoint
+  7    something is not set up: no service named, a missing package, a broken checkpoint, a file that cannot be read or
+       written
   8    segment: none of the objects was found in the volume; no mask was written
   130  interrupted
 """

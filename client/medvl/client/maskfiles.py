@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
@@ -80,6 +81,25 @@ class MaskTarget:
         """
         if self.format is MaskFormat.SEG and loaded.source.kind != "dicom":
             raise InvalidRequest("A DICOM SEG needs a DICOM source: name a .nii.gz file or a folder for the masks.")
+
+    def check_writable(self) -> None:
+        """Refuse a target that cannot be written, before any work is done; nothing stays behind.
+
+        Raises
+        ------
+        OSError
+            With the path that refuses: the file itself, or the folder that would hold it or what has to be made for it.
+        """
+        folder = self.path if self.format is MaskFormat.FOLDER else self.path.parent
+        if self.format is not MaskFormat.FOLDER and self.path.exists():
+            self.path.open("ab").close()
+            return
+        standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        try:
+            tempfile.TemporaryFile(dir=standing).close()
+        except OSError as error:
+            # The name of the temporary file would tell nobody anything.
+            raise OSError(error.errno, error.strerror, str(standing)) from None
 
 
 def write_masks(
@@ -172,7 +192,12 @@ def _read_seg(path: Path, segment: int | None) -> tuple[NDArray[np.bool_], NDArr
     wanted = numbers[0] if segment is None else segment
     if wanted not in numbers:
         raise InvalidRequest(f"The mask {path.name} has no segment {wanted}: it has {numbers}.")
-    volume = file.get_volume(segment_numbers=[wanted])
+    try:
+        volume = file.get_volume(segment_numbers=[wanted])
+    except RuntimeError:  # of highdicom, where the frames are no regular grid
+        raise InvalidRequest(
+            f"The slices of the mask {path.name} are not evenly spaced: write it as NIfTI to go on from it."
+        ) from None
     return volume.array[..., 0] > 0, volume.affine
 
 

@@ -25,6 +25,8 @@ from medvl.contracts.errors import CheckpointError, UnknownLabel
 
 CHECKPOINT_FILE = "checkpoint.json"
 LANGUAGE_FOLDER = "llm"
+DICOM_TEXT = 64
+"""Characters that DICOM's LO holds: what goes into a SEG must not be longer (PS3.5, 6.2)."""
 PARTS = ("vision_encoder", "projector", "seg_projector", "sam2")
 """The parts that are one safetensors file each."""
 PROPOSALS = "proposals"
@@ -308,7 +310,7 @@ class Snomed(_Value):
     """A SNOMED CT concept."""
 
     code: str = Field(pattern=r"^[0-9]{6,18}$")
-    meaning: str
+    meaning: str = Field(min_length=1, max_length=DICOM_TEXT)
 
 
 class Label(_Value):
@@ -323,7 +325,7 @@ class Checkpoint(_Value):
     """``checkpoint.json``."""
 
     format: Literal[1]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(min_length=1, max_length=DICOM_TEXT, pattern=r"^[a-z0-9][a-z0-9._-]*$")
     trained: bool
     licence: str
     provenance: str

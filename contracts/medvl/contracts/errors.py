@@ -8,8 +8,8 @@
     │   └── PromptOutsideVolume   a point or box that does not touch the volume
     ├── SeriesError               the files are not one readable CT series
     │   ├── EmptySeries           nothing there to read
-    │   ├── MixedSeries           more than one series in one folder
-    │   ├── NotCt                 another modality, a localizer, a derived image
+    │   ├── MixedSeries           more than one series, or frame of reference, in one folder
+    │   ├── NotCt                 another modality, a localizer, a derived image, values other than HU
     │   ├── CorruptFile           truncated, undecodable, or claims what its length denies
     │   ├── TooFewSlices          not enough slices for a volume
     │   └── SeriesTooLarge        over the configured limits
@@ -83,13 +83,13 @@ class EmptySeries(SeriesError):
 
 
 class MixedSeries(SeriesError):
-    """More than one series in one folder."""
+    """More than one series, or frame of reference, in one folder."""
 
     reason = "MIXED_SERIES"
 
 
 class NotCt(SeriesError):
-    """Another modality, a localizer or a derived image."""
+    """Another modality, a localizer, a derived image, or values other than HU."""
 
     reason = "NOT_CT"
 

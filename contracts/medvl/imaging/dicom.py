@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -29,6 +31,7 @@ from medvl.contracts.errors import (
     CorruptFile,
     EmptySeries,
     GeometryRefused,
+    MedvlError,
     MixedSeries,
     NotCt,
     SeriesTooLarge,
@@ -43,6 +46,10 @@ MAX_VOXELS = 2**30
 """Of one series: 2 GiB as int16."""
 _NEVER_WITHOUT_PIXELS = ("", CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 """SOP classes that are images; the empty one is that of a file that ends before it says its own."""
+_NO_IMAGES_OF_A_PATIENT = ("SEG", "RTDOSE", "PR", "KO")
+"""Modalities of objects that may have rows, but lie beside a series only."""
+_UNITS = ("HU", "US")
+"""Of RescaleType: Hounsfield units, and "unspecified", which some scanners write for the same."""
 _INT16 = np.iinfo(np.int16)
 _ORIENTATION_TOLERANCE = 1e-3
 _THREADS = 4
@@ -71,18 +78,36 @@ class DicomSeries:
 
 
 @dataclass(frozen=True, eq=False)
+class _File:
+    """A DICOM file, and what tells whether it belongs to the series."""
+
+    path: Path
+    dataset: Dataset
+    modality: str
+    is_image: bool
+    is_localizer: bool
+    series: str
+    frame_of_reference: str
+    """Empty where the file does not say it."""
+
+
+@dataclass(frozen=True, eq=False)
 class _Frame:
     """One slice before its pixels are decoded."""
 
     path: Path
     dataset: Dataset
     index: int
+    shape: tuple[int, int]
+    """Rows and columns."""
     position_mm: NDArray[np.float64]
     orientation: NDArray[np.float64]
     """float64 [2, 3]: directions along a row (the column index grows) and down a column."""
     spacing_mm: tuple[float, float]
     slope: float
     intercept: float
+    padding: tuple[int, int] | None
+    """The lowest and the highest stored value that say "outside the scan"."""
 
 
 def read_dicom(paths: Sequence[Path]) -> DicomSeries:
@@ -99,12 +124,14 @@ def read_dicom(paths: Sequence[Path]) -> DicomSeries:
         When the files are not exactly one whole CT series of at least :data:`MIN_SLICES` slices.
     GeometryRefused
         When a slice does not say where it lies, or slices differ in size, spacing or orientation.
+    OSError
+        When a file cannot be read. That says nothing about the series: the same call may succeed later.
     """
     with warnings.catch_warnings():
         # Values that break their type are common in real series; those that matter are checked here.
         warnings.simplefilter("ignore")
-        images, ignored = _series_of(_datasets(paths))
-        frames = _ordered([frame for path, dataset in images for frame in _frames(path, dataset)])
+        images, ignored = _series_of(_files(paths))
+        frames = _ordered([frame for image in images for frame in _frames(image)])
         hu, padded = _pixels(frames)
     first = frames[0]
     stack = SliceStack(
@@ -118,12 +145,36 @@ def read_dicom(paths: Sequence[Path]) -> DicomSeries:
     return DicomSeries(stack, tuple(f.path for f in frames), tuple(f.index for f in frames), findings)
 
 
-def _datasets(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
+@contextmanager
+def _damaged(sentence: str) -> Iterator[None]:
+    """Say that a file is damaged, whatever a parser or decoder raises on it.
+
+    A disk that fails and memory that ends are no damage of the file. pydicom's own OSErrors are: they have no number.
+    """
+    try:
+        yield
+    except (MedvlError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file breaks a parser anywhere
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise CorruptFile(sentence) from error
+
+
+def _damaged_header(path: Path) -> AbstractContextManager[None]:
+    """Say that the header is damaged: its values are parsed when they are used, and need not be of their type."""
+    return _damaged(f"The header of {path.name} is damaged: fetch the series again.")
+
+
+def _files(paths: Sequence[Path]) -> list[_File]:
     found = []
     for path in paths:
         dataset = _dataset(path)
-        if dataset is not None and _sop_class(dataset) != MediaStorageDirectoryStorage:
-            found.append((path, dataset))
+        if dataset is None:
+            continue
+        with _damaged_header(path):
+            if _sop_class(dataset) != MediaStorageDirectoryStorage:
+                found.append(_file(path, dataset))
     if not found:
         raise EmptySeries("There is no DICOM file: name a folder with the files of one CT series, or a NIfTI file.")
     return found
@@ -131,21 +182,18 @@ def _datasets(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
 
 def _dataset(path: Path) -> Dataset | None:
     """Return the data set of a file, or None when it is not DICOM."""
-    try:
-        meta = read_file_meta_info(path)
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise CorruptFile("A file is deflated, which can inflate to any size: convert it to another syntax.")
-        dataset = dcmread(path)
+    with _damaged("A DICOM file is damaged or cut off: fetch the series again."):
+        try:
+            meta = read_file_meta_info(path)
+            if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+                raise CorruptFile("A file is deflated, which can inflate to any size: convert it to another syntax.")
+            dataset = dcmread(path)
+        except InvalidDicomError:
+            return None
         dataset.get("SeriesInstanceUID")
         if "PixelData" not in dataset and _sop_class(dataset) in _NEVER_WITHOUT_PIXELS:
             raise CorruptFile("A DICOM file ends before its pixels: fetch the series again.")
-    except InvalidDicomError:
-        return None
-    except CorruptFile:
-        raise
-    except Exception as error:  # a damaged file breaks the parser anywhere
-        raise CorruptFile("A DICOM file is damaged or cut off: fetch the series again.") from error
-    return dataset
+        return dataset
 
 
 def _sop_class(dataset: Dataset) -> str:
@@ -153,38 +201,65 @@ def _sop_class(dataset: Dataset) -> str:
     return str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", ""))
 
 
-def _is_image(dataset: Dataset) -> bool:
-    return "Rows" in dataset and "Modality" in dataset and dataset.Modality not in {"SEG", "RTDOSE", "PR", "KO"}
+def _file(path: Path, dataset: Dataset) -> _File:
+    modality = _text(dataset, "Modality")
+    return _File(
+        path=path,
+        dataset=dataset,
+        modality=modality,
+        is_image="Rows" in dataset and "Modality" in dataset and modality not in _NO_IMAGES_OF_A_PATIENT,
+        is_localizer="LOCALIZER" in [str(value).upper() for value in dataset.get("ImageType", None) or ()],
+        series=_text(dataset, "SeriesInstanceUID"),
+        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+    )
 
 
-def _is_localizer(dataset: Dataset) -> bool:
-    return "LOCALIZER" in [str(value).upper() for value in dataset.get("ImageType", None) or ()]
+def _text(dataset: Dataset, keyword: str) -> str:
+    """Return the one value of an attribute, empty where it has none."""
+    value = dataset.get(keyword)
+    if isinstance(value, MultiValue):
+        raise TypeError(keyword)
+    return str(value or "")
 
 
-def _series_of(found: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Dataset]], int]:
+def _series_of(found: list[_File]) -> tuple[list[_File], int]:
     """Return the images of the one CT series, and how many other objects lie beside them."""
-    images = [(path, d) for path, d in found if _is_image(d)]
-    ct = [(path, d) for path, d in images if d.Modality == "CT" and not _is_localizer(d)]
+    images = [file for file in found if file.is_image]
+    ct = [file for file in images if file.modality == "CT" and not file.is_localizer]
     if not ct:
-        if any(d.Modality == "CT" for _, d in images):
+        if any(file.modality == "CT" for file in images):
             raise NotCt("The files hold only localizers: name the folder of a CT series with slices.")
-        modalities = ", ".join(sorted({str(d.get("Modality", "unknown")) for _, d in found}))
+        modalities = ", ".join(sorted({file.modality or "unknown" for file in found}))
         raise NotCt(f"The files are {modalities}, not CT: name the folder of a CT series.")
-    if any(d.Modality != "CT" for _, d in images):
+    if any(file.modality != "CT" for file in images):
         raise MixedSeries("The files hold images of several modalities: keep one CT series in the folder.")
-    series = len({d.get("SeriesInstanceUID") for _, d in ct})
+    series = len({file.series for file in ct})
     if series > 1:
         raise MixedSeries(f"The files belong to {series} CT series: keep one of them in the folder.")
+    if len({file.frame_of_reference for file in ct}) > 1:
+        raise MixedSeries(
+            "The slices have different frames of reference, so their places cannot be compared: keep those of one."
+        )
     return ct, len(found) - len(ct)
 
 
-def _frames(path: Path, dataset: Dataset) -> Iterator[_Frame]:
+def _frames(file: _File) -> list[_Frame]:
+    with _damaged_header(file.path):
+        return list(_parsed_frames(file.path, file.dataset))
+
+
+def _parsed_frames(path: Path, dataset: Dataset) -> Iterator[_Frame]:
+    claimed = int(dataset.get("NumberOfFrames") or 1)
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if per_frame is None:
-        if int(dataset.get("NumberOfFrames") or 1) > 1:
+        if claimed > 1:
             raise GeometryRefused("A multi-frame file does not say where its frames lie: the series cannot be loaded.")
         yield _frame(path, dataset, 0, [dataset])
         return
+    if len(per_frame) != claimed:
+        raise CorruptFile(
+            f"{path.name} claims {claimed} frames and describes {len(per_frame)}: fetch the series again."
+        )
     (shared,) = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
     for index, own in enumerate(per_frame):
         yield _frame(path, dataset, index, [*_macros(own), *_macros(shared), dataset])
@@ -205,16 +280,36 @@ def _frame(path: Path, dataset: Dataset, index: int, sources: Sequence[Dataset])
     lengths = np.linalg.norm(orientation, axis=1, keepdims=True)
     if np.abs(lengths - 1).max() > _ORIENTATION_TOLERANCE * 10:
         raise GeometryRefused("A slice has an ImageOrientationPatient without unit vectors: it cannot be loaded.")
+    slope, intercept = _rescale(path, sources)
     return _Frame(
         path=path,
         dataset=dataset,
         index=index,
+        shape=(int(dataset.Rows), int(dataset.Columns)),
         position_mm=position,
         orientation=orientation / lengths,
         spacing_mm=(float(spacing[0]), float(spacing[1])),
-        slope=float(_first(sources, "RescaleSlope", 1.0)),
-        intercept=float(_first(sources, "RescaleIntercept", 0.0)),
+        slope=slope,
+        intercept=intercept,
+        padding=_padding_limits(dataset),
     )
+
+
+def _rescale(path: Path, sources: Sequence[Dataset]) -> tuple[float, float]:
+    """Return slope and intercept from stored values to HU; what would lead elsewhere is refused."""
+    unit = str(_first(sources, "RescaleType", "HU")).strip().upper()
+    if unit not in _UNITS:
+        raise NotCt("The values of the slices are not HU, as their RescaleType says: name a CT series in HU.")
+    slope, intercept = (_first(sources, f"Rescale{name}") for name in ("Slope", "Intercept"))
+    if slope is None or intercept is None:
+        raise CorruptFile(
+            f"{path.name} lacks RescaleSlope or RescaleIntercept, so its values are not known to be HU: "
+            "fetch the series again."
+        )
+    slope, intercept = float(slope), float(intercept)
+    if slope == 0 or not np.isfinite((slope, intercept)).all():
+        raise CorruptFile(f"{path.name} has a RescaleSlope or RescaleIntercept that gives no HU: fetch it again.")
+    return slope, intercept
 
 
 def _first(sources: Sequence[Dataset], keyword: str, default: Any = None) -> Any:  # noqa: ANN401 - any DICOM value
@@ -241,13 +336,13 @@ def _ordered(frames: list[_Frame]) -> list[_Frame]:
         )
     first = frames[0]
     for frame in frames:
-        if _shape(frame) != _shape(first):
+        if frame.shape != first.shape:
             raise GeometryRefused("The slices differ in rows or columns: the series cannot be loaded.")
         if np.abs(frame.orientation - first.orientation).max() > _ORIENTATION_TOLERANCE:
             raise GeometryRefused("The slices differ in orientation: keep those of one direction.")
         if not np.allclose(frame.spacing_mm, first.spacing_mm, rtol=1e-3):
             raise GeometryRefused("The slices differ in PixelSpacing: the series cannot be loaded.")
-    rows, columns = _shape(first)
+    rows, columns = first.shape
     if len(frames) * rows * columns > MAX_VOXELS:
         raise SeriesTooLarge(
             f"The series claims {len(frames)} slices of {rows} x {columns}, more than {MAX_VOXELS} voxels: "
@@ -258,44 +353,40 @@ def _ordered(frames: list[_Frame]) -> list[_Frame]:
     return [frames[i] for i in np.argsort(places, kind="stable")]
 
 
-def _shape(frame: _Frame) -> tuple[int, int]:
-    return int(frame.dataset.Rows), int(frame.dataset.Columns)
-
-
 def _pixels(frames: Sequence[_Frame]) -> tuple[NDArray[np.int16], int]:
     """Return the voxels int16 [D, R, C] in HU, and how many were padding."""
-    hu = np.empty((len(frames), *_shape(frames[0])), np.int16)
+    hu = np.empty((len(frames), *frames[0].shape), np.int16)
     with ThreadPoolExecutor(_THREADS) as pool:
         padded = list(pool.map(lambda number: _decode(frames[number], hu[number]), range(len(frames))))
     return hu, sum(padded)
 
 
 def _decode(frame: _Frame, plane: NDArray[np.int16]) -> int:
-    dataset = frame.dataset
-    try:
-        array = dataset.pixel_array
-    except Exception as error:  # decoders have exceptions of their own
-        raise CorruptFile(
-            "The pixels of a DICOM file are missing, cut off or in an encoding that cannot be read: fetch it again."
-        ) from error
+    with _damaged(
+        "The pixels of a DICOM file are missing, cut off or in an encoding that cannot be read: fetch it again."
+    ):
+        array = frame.dataset.pixel_array
     stored = array[frame.index] if array.ndim == 3 else array
     if stored.shape != plane.shape:
         raise CorruptFile("The pixels of a DICOM file are not one grey value per voxel: it is not a CT slice.")
-    padding = _padding(dataset, stored)
     values = stored.astype(np.float64) * frame.slope + frame.intercept
-    values[padding] = AIR_HU
+    padded = 0
+    if frame.padding is not None:
+        low, high = frame.padding
+        outside = (stored >= low) & (stored <= high)
+        values[outside] = AIR_HU
+        padded = int(np.count_nonzero(outside))
     plane[:] = np.rint(values.clip(_INT16.min, _INT16.max))
-    return int(np.count_nonzero(padding))
+    return padded
 
 
-def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which stored values say "outside the scan"; limits stand in the order of the pixels' own sign."""
-    value = dataset.get("PixelPaddingValue")
+def _padding_limits(dataset: Dataset) -> tuple[int, int] | None:
+    """Return the limits of stored values outside the scan; they stand in the order of the pixels' own sign."""
+    value = _first([dataset], "PixelPaddingValue")
     if value is None:
-        return np.zeros(stored.shape, np.bool_)
-    low, high = _as_stored(dataset, value), _as_stored(dataset, dataset.get("PixelPaddingRangeLimit", value))
-    low, high = min(low, high), max(low, high)
-    return (stored >= low) & (stored <= high)
+        return None
+    limits = _as_stored(dataset, value), _as_stored(dataset, _first([dataset], "PixelPaddingRangeLimit", value))
+    return min(limits), max(limits)
 
 
 def _as_stored(dataset: Dataset, value: Any) -> int:  # noqa: ANN401 - number, or bytes where the type was not known

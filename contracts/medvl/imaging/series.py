@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medvl.contracts.errors import EmptySeries
+from medvl.contracts.errors import EmptySeries, InvalidRequest
 from medvl.imaging.dicom import read_dicom
 from medvl.imaging.geometry import AxisMap, Geometry
 from medvl.imaging.nifti import read_nifti
@@ -105,7 +105,17 @@ def source_to_lps(loaded: LoadedSeries, xyz: tuple[float, float, float]) -> tupl
     ----------
     xyz
         DICOM: column, row, slice in ascending order along the normal; NIfTI: i, j, k of the file.
+
+    Raises
+    ------
+    InvalidRequest
+        When the series was resampled: viewers show the stored slices, which are not those of the grid any more.
     """
+    if loaded.source.resampled:
+        raise InvalidRequest(
+            "The series was resampled, so its voxels are not those that viewers show: "
+            "give points and boxes in patient coordinates (LPS, mm)."
+        )
     column, row, number = xyz
     if loaded.source.slices_reversed:
         number = loaded.source.geometry.shape[0] - 1 - number

@@ -36,9 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     except OSError as error:
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        sys.stderr.write(f"{error.filename}: {error.strerror}.\n")
+        where = "" if error.filename is None else f"{error.filename}: "
+        sys.stderr.write(f"{where}{error.strerror}.\n")
         return 1
     return 0
 

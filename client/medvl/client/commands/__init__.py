@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 SEGMENT_EPILOG = """\
 Points and boxes are DICOM patient coordinates (LPS) in millimetres. With --voxel they are indices of the source's own
 grid as viewers show it, counted from 0: column, row, slice (NIfTI: i, j, k; DICOM: column and row of the stored image,
-slice in the order of the mask that is written). Points and boxes together describe one object; --label and --text
-describe one object each and may be repeated, with a folder or a .dcm file as output. Each --correct is a click on the
-mask that everything before it makes: repeat the command with one more until the mask is right.
+slice in the order of the mask that is written); a series that was resampled has none. Points and boxes together
+describe one object; --label and --text describe one object each and may be repeated, with a folder or a .dcm file as
+output. Each --correct is a click on the mask that everything before it makes: repeat the command with one more until
+the mask is right.
 
 examples:
   medvl segment ct/ --label liver -o liver.nii.gz

@@ -22,10 +22,13 @@ def run_segment(arguments: argparse.Namespace) -> int:
     ------
     InvalidRequest
         When the prompts or the output do not fit together or to the source.
+    OSError
+        When the output cannot be written.
     """
     target = MaskTarget.of(arguments.output, objects=_count(arguments))
     loaded = read(arguments)
     target.check_source(loaded)
+    target.check_writable()
     objects = _objects(arguments, loaded)
 
     async def segment(session: Session) -> Exit:

@@ -53,6 +53,7 @@ def _read(arguments: argparse.Namespace) -> tuple[LoadedSeries, MaskTarget | Non
     loaded = read(arguments)
     if target is not None:
         target.check_source(loaded)
+        target.check_writable()
     return loaded, target
 
 

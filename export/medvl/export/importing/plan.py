@@ -45,10 +45,15 @@ def make_plan(sources: Sources, spec: Checkpoint) -> Plan:
     Raises
     ------
     CheckpointError
-        With one line for every tensor that is missing, not expected, found twice, or of a wrong type or shape.
+        With one line for every tensor that is missing, not expected, found twice, or of a wrong type or shape; or when
+        the spec wants proposals, whose weights no public code has.
     InvalidRequest
         When adapters lack their alpha.
     """
+    if spec.segmentation.proposals:
+        raise CheckpointError(
+            "segmentation.proposals: expected none, as no source holds their weights: leave it out of the spec"
+        )
     found = _Found.read(sources)
     config = read_config(sources.language_folder, spec.language)
     language = found.parts.setdefault(LANGUAGE_FOLDER, {})
