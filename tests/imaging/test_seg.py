@@ -7,6 +7,8 @@ from dataclasses import replace
 import highdicom
 import numpy as np
 import pytest
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
+from pydicom import dcmread
 
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.files import IN_PLANE, write_phantom_series
@@ -70,6 +72,23 @@ def test_real_series_have_what_they_lack(test_data, tmp_path):
         seg = build_seg(loaded, [Segment(loaded.volume.hu > 200, "bone")], MAKER)
         seg.save_as(tmp_path / "seg.dcm")
         assert highdicom.seg.segread(tmp_path / "seg.dcm").pixel_array.any()
+
+
+def test_several_multi_frame_files_have_no_seg(tmp_path):
+    """A SEG refers to one multi-frame object or to slices: which is said, and the masks can be NIfTI."""
+    truth = write_phantom_series(tmp_path / "ct", seed=3, slices=8, side=16)
+    slices = [dcmread(path) for path in sorted((tmp_path / "ct").iterdir())]
+    for dataset in slices:
+        # highdicom warns of a name that is one word.
+        dataset.PatientName = "Phantom^"
+    (tmp_path / "split").mkdir()
+    for number in range(2):
+        part = LegacyConvertedEnhancedCTImage(slices[4 * number :][:4], "2.25.1", 1, f"2.25.1{number}", number + 1)
+        part.save_as(tmp_path / "split" / f"{number}.dcm")
+    loaded = read_series(tmp_path / "split")
+    assert np.array_equal(loaded.volume.hu, truth.hu)
+    with pytest.raises(InvalidRequest, match="several multi-frame objects: write the masks as NIfTI"):
+        build_seg(loaded, [Segment(truth.labels > 0, "all")], MAKER)
 
 
 def test_nifti_has_no_seg(test_data):

@@ -27,7 +27,7 @@ from medvl.contracts.errors import MedvlError, SeriesNotResident, UnknownLabel
 from medvl.imaging.masks import pack_mask
 from medvl.pacs.config import Destination, GatewayConfig
 from medvl.pacs.gateway import Gateway
-from medvl.pacs.spool import Phase, Spool, SpooledSeries
+from medvl.pacs.spool import Phase, SpooledSeries
 from medvl.wire.metadata import UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.status import to_status
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -180,22 +180,23 @@ def service() -> Iterator[FakeService]:
 
 
 class Inbox:
-    """A storage SCP that keeps what it takes; ``status`` is what it answers."""
+    """A storage SCP that keeps what it takes; ``status`` is what it answers, ``statuses`` that by modality."""
 
-    def __init__(self, port=0):
+    def __init__(self, contexts=AllStoragePresentationContexts):
         self.received: queue.Queue[Dataset] = queue.Queue()
         self.status = 0x0000
+        self.statuses: dict[str, int] = {}
         entity = AE("INBOX")
-        entity.supported_contexts = AllStoragePresentationContexts
+        entity.supported_contexts = contexts
         handlers = [(evt.EVT_C_STORE, self._on_store)]
-        self._server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+        self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         self.destination = Destination("INBOX", "127.0.0.1", self._server.server_address[1])
 
     def _on_store(self, event):
         dataset = event.dataset
         dataset.file_meta = event.file_meta
         self.received.put(dataset)
-        return self.status
+        return self.statuses.get(dataset.Modality, self.status)
 
     def take(self, count):
         """Wait for so many datasets; return them by modality."""
@@ -323,9 +324,9 @@ class Site:
         return self.inbox.take(count)
 
     def spooled(self):
-        """The one series in the spool."""
-        [series] = Spool(self.config.spool).series()
-        return series
+        """The one series in the spool, which a gateway may be using."""
+        [folder] = (self.config.spool / "series").iterdir()
+        return SpooledSeries(folder)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from medvl.client.cli import main
+from medvl.pacs.spool import Spool
 
 
 async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_path):
@@ -49,6 +50,7 @@ async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_p
         ["--destination", "PACS@host:104", "--quiet-s", "0"],
         ["--destination", "PACS@host:104", "--aet", "A-TITLE-THAT-IS-TOO-LONG"],
         ["--destination", "PACS@host:104", "--endpoint", "nowhere"],
+        ["--destination", "PACS@host:104", "--port", "70000"],
     ],
     ids=" ".join,
 )
@@ -59,8 +61,9 @@ def test_nonsense_is_refused_before_the_port_opens(arguments, tmp_path):
 
 
 def test_a_port_that_is_taken_is_said(site, tmp_path, capsys):
-    """With the exit code of a wrong setup."""
+    """With the exit code of a wrong setup; the spool is free again."""
     taken = str(site.inbox.destination.port)
     arguments = ["--endpoint", "localhost:1", "--destination", "PACS@h:104", "--spool", str(tmp_path / "s")]
     assert main(["pacs", *arguments, "--host", "127.0.0.1", "--port", taken]) == 7
     assert f"Port {taken}" in capsys.readouterr().err
+    Spool(tmp_path / "s").close()

@@ -5,29 +5,33 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+from io import BytesIO
 from unittest.mock import Mock
 
 import grpc
 import highdicom
 import numpy as np
 import pytest
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
-from pynetdicom import AE
-from pynetdicom.sop_class import CTImageStorage, Verification
+from pydicom import dcmread
+from pydicom.uid import MPEG2MPML, UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pynetdicom import AE, AllStoragePresentationContexts
+from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
+from medvl.client.aio import AsyncClient
 from medvl.contracts.errors import BackendUnavailable, InvalidRequest, Overloaded
 from medvl.pacs import analysis as analysis_module
 from medvl.pacs import gateway as gateway_module
 from medvl.pacs import spool as spool_module
 from medvl.pacs.config import Destination
-from medvl.pacs.dimse import OUT_OF_RESOURCES
+from medvl.pacs.dimse import DUPLICATE_INSTANCE, OUT_OF_RESOURCES
 from medvl.pacs.spool import Phase, Spool, SpooledSeries
 from medvl.wire.v1 import medvl_pb2 as pb
 
-from .conftest import NOTHING_FOUND, make_series
+from .conftest import NOTHING_FOUND, PATIENT, Inbox, make_series
 
 DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 """Deflated Image Frame Compression, which pydicom has no name for."""
+JPEGXL = UID("1.2.840.10008.1.2.4.112")
 
 
 def texts(item):
@@ -149,6 +153,45 @@ async def test_masks_that_no_seg_can_hold_cost_themselves_only(site, series, mon
     assert not any("segment " in text for text in said)
 
 
+async def test_a_failure_of_the_masks_does_not_cost_the_report(site, series, monkeypatch, caplog):
+    """Whatever it is: neither the report nor the log quotes it, since it may quote a header."""
+    monkeypatch.setattr(analysis_module, "build_seg", Mock(side_effect=ValueError(PATIENT)))
+    said = texts((await site.answered(series, count=1))["SR"])
+    assert "The masks are not given as DICOM SEG: none could be made of this series." in said
+    assert not any("segment " in text for text in said)
+    assert "ValueError" in caplog.text
+    assert PATIENT not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "kept"),
+    [
+        ("PatientSex", "U", ""),
+        ("PatientName", ["Planted^Patient", "Planted^Again"], "Planted^Patient"),
+    ],
+)
+async def test_what_no_derived_object_can_hold_is_left_out(site, series, keyword, value, kept):
+    """A sex that DICOM does not define, a second name: report and masks come without it."""
+    for ds in series:
+        setattr(ds, keyword, value)
+    results = await site.answered(series)
+    assert [str(results[modality][keyword].value or "") for modality in ("SR", "SEG")] == [kept] * 2
+
+
+async def test_files_whose_data_set_lacks_what_it_is(service, config, series, tmp_path):
+    """SOP class and instance stand in the file's own header; report and masks refer to them."""
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    for number, ds in enumerate(series):
+        del ds.SOPClassUID, ds.SOPInstanceUID
+        ds.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    async with AsyncClient(service.endpoint) as client:
+        files = await analysis_module.analyse(client, folder, "fingerprint", config)
+    assert files.keys() == {"sr.dcm", "seg.dcm"}
+    named = {ds.file_meta.MediaStorageSOPInstanceUID for ds in series}
+    assert evidence(dcmread(BytesIO(files["sr.dcm"]))) == named
+
+
 async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):
     """UIDs follow from the inputs alone, whatever the order in which instances come; other labels make others."""
     first = await site.answered(series)
@@ -229,12 +272,12 @@ async def test_associations_for_another_title_are_rejected(site, series):
         assert await site.send(gateway, series[:1], title="SOMEBODY") is None
 
 
-async def test_compressed_syntaxes_are_taken_and_deflate_is_not(site):
-    """A small deflated message can inflate to any size."""
+async def test_syntaxes_that_can_be_read_are_taken_and_deflate_is_not(site):
+    """What is acknowledged can be worked on; a small deflated message can inflate to any size."""
 
     def accepted(port):
         entity = AE()
-        for syntax in (JPEG2000Lossless, DeflatedExplicitVRLittleEndian, DEFLATED_FRAMES):
+        for syntax in (JPEG2000Lossless, DeflatedExplicitVRLittleEndian, DEFLATED_FRAMES, MPEG2MPML, JPEGXL):
             entity.add_requested_context(CTImageStorage, syntax)
         association = entity.associate("127.0.0.1", port, ae_title="MEDVL")
         syntaxes = [c.transfer_syntax[0] for c in association.accepted_contexts]
@@ -268,6 +311,33 @@ async def test_a_result_that_the_destination_refuses_is_kept(site, series):
     spooled = site.spooled()
     assert spooled.state().phase is Phase.FAILED
     assert len(spooled.results(spooled.fingerprint())) == 2
+
+
+async def test_a_destination_that_refuses_the_masks_gets_the_report(site, series):
+    """Each result is sent whatever became of the others; the masks are tried again."""
+    site.inbox.statuses["SEG"] = OUT_OF_RESOURCES
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+    assert [site.inbox.received.get_nowait().Modality for _ in range(2)] == ["SR", "SEG"]
+
+
+async def test_a_destination_that_knows_no_masks_gets_the_report(site, series):
+    """There is no presentation context for them."""
+    inbox = Inbox([c for c in AllStoragePresentationContexts if c.abstract_syntax != SegmentationStorage])
+    async with site.gateway(destination=inbox.destination) as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+    inbox.close()
+    assert inbox.received.get_nowait().Modality == "SR"
+
+
+async def test_a_result_that_is_there_already_is_delivered(site, series):
+    """Some archives answer the second sending of an instance with a failure of its own kind."""
+    site.inbox.status = DUPLICATE_INSTANCE
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert await site.outcomes.get()
 
 
 @pytest.mark.parametrize("refusal", [BackendUnavailable, Overloaded])

@@ -9,12 +9,15 @@ from unittest.mock import Mock
 
 import pytest
 
+from medvl.contracts.errors import SetupError
 from medvl.pacs.spool import Phase, Spool, write_durably
 
 
 @pytest.fixture
 def spool(tmp_path):
-    return Spool(tmp_path / "spool")
+    spool = Spool(tmp_path / "spool")
+    yield spool
+    spool.close()
 
 
 def only(spool):
@@ -51,12 +54,12 @@ def test_a_series_is_due_when_it_has_been_quiet(spool):
     assert only(spool).due_at_s(15.0) == 1016.0
 
 
-def test_a_failure_waits_twice_as_long_each_time_and_survives_a_restart(spool, tmp_path):
+def test_a_failure_waits_twice_as_long_each_time_and_survives_a_restart(spool):
     """5, 10, 20 seconds, and never longer than a quarter of an hour."""
     spool.receive("1.2", "1.2.1", b"x")
     delays = []
     for _ in range(12):
-        series = only(Spool(tmp_path / "spool"))
+        series = only(spool)
         state = series.record(series.fingerprint(), Phase.FAILED)
         delays.append(round(state.again_at_s - state.changed_at_s))
         assert series.due_at_s(1.0) == state.again_at_s
@@ -75,7 +78,7 @@ def test_a_new_instance_makes_a_finished_series_due(spool):
 
 
 def test_results_are_there_whole_or_not_at_all(spool, monkeypatch):
-    """A crash between two files leaves none of them, and the next start sweeps what is left."""
+    """A crash between two files leaves none of them, and the next start sweeps what is left. The report comes first."""
     spool.receive("1.2", "1.2.1", b"x")
     series = only(spool)
 
@@ -90,7 +93,7 @@ def test_results_are_there_whole_or_not_at_all(spool, monkeypatch):
             series.keep_results("f", {"seg.dcm": b"1", "sr.dcm": b"2"})
     assert series.results("f") == []
     series.keep_results("f", {"seg.dcm": b"1", "sr.dcm": b"2"})
-    assert [p.name for p in series.results("f")] == ["seg.dcm", "sr.dcm"]
+    assert [p.name for p in series.results("f")] == ["sr.dcm", "seg.dcm"]
 
 
 def test_a_write_that_fails_leaves_nothing(spool, tmp_path, monkeypatch):
@@ -102,13 +105,26 @@ def test_a_write_that_fails_leaves_nothing(spool, tmp_path, monkeypatch):
     assert not list((tmp_path / "spool" / "incoming").iterdir())
 
 
-@pytest.mark.usefixtures("spool")
 def test_what_a_crash_left_half_written_is_swept_at_the_start(tmp_path):
     """It was never acknowledged."""
     incoming = tmp_path / "spool" / "incoming"
+    incoming.mkdir(parents=True)
     (incoming / ".part-x").write_bytes(b"half")
-    Spool(tmp_path / "spool")
+    Spool(tmp_path / "spool").close()
     assert not list(incoming.iterdir())
+
+
+def test_a_spool_has_one_user(tmp_path):
+    """A second one is told so before it sweeps what the first is writing, and may have the spool after it."""
+    first = Spool(tmp_path / "spool")
+    part = tmp_path / "spool" / "incoming" / ".part-x"
+    part.write_bytes(b"half")
+    with pytest.raises(SetupError, match="Another gateway uses this spool"):
+        Spool(tmp_path / "spool")
+    assert part.exists()
+    first.close()
+    Spool(tmp_path / "spool").close()
+    assert not part.exists()
 
 
 def test_delivered_series_are_deleted_after_their_time_and_no_others(spool):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
 from medvl.client.aio import AsyncClient
 from medvl.client.events import Mask, Provenance
@@ -17,10 +17,12 @@ from medvl.client.maskfiles import maker, segments
 from medvl.client.prompts import ObjectPrompt
 from medvl.client.results import Answer, Label
 from medvl.contracts.errors import BackendUnavailable, InvalidRequest
+from medvl.imaging.headers import source_header
 from medvl.imaging.seg import SegUids, build_seg
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.pacs.config import GatewayConfig
 from medvl.pacs.findings import findings, readable, running_numbers
+from medvl.pacs.spool import REPORT
 from medvl.pacs.structured_report import ReportText, Uids, build_sr
 
 _LOG = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def _documents(  # noqa: PLR0917 - all that the documents say
     identity: str,
 ) -> dict[str, bytes]:
     # Only what was read: another instance may have arrived since.
-    headers = [dcmread(path, stop_before_pixels=True) for path in sorted(set(loaded.source.files))]
+    headers = [source_header(path) for path in sorted(set(loaded.source.files))]
     provenance = report.done.provenance
     named = findings(report)
     outlined = [*(finding.mask for finding in named), *masks]
@@ -100,9 +102,9 @@ def _documents(  # noqa: PLR0917 - all that the documents say
         try:
             files["seg.dcm"] = _encoded(build_seg(loaded, found, maker(provenance), seg_uids))
             about_seg.append("The numbers of segments are those of the DICOM SEG that comes with this report.")
-        except InvalidRequest as refused:
+        except Exception as error:  # the report is not lost with the masks
             numbers = [None] * len(outlined)
-            about_seg.append(f"The masks are not given as DICOM SEG: {refused}")
+            about_seg.append(f"The masks are not given as DICOM SEG: {_refusal(error)}")
     names = [*(str(finding) for finding in named), *(mask.label for mask in masks)]
     notes = [*map(_measured, names, outlined, numbers), *about_seg, *_notes(loaded, unknown, provenance)]
     text = ReportText(readable(report.text, named, numbers[: len(named)]), [*notes, report.done.disclaimer])
@@ -111,7 +113,15 @@ def _documents(  # noqa: PLR0917 - all that the documents say
         instance=derived_uid(identity, "SR"),
         device=derived_uid(provenance.software, *_weights(provenance)),
     )
-    return {"sr.dcm": _encoded(build_sr(text, uids, headers)), **files}
+    return {REPORT: _encoded(build_sr(text, uids, headers)), **files}
+
+
+def _refusal(error: Exception) -> str:
+    """Return what the report may say of an error; the text of one that is not ours may hold values of a header."""
+    if isinstance(error, InvalidRequest):
+        return str(error)
+    _LOG.warning("the masks could not be made a DICOM SEG: %s", type(error).__name__)
+    return "none could be made of this series."
 
 
 def _weights(provenance: Provenance) -> list[str]:

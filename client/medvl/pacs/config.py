@@ -89,5 +89,7 @@ class GatewayConfig:
 
     def __post_init__(self) -> None:
         check_ae_title(self.ae_title)
+        if not 0 <= self.port < 65536:
+            raise InvalidRequest(f"A port to listen on is a number from 0 to 65535, not {self.port}.")
         if not self.quiet_s > 0 or self.keep_s < 0:
             raise InvalidRequest("The quiet time must be positive, the time to keep a series must not be negative.")

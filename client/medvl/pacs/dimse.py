@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import (
@@ -26,14 +28,14 @@ from medvl.pacs.config import Destination
 from medvl.pacs.spool import Spool
 
 STORAGE_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-TRANSFER_SYNTAXES = [uid for uid in ALL_TRANSFER_SYNTAXES if "Deflate" not in UID(uid).name]
-"""Taken as they come; deflate is refused, since a small message can inflate to any size."""
 CONNECT_TIMEOUT_S = 10.0
 
 SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+DUPLICATE_INSTANCE = 0x0111
+"""Our UIDs follow from what a result was made of: whoever has one of that UID has the result."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class StorageScp:
         entity.require_called_aet = True
         entity.add_supported_context(Verification)
         for storage_class in STORAGE_CLASSES:
-            entity.add_supported_context(storage_class, TRANSFER_SYNTAXES)
+            entity.add_supported_context(storage_class, [*_transfer_syntaxes()])
         handlers = [(evt.EVT_CONN_OPEN, _no_delay), (evt.EVT_C_STORE, _on_store, [spool])]
         try:
             self._server = entity.start_server((host, port), block=False, evt_handlers=handlers)
@@ -76,6 +78,14 @@ class StorageScp:
     def stop(self) -> None:
         """Take nothing more; running associations are aborted, and their senders send again."""
         self._server.shutdown()
+
+
+def _transfer_syntaxes() -> Iterator[UID]:
+    """Yield those whose pixels can be read here, but not deflate: a small message can inflate to any size."""
+    for syntax in map(UID, ALL_TRANSFER_SYNTAXES):
+        with suppress(NotImplementedError):
+            if "Deflate" not in syntax.name and get_decoder(syntax).is_available:
+                yield syntax
 
 
 def _no_delay(event: evt.Event) -> None:
@@ -101,12 +111,12 @@ def _on_store(event: evt.Event, spool: Spool) -> int:
 
 
 def deliver(files: Sequence[Path], ae_title: str, destination: Destination) -> None:
-    """Send files by C-STORE in one association.
+    """Send files by C-STORE in one association, each whatever became of those before it.
 
     Parameters
     ----------
     files
-        DICOM files.
+        DICOM files, in the order in which they go.
     ae_title
         Our own title.
     destination
@@ -131,17 +141,18 @@ def deliver(files: Sequence[Path], ae_title: str, destination: Destination) -> N
     if not association.is_established:
         raise BackendUnavailable("The destination does not answer: results are kept and sent again later.")
     try:
-        for path in files:
-            _send(association, path)
+        stored = [_send(association, path) for path in files]
     finally:
         association.release()
+    if not all(stored):
+        raise BackendUnavailable("The destination did not store every result: they are kept and sent again later.")
 
 
-def _send(association: Any, path: Path) -> None:  # noqa: ANN401 - pynetdicom has no types that mypy follows
+def _send(association: Any, path: Path) -> bool:  # noqa: ANN401 - pynetdicom has no types that mypy follows
+    """Return whether the destination has a file now."""
     try:
-        status = association.send_c_store(path)
+        status = association.send_c_store(path).get("Status")
     except (ValueError, RuntimeError):
         # No accepted presentation context, or the association ended.
-        raise BackendUnavailable("The destination does not take this kind of result: see its configuration.") from None
-    if "Status" not in status or code_to_category(status.Status) not in ("Success", "Warning"):
-        raise BackendUnavailable("The destination did not store a result: it is kept and sent again later.")
+        return False
+    return status == DUPLICATE_INSTANCE or (status is not None and code_to_category(status) in {"Success", "Warning"})

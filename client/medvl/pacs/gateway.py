@@ -31,7 +31,7 @@ class Gateway:
     Raises
     ------
     SetupError
-        When its port cannot be had.
+        When its port or its spool cannot be had.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -39,7 +39,11 @@ class Gateway:
         self._spool = Spool(config.spool)
         self._stop = asyncio.Event()
         self._resting_until_s: dict[str, float] = {}
-        self._scp = StorageScp(config.ae_title, config.host, config.port, self._spool)
+        try:
+            self._scp = StorageScp(config.ae_title, config.host, config.port, self._spool)
+        except BaseException:
+            self._spool.close()
+            raise
 
     @property
     def port(self) -> int:
@@ -59,6 +63,7 @@ class Gateway:
                         await self._wait(due_at_s)
         finally:
             await asyncio.to_thread(self._scp.stop)
+            self._spool.close()
 
     def stop(self) -> None:
         """Ask :meth:`run` to end."""

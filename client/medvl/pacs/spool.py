@@ -2,6 +2,7 @@
 
 ::
 
+    <spool>/lock                                 held by the gateway that uses the spool
     <spool>/incoming/                            what is being written or deleted; swept at the start
     <spool>/series/<id>/instances/<id>.dcm       instances as they were received
     <spool>/series/<id>/results/<fingerprint>/   sr.dcm, seg.dcm, made from that set of instances
@@ -13,6 +14,7 @@ have reached the disk.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +28,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from medvl.contracts.errors import SetupError
+
+REPORT = "sr.dcm"
 _FIRST_DELAY_S = 5.0
 _MAX_DELAY_S = 900.0
 
@@ -94,8 +99,9 @@ class SpooledSeries:
         return max((p.stat().st_mtime for p in self.instances.iterdir()), default=time.time()) + quiet_s
 
     def results(self, fingerprint: str) -> list[Path]:
-        """Return the files that were made from a set of instances; empty when they are still to be made."""
-        return sorted((self.folder / "results" / fingerprint).glob("*.dcm"))
+        """Return the files that were made from a set of instances, the report first; empty when there are none yet."""
+        files = (self.folder / "results" / fingerprint).glob("*.dcm")
+        return sorted(files, key=lambda path: (path.name != REPORT, path.name))
 
     def keep_results(self, fingerprint: str, files: Mapping[str, bytes]) -> list[Path]:
         """Write the files made from a set of instances, all or none of them, and return their paths."""
@@ -112,9 +118,16 @@ class SpooledSeries:
 
 
 class Spool:
-    """A spool folder; one gateway at a time uses it."""
+    """A spool folder; one gateway at a time uses it, until it is closed.
+
+    Raises
+    ------
+    SetupError
+        When another one uses it.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self._lock = _locked(folder)
         self._incoming = folder / "incoming"
         self._series = folder / "series"
         self._moving = threading.Lock()
@@ -123,6 +136,10 @@ class Spool:
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in self._series.glob("*/making-*"):
             shutil.rmtree(left)
+
+    def close(self) -> None:
+        """Leave the spool to the next gateway."""
+        os.close(self._lock)
 
     def receive(self, series_uid: str, instance_uid: str, data: bytes) -> None:
         """Write an instance; it is on the disk when this returns. An instance that is here already stays as it is.
@@ -161,6 +178,20 @@ class Spool:
                 if _over(series, keep_s):
                     series.folder.rename(self._incoming / series.name)
             shutil.rmtree(self._incoming / series.name, ignore_errors=True)
+
+
+def _locked(folder: Path) -> int:
+    """Return the descriptor that holds the lock of a spool; the system lets go of it with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise SetupError("Another gateway uses this spool: stop it, or give each its own --spool.") from None
+        raise
+    return descriptor
 
 
 def _over(series: SpooledSeries, keep_s: float) -> bool:

@@ -21,8 +21,6 @@ from highdicom.sr import (
 )
 from pydicom import Dataset
 
-from medvl.imaging.seg import drop_bad_dates
-
 MANUFACTURER = "MedVL-SAM2"
 _REPORT = CodedConcept("18748-4", "LN", "Diagnostic imaging report")
 _PROCEDURE_REPORTED = CodedConcept("121058", "DCM", "Procedure Reported")
@@ -32,11 +30,6 @@ _ENGLISH = CodedConcept("eng", "RFC5646", "English")
 _FINDINGS = (CodedConcept("121070", "DCM", "Findings"), CodedConcept("121071", "DCM", "Finding"))
 _IMPRESSION = (CodedConcept("121072", "DCM", "Impressions"), CodedConcept("121073", "DCM", "Impression"))
 _ADDENDA = (CodedConcept("121076", "DCM", "Conclusions"), CodedConcept("121077", "DCM", "Conclusion"))
-_TYPE_2 = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
-    "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
-)  # fmt: skip
-"""Attributes of patient and study that may be empty but must be there; real series leave some out."""
 _IMPRESSION_HEADING = re.compile(r"^\s*impressions?\s*:\s*", re.IGNORECASE | re.MULTILINE)
 _FINDINGS_HEADING = re.compile(r"^\s*findings?\s*:\s*", re.IGNORECASE)
 
@@ -77,10 +70,11 @@ def build_sr(text: ReportText, uids: Uids, evidence: Sequence[Dataset]) -> Datas
     uids
         Its identity.
     evidence
-        Headers of the source instances; patient and study come from the first, all are referenced.
+        Headers of the source instances, from :func:`medvl.imaging.headers.source_header`; patient and study come from
+        the first, all are referenced.
     """
     return ComprehensiveSR(
-        evidence=[_completed(evidence[0]), *evidence[1:]],
+        evidence=evidence,
         content=_content(text, uids.device),
         series_instance_uid=uids.series,
         series_number=9001,
@@ -93,15 +87,6 @@ def build_sr(text: ReportText, uids: Uids, evidence: Sequence[Dataset]) -> Datas
         series_description="MedVL-SAM2 report, not verified",
         specific_character_set="ISO_IR 192",
     )
-
-
-def _completed(header: Dataset) -> Dataset:
-    completed = Dataset(header)
-    drop_bad_dates(completed)
-    for keyword in _TYPE_2:
-        if keyword not in completed:
-            setattr(completed, keyword, None)
-    return completed
 
 
 def _content(text: ReportText, device_uid: str) -> Dataset:

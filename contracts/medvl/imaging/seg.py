@@ -12,12 +12,12 @@ import highdicom
 import numpy as np
 from highdicom.sr.coding import CodedConcept
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
-from pydicom.uid import CTImageStorage, generate_uid
-from pydicom.valuerep import DA, TM
+from pydicom import Dataset
+from pydicom.uid import generate_uid
 
 from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import InvalidRequest
+from medvl.imaging.headers import source_header
 from medvl.imaging.series import LoadedSeries
 
 _ANATOMY = CodedConcept("123037004", "SCT", "Anatomical Structure")
@@ -29,8 +29,6 @@ _LESION = CodedConcept("52988006", "SCT", "Lesion")
 _FAMILY = CodedConcept("123110", "DCM", "Artificial Intelligence")
 _LONGEST_LABEL = 64
 """Characters of the value representation LO."""
-_DEFAULTS = ("AccessionNumber", "PatientBirthDate", "PatientID", "PatientName", "PatientSex", "ReferringPhysicianName")
-_STUDY_DEFAULTS = ("StudyDate", "StudyID", "StudyTime")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +73,7 @@ def build_seg(
     Raises
     ------
     InvalidRequest
-        When the source is not DICOM, or is a resampled multi-frame object.
+        When the source is not DICOM, is several multi-frame objects, or is a resampled one.
     """
     if loaded.source.kind != "dicom":
         raise InvalidRequest("A DICOM SEG needs a DICOM source: write the masks as NIfTI.")
@@ -110,36 +108,20 @@ def _source_images(loaded: LoadedSeries) -> tuple[list[Dataset], NDArray[np.intp
     slice_mm = round(source.geometry.spacing_mm[0], 6)
     if len(set(source.files)) == 1:
         return [_header(source.files[0], slice_mm)], np.argsort(source.frames)
-    return [_header(path, slice_mm) for path in source.files], np.arange(len(source.files))
-
-
-def drop_bad_dates(dataset: Dataset) -> None:
-    """Remove dates and times that are none: derived objects copy them, and none is better than a wrong one."""
-    for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
-        try:
-            kind(dataset.get(keyword) or "")
-        except ValueError:
-            del dataset[keyword]
+    headers = [_header(path, slice_mm) for path in dict.fromkeys(source.files)]
+    if any("PerFrameFunctionalGroupsSequence" in header for header in headers):
+        raise InvalidRequest("The series is several multi-frame objects: write the masks as NIfTI.")
+    return headers, np.arange(len(source.files))
 
 
 def _header(path: Path, slice_mm: float) -> Dataset:
-    dataset = dcmread(path, stop_before_pixels=True)
+    header = source_header(path)
     # highdicom needs them; real series lack one or the other.
-    if not dataset.get("SOPClassUID"):
-        dataset.SOPClassUID = dataset.file_meta.get("MediaStorageSOPClassUID", CTImageStorage)
-    if not dataset.get("SOPInstanceUID"):
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-    if not dataset.get("FrameOfReferenceUID"):
-        dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(dataset.SeriesInstanceUID)])
-    if dataset.get("SliceThickness") is None:
-        dataset.SliceThickness = slice_mm
-    if not dataset.get("SpecificCharacterSet", "unset"):
-        del dataset.SpecificCharacterSet
-    drop_bad_dates(dataset)
-    for keyword in (*_DEFAULTS, *_STUDY_DEFAULTS):
-        if keyword not in dataset:
-            setattr(dataset, keyword, None)
-    return dataset
+    if not header.get("FrameOfReferenceUID"):
+        header.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(header.SeriesInstanceUID)])
+    if header.get("SliceThickness") is None:
+        header.SliceThickness = slice_mm
+    return header
 
 
 def _on_source(loaded: LoadedSeries, mask: NDArray[np.bool_], images: Sequence[Dataset]) -> NDArray[np.bool_]:

@@ -1,0 +1,50 @@
+"""Headers of source instances, completed and cleaned for the objects that are derived from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.multival import MultiValue
+from pydicom.uid import CTImageStorage
+from pydicom.valuerep import DA, TM
+
+_TYPE_2 = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
+    "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
+"""Attributes of patient and study that may be empty but must be there; real series leave some out."""
+_DATES = (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM))
+_NAMES = ("PatientName", "ReferringPhysicianName")
+_SEXES = ("M", "F", "O")
+"""DICOM PS3.3 C.7.1.1; real series also say U, or a word."""
+
+
+def source_header(path: Path) -> Dataset:
+    """Return the header of a source instance as SR and SEG take it over.
+
+    SOP class and instance are filled in from the file's own header where the data set lacks them. What a derived object
+    cannot hold becomes empty, since none is better than a wrong one: dates and times that are none, a sex that DICOM
+    does not define. Of several names of one person the first is kept.
+    """
+    header = dcmread(path, stop_before_pixels=True)
+    if not header.get("SOPClassUID"):
+        header.SOPClassUID = header.file_meta.get("MediaStorageSOPClassUID", CTImageStorage)
+    if not header.get("SOPInstanceUID"):
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID
+    if not header.get("SpecificCharacterSet", "unset"):
+        del header.SpecificCharacterSet
+    for keyword, kind in _DATES:
+        try:
+            kind(header.get(keyword) or "")
+        except ValueError:
+            del header[keyword]
+    if header.get("PatientSex") not in _SEXES:
+        header.PatientSex = None
+    for keyword in _NAMES:
+        if isinstance(names := header.get(keyword), MultiValue):
+            setattr(header, keyword, names[0])
+    for keyword in _TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    return header
