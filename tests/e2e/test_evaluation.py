@@ -25,15 +25,16 @@ def test_served_equals_reference(client: Client, phantom_checkpoint: Path, tmp_p
         Participant(ReferenceSubject(phantom_checkpoint), "test", 1),
     ]
     plan = Plan(seeds=range(2, 3), mask_cases=1, control_cases=0, objects=1, texts=1)
-    records = evaluate(
-        plan,
-        participants,
-        checkpoint,
-        Records(tmp_path),
-        make=lambda seed: Case.make(seed, TINY),
-        tell=lambda line: None,
-    )
-    agreement = compare(records, "served", "reference")
+    with Records(tmp_path) as records:
+        results = evaluate(
+            plan,
+            participants,
+            checkpoint,
+            records,
+            make=lambda seed: Case.make(seed, TINY),
+            tell=lambda line: None,
+        )
+    agreement = compare(results, "served", "reference")
     assert agreement.cases == 1
     assert agreement.identical_texts == agreement.texts > 1
     assert agreement.found_alike == agreement.masks > 4
