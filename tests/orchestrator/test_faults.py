@@ -209,13 +209,15 @@ async def test_a_dead_triton_is_told_by_health_and_by_calls(system: System, seri
 
 def test_a_request_that_waited_does_not_go_on_with_another_checkpoint(checkpoint: Checkpoint):
     """Its prompts were checked, and its answer would be told, as of the one before."""
-    before, after = (Served(checkpoint, "2.51.0", {}, None) for _ in range(2))
+    other = checkpoint.model_copy(update={"name": "other"})
+    before, again, after = (Served(each, "2.51.0", {}, None) for each in (checkpoint, checkpoint, other))
     backend = Backend(Mock(), HealthPolicy(), Mock())
     for served in (None, after):
         backend._served = served
-        with pytest.raises(errors.BackendUnavailable, match="started again"):
+        with pytest.raises(errors.BackendUnavailable, match="others by now"):
             backend.still(before)
-    backend.still(after)
+    backend._served = again
+    backend.still(before)
 
 
 async def test_models_that_do_not_fit_each_other_are_told(system: System, series: Series):

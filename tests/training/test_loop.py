@@ -143,6 +143,16 @@ def test_a_run_of_a_stage_has_a_version(tmp_path: Path):
     assert version(tmp_path / "anew", "toy") != begun
 
 
+def test_a_stage_of_an_earlier_version_is_refused(tmp_path: Path):
+    """Nobody knows what it was begun from."""
+    run(tmp_path, Line(), minutes=0.0)
+    state = torch.load(tmp_path / "toy.pt", weights_only=True)
+    del state["begun_from"], state["run"]
+    torch.save(state, tmp_path / "toy.pt")
+    with pytest.raises(SetupError, match="earlier version"):
+        run(tmp_path, Line())
+
+
 def test_the_average_follows_the_weights(tmp_path: Path):
     """It is what becomes the checkpoint."""
     learner = Line()

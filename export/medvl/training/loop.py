@@ -310,6 +310,8 @@ def _state(folder: Path, stage: str) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(
         folder / f"{stage}.pt", map_location=torch.get_default_device(), weights_only=True, mmap=True
     )
+    if "begun_from" not in state:
+        raise SetupError(f"An earlier version began the stage {stage} in {folder}: name another folder with --out.")
     return state
 
 

@@ -78,10 +78,10 @@ class Backend:
         Raises
         ------
         BackendUnavailable
-            When it is not what is served now.
+            When something else is served now, or nothing.
         """
-        if self._served is not served:
-            raise BackendUnavailable("The models were started again meanwhile: try again.")
+        if self._served != served:
+            raise BackendUnavailable("The models do not answer, or are others by now: try again.")
 
     async def watch(self) -> None:
         """Ask for ever; cancel to end."""
