@@ -57,6 +57,21 @@ class Gate:
             raise
 
 
+class Crowd:
+    """Counts who is inside a ``with`` block: now, and at most so far."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.most = 0
+
+    def __enter__(self) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        self.now -= 1
+
+
 @dataclass
 class Seen:
     """What came in, canaries aside."""
@@ -69,6 +84,8 @@ class Seen:
     volumes: list[np.ndarray] = field(default_factory=list)
     seconds_left: list[float] = field(default_factory=list)
     headers: set[tuple[str, str]] = field(default_factory=set)
+    texts: Crowd = field(default_factory=Crowd)
+    segmentations: Crowd = field(default_factory=Crowd)
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -79,7 +96,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     deltas
         What ``llm`` answers freely: texts, with the places of the [SEG] tokens whose states come with each.
     language, segmenter
-        Gates of the two decoupled models; ``language_end`` holds the answer before its last delta.
+        Gates of the two decoupled models; ``language_end`` holds the answer before its last delta, ``arrival`` slices
+        before the segmenter has them.
+    slices_error
+        Raised instead of taking slices.
     language_error
         Raised by ``llm`` after its first delta; a string is sent as Triton's own words.
     never_resident, absent, stray
@@ -103,7 +123,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             (" is", (6,)),
             (" normal.", ()),
         ]
-        self.language, self.language_end, self.segmenter = Gate(), Gate(), Gate()
+        self.language, self.language_end, self.segmenter, self.arrival = Gate(), Gate(), Gate(), Gate()
+        self.slices_error: MedvlError | None = None
         self.language_error: MedvlError | str | None = None
         self.never_resident = False
         self.absent = False
@@ -139,10 +160,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelStreamInfer(self, request_iterator, context) -> AsyncIterator:  # noqa: N802
         async for request in request_iterator:
-            answer = self._generate if request.model_name == "llm" else self._segment
+            language, inputs = request.model_name == "llm", tensors(request)
+            answer = self._generate if language else self._segment
+            crowd = Crowd() if is_canary(inputs) else self.seen.texts if language else self.seen.segmentations
             try:
-                async for outputs in answer(tensors(request), context):
-                    yield service_pb2.ModelStreamInferResponse(infer_response=response_of(request, outputs))
+                with crowd:
+                    async for outputs in answer(inputs, context):
+                        yield service_pb2.ModelStreamInferResponse(infer_response=response_of(request, outputs))
             except MedvlError as error:
                 yield service_pb2.ModelStreamInferResponse(error_message=to_triton_text(error))
             except RuntimeError as error:
@@ -184,6 +208,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         key = (request.series, request.window_hu)
         if "slices" in inputs:
             self.seen.slices.append(inputs["slices"].shape)
+            await self.arrival.passed()
+            if self.slices_error is not None:
+                raise self.slices_error
             self.resident.add(key)
         if self.never_resident or key not in self.resident:
             yield {"event": utf8(messages.NotResident().model_dump_json()), "mask": utf8("")}
@@ -220,6 +247,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             changed=None if prompts.earlier_sha256 is None else messages.VoxelBox(min=start, max=start),
         )
         return event(found, b"" if self.absent else pack_mask(mask))
+
+
+def is_canary(inputs: dict[str, np.ndarray]) -> bool:
+    """Whether a request is about the canaries' series, or is for a single token."""
+    if "options" in inputs:
+        return messages.LanguageOptions.model_validate_json(inputs["options"].tobytes()).max_tokens == 1
+    return messages.SegmenterRequest.model_validate_json(inputs["request"].tobytes()).series == CANARY_SERIES
 
 
 def tensors(request) -> dict[str, np.ndarray]:

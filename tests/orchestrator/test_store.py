@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from medvl.contracts.errors import Overloaded, SeriesNotResident
 from medvl.imaging.volume import Volume
 from medvl.orchestrator.admission import Admission
-from medvl.orchestrator.cache import BoundedCache
+from medvl.orchestrator.cache import BoundedCache, UnderWay
 from medvl.orchestrator.store import SeriesStore
 
 from .conftest import Series
@@ -71,6 +71,38 @@ def test_the_cache_is_bounded_in_bytes(sizes):
         cache.put(number % 5, np.zeros(size, np.uint8))
         assert cache.nbytes <= 40
         assert (cache.get(number % 5) is not None) == (size <= 40)
+
+
+@pytest.mark.parametrize(
+    ("how", "outcome"), [("arrives", type(None)), ("fails", ValueError), ("is cancelled", asyncio.CancelledError)]
+)
+async def test_what_has_been_sent_is_forgotten(how, outcome):
+    """Whoever waited goes on, however it ended, and nothing is left of it."""
+    sendings, release = UnderWay[str](), asyncio.Event()
+
+    async def send() -> None:
+        with sendings.at("a") as arrived:
+            await release.wait()
+            if how == "fails":
+                raise ValueError("x")
+            arrived()
+            assert not await sendings.ended("a"), "it has ended, though its sender goes on"
+
+    assert not await sendings.ended("a")
+    sender = asyncio.create_task(send())
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(sendings.ended("a"))
+    assert not await sendings.ended("b")
+    if how == "is cancelled":
+        sender.cancel()
+    release.set()
+    (outcome,) = await asyncio.gather(sender, return_exceptions=True)
+    assert isinstance(
+        outcome, {"arrives": type(None), "fails": ValueError, "is cancelled": asyncio.CancelledError}[how]
+    )
+    assert await waiting
+    assert not await sendings.ended("a")
+    assert sendings._ends == {}
 
 
 async def test_admission_refuses_what_is_over_the_queue():

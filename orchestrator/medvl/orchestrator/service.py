@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ from medvl.imaging.cleanup import Cleanup
 from medvl.imaging.volume import Volume
 from medvl.orchestrator.admission import Admission
 from medvl.orchestrator.backend import Backend
+from medvl.orchestrator.cache import UnderWay
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.config import OrchestratorConfig
 from medvl.orchestrator.emitter import Emitter
@@ -25,7 +27,7 @@ from medvl.orchestrator.text import write_text
 from medvl.orchestrator.triton import Served, Triton
 from medvl.orchestrator.uploads import Announcement, Messages, check_digest, read_header, read_volume
 from medvl.orchestrator.vision import VisionEncoder
-from medvl.orchestrator.work import Work
+from medvl.orchestrator.work import SlicesKey, Work
 from medvl.wire.metadata import REQUEST_ID_KEY, UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.v1 import medvl_pb2 as pb
 from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
@@ -57,6 +59,7 @@ class MedVLService(pb_grpc.MedVLServicer):
         self._uploads = Admission(limits.max_concurrent_uploads, limits.max_queued_uploads)
         self._store = SeriesStore(config.series.max_store_bytes)
         self._vision = VisionEncoder(triton, config.series.max_token_cache_bytes)
+        self._sending_slices: UnderWay[SlicesKey] = UnderWay()
         metrics.watch("medvl_store_bytes", "Voxels resident or being received.", lambda: self._store.used_bytes)
         metrics.watch("medvl_store_series", "Resident series.", lambda: len(self._store))
         metrics.watch("medvl_token_cache_bytes", "Vision tokens kept.", lambda: self._vision.cached_bytes)
@@ -160,7 +163,9 @@ class MedVLService(pb_grpc.MedVLServicer):
             yield
 
     def _work(self, series: StoredSeries, served: Served, context: Context, call: Call) -> Work:
-        return Work(self._triton, served.checkpoint, series, call, Emitter(context.write))
+        parts = asyncio.Semaphore(self._config.admission.max_parts_per_request)
+        emitter = Emitter(context.write)
+        return Work(self._triton, served.checkpoint, series, call, emitter, parts, self._sending_slices)
 
 
 async def _greet(context: Context, call: Call, *more: tuple[str, str]) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
-from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.checkpoint import Checkpoint, HuRange
+from medvl.orchestrator.cache import UnderWay
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.emitter import Emitter
 from medvl.orchestrator.store import StoredSeries
 from medvl.orchestrator.triton import Triton
+
+SlicesKey = tuple[str, HuRange, str]
+"""What windowed slices depend on: digest of the series, window, digest of the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,11 @@ class Work:
         Id, deadline and cost.
     emitter
         Where events go.
+    parts
+        Held by each text or group of objects that is at work beside the rest of the request; a report's or an answer's
+        own text, which they wait for, holds none.
+    sending_slices
+        Slices that any request is sending to the segmenter.
     """
 
     triton: Triton
@@ -34,3 +44,5 @@ class Work:
     series: StoredSeries
     call: Call
     emitter: Emitter
+    parts: asyncio.Semaphore
+    sending_slices: UnderWay[SlicesKey]
