@@ -21,9 +21,10 @@ VOLUME = Volume(Series.make().hu, Series.make().geometry)
 
 
 async def put(store: SeriesStore, digest: str, size_bytes: int) -> None:
-    async with store.upload(digest, size_bytes) as upload:
-        if upload is not None:
-            upload.complete(VOLUME)
+    async with store.turn(digest) as resident:
+        if not resident:
+            with store.upload(digest, size_bytes) as upload:
+                upload.complete(VOLUME)
 
 
 @given(sizes=st.lists(st.integers(1, 100), max_size=20))
@@ -31,7 +32,7 @@ def test_the_store_never_holds_more_than_it_may(sizes):
     """Whatever comes, the newest is there and the bytes are counted."""
 
     async def fill() -> None:
-        store = SeriesStore(100)
+        store = SeriesStore(100, max_waiting=1)
         for number, size in enumerate(sizes):
             await put(store, str(number), size)
             assert store.used_bytes <= 100
@@ -42,17 +43,38 @@ def test_the_store_never_holds_more_than_it_may(sizes):
 
 async def test_an_upload_that_fails_is_not_counted():
     """Its reservation ends with it."""
-    store = SeriesStore(100)
-    async with store.upload("a", 60):
+    store = SeriesStore(100, max_waiting=1)
+    with store.upload("a", 60):
         assert store.used_bytes == 60
     assert store.used_bytes == 0
     with pytest.raises(SeriesNotResident), store.lease("a"):
         pass
 
 
+async def test_few_wait_for_another_who_sends_the_same():
+    """Of three senders of one series the last is refused, with a delay; senders of other series are not."""
+    store, gate = SeriesStore(100, max_waiting=1), asyncio.Event()
+
+    async def send(digest: str) -> bool:
+        async with store.turn(digest) as resident:
+            await gate.wait()
+            return resident
+
+    first, second = asyncio.create_task(send("a")), asyncio.create_task(send("a"))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded) as caught:
+        await send("a")
+    assert caught.value.retry_after_s is not None
+    await put(store, "b", 10)
+    second.cancel()
+    third = asyncio.create_task(send("a"))
+    gate.set()
+    assert [await first, await third] == [False, False]
+
+
 async def test_what_cannot_fit_evicts_nothing():
     """A refusal costs nobody a series."""
-    store = SeriesStore(100)
+    store = SeriesStore(100, max_waiting=1)
     await put(store, "leased", 60)
     await put(store, "idle", 30)
     with store.lease("leased"):

@@ -57,7 +57,8 @@ class MedVLService(pb_grpc.MedVLServicer):
         self._runner = CallRunner(metrics, limits.default_deadline_s)
         self._requests = Admission(limits.max_concurrent_requests, limits.max_queued_requests)
         self._uploads = Admission(limits.max_concurrent_uploads, limits.max_queued_uploads)
-        self._store = SeriesStore(config.series.max_store_bytes)
+        most_uploads = limits.max_concurrent_uploads + limits.max_queued_uploads
+        self._store = SeriesStore(config.series.max_store_bytes, max_waiting=most_uploads)
         self._vision = VisionEncoder(triton, config.series.max_token_cache_bytes)
         self._sending_slices: UnderWay[SlicesKey] = UnderWay()
         metrics.watch("medvl_store_bytes", "Voxels resident or being received.", lambda: self._store.used_bytes)
@@ -87,14 +88,15 @@ class MedVLService(pb_grpc.MedVLServicer):
 
     async def _put(self, messages: Messages, context: Context, call: Call) -> pb.PutSeriesResponse:
         announced = await read_header(messages, self._config.series)
-        resident = self._store.touch(announced.digest)
-        if not resident:
-            async with self._uploads.admit(), self._store.upload(announced.digest, announced.size_bytes) as upload:
-                resident = upload is None
-                if upload is not None:
-                    await _greet(context, call, (UPLOAD_KEY, UPLOAD_SEND))
-                    upload.complete(await self._receive(announced, messages, call))
-        return pb.PutSeriesResponse(digest=announced.digest, already_resident=resident)
+        digest = announced.digest
+        # The turn comes before the place: whoever waits for another sender of the series has nothing to receive yet.
+        async with self._store.turn(digest) as resident:
+            if not resident:
+                async with self._uploads.admit():
+                    with self._store.upload(digest, announced.size_bytes) as upload:
+                        await _greet(context, call, (UPLOAD_KEY, UPLOAD_SEND))
+                        upload.complete(await self._receive(announced, messages, call))
+        return pb.PutSeriesResponse(digest=digest, already_resident=resident)
 
     async def _receive(self, announced: Announcement, messages: Messages, call: Call) -> Volume:
         with call.stages.measure("upload"):
