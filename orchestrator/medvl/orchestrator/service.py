@@ -127,6 +127,7 @@ class MedVLService(pb_grpc.MedVLServicer):
                 work = self._work(series, served, context, call)
                 words = prompt(series.volume.geometry.extent_mm)
                 generated = await write_text(work, self._vision, words, options)
+                await work.confirm()
         windows = [("vision", served.checkpoint.vision.window)]
         if generated.segs:
             windows.append(("segmentation", served.checkpoint.segmentation.window))
@@ -142,6 +143,7 @@ class MedVLService(pb_grpc.MedVLServicer):
                 self._backend.still(served)
                 work = self._work(series, served, context, call)
                 await segment_objects(work, self._vision, objects, _options(request))
+                await work.confirm()
         windows = [("segmentation", o.window) for o in objects]
         if any(o.prompt is not None for o in objects):
             windows.append(("vision", served.checkpoint.vision.window))
@@ -167,7 +169,7 @@ class MedVLService(pb_grpc.MedVLServicer):
     def _work(self, series: StoredSeries, served: Served, context: Context, call: Call) -> Work:
         parts = asyncio.Semaphore(self._config.admission.max_parts_per_request)
         emitter = Emitter(context.write)
-        return Work(self._triton, served.checkpoint, series, call, emitter, parts, self._sending_slices)
+        return Work(self._triton, served, series, call, emitter, parts, self._sending_slices)
 
 
 async def _greet(context: Context, call: Call, *more: tuple[str, str]) -> None:

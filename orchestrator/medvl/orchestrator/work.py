@@ -10,7 +10,7 @@ from medvl.orchestrator.cache import UnderWay
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.emitter import Emitter
 from medvl.orchestrator.store import StoredSeries
-from medvl.orchestrator.triton import Triton
+from medvl.orchestrator.triton import Served, Triton
 
 SlicesKey = tuple[str, HuRange, str]
 """What windowed slices depend on: digest of the series, window, digest of the checkpoint."""
@@ -24,8 +24,8 @@ class Work:
     ----------
     triton
         The inference server.
-    checkpoint
-        What it serves.
+    served
+        What it serves, as it told before.
     series
         The series that the request is about, leased for its length.
     call
@@ -40,9 +40,24 @@ class Work:
     """
 
     triton: Triton
-    checkpoint: Checkpoint
+    served: Served
     series: StoredSeries
     call: Call
     emitter: Emitter
     parts: asyncio.Semaphore
     sending_slices: UnderWay[SlicesKey]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint that is served."""
+        return self.served.checkpoint
+
+    async def confirm(self) -> None:
+        """Ask whether all answers so far are of :attr:`served`.
+
+        Raises
+        ------
+        MedvlError
+            As :meth:`medvl.orchestrator.triton.Triton.confirm`.
+        """
+        await self.triton.confirm(self.served, self.call)
