@@ -7,6 +7,7 @@ orchestrator gets along with the real server is shown by the end-to-end tests, n
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -84,8 +85,8 @@ class Seen:
     volumes: list[np.ndarray] = field(default_factory=list)
     seconds_left: list[float] = field(default_factory=list)
     headers: set[tuple[str, str]] = field(default_factory=set)
-    texts: Crowd = field(default_factory=Crowd)
-    segmentations: Crowd = field(default_factory=Crowd)
+    at_work: defaultdict[str, Crowd] = field(default_factory=lambda: defaultdict(Crowd))
+    """By model."""
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -96,10 +97,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     deltas
         What ``llm`` answers freely: texts, with the places of the [SEG] tokens whose states come with each.
     language, segmenter
-        Gates of the two decoupled models; ``language_end`` holds the answer before its last delta, ``arrival`` slices
-        before the segmenter has them.
-    slices_error
-        Raised instead of taking slices.
+        Gates of the two decoupled models; ``language_end`` holds the answer before its last delta.
     language_error
         Raised by ``llm`` after its first delta; a string is sent as Triton's own words.
     never_resident, absent, stray
@@ -113,6 +111,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         Type of the vision tokens; any but float32 breaks the contract.
     resident
         Series and windows whose slices the segmenter holds.
+    arrival
+        Gate of slices, before the segmenter holds them.
+    slices_error
+        Raised instead of taking slices.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -123,8 +125,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             (" is", (6,)),
             (" normal.", ()),
         ]
-        self.language, self.language_end, self.segmenter, self.arrival = Gate(), Gate(), Gate(), Gate()
-        self.slices_error: MedvlError | None = None
+        self.language, self.language_end, self.segmenter = Gate(), Gate(), Gate()
         self.language_error: MedvlError | str | None = None
         self.never_resident = False
         self.absent = False
@@ -133,6 +134,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.quantisation = ""
         self.vision_dtype = np.float32
         self.resident: set[tuple[str, tuple[float, float]]] = set()
+        self.arrival = Gate()
+        self.slices_error: MedvlError | None = None
         self.seen = Seen()
         self._slices: dict[str, int] = {}
 
@@ -160,12 +163,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelStreamInfer(self, request_iterator, context) -> AsyncIterator:  # noqa: N802
         async for request in request_iterator:
-            language, inputs = request.model_name == "llm", tensors(request)
-            answer = self._generate if language else self._segment
-            crowd = Crowd() if is_canary(inputs) else self.seen.texts if language else self.seen.segmentations
+            answer = self._generate if request.model_name == "llm" else self._segment
+            crowd = Crowd() if request.id == "canary" else self.seen.at_work[request.model_name]
             try:
                 with crowd:
-                    async for outputs in answer(inputs, context):
+                    async for outputs in answer(tensors(request), context):
                         yield service_pb2.ModelStreamInferResponse(infer_response=response_of(request, outputs))
             except MedvlError as error:
                 yield service_pb2.ModelStreamInferResponse(error_message=to_triton_text(error))
@@ -247,13 +249,6 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             changed=None if prompts.earlier_sha256 is None else messages.VoxelBox(min=start, max=start),
         )
         return event(found, b"" if self.absent else pack_mask(mask))
-
-
-def is_canary(inputs: dict[str, np.ndarray]) -> bool:
-    """Whether a request is about the canaries' series, or is for a single token."""
-    if "options" in inputs:
-        return messages.LanguageOptions.model_validate_json(inputs["options"].tobytes()).max_tokens == 1
-    return messages.SegmenterRequest.model_validate_json(inputs["request"].tobytes()).series == CANARY_SERIES
 
 
 def tensors(request) -> dict[str, np.ndarray]:

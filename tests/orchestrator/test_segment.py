@@ -310,7 +310,7 @@ async def test_a_request_has_a_bounded_number_of_texts_at_work(start: Start, ser
             await asyncio.sleep(0.01)
     system.fake.language_end.open()
     assert [(m.object, m.prompt) for m in masks(await request)] == [(i, f"organ {i}") for i in range(4)]
-    assert system.fake.seen.texts.most == 2
+    assert system.fake.seen.at_work["llm"].most == 2
 
 
 async def test_previews_are_sent_when_asked_for(system: System, series: Series):

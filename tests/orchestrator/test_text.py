@@ -88,7 +88,7 @@ async def test_a_text_has_a_bounded_number_of_masks_at_work(start: Start, series
     system.fake.segmenter.open()
     rest = await collect(events)
     assert [e.mask.object for e in rest if e.HasField("mask")] == [0, 1, 2, 3]
-    assert system.fake.seen.segmentations.most == 1
+    assert system.fake.seen.at_work["volume_segmenter"].most == 1
 
 
 async def test_a_mask_names_its_place_in_the_text(system: System, series: Series):

@@ -205,14 +205,14 @@ class Triton:
         finally:
             responses.cancel()
 
+    async def _config(self, model: str, timeout_s: float) -> Any:  # noqa: ANN401  (generated message without types)
+        response = await self._client.get_model_config(model, headers=self._headers, client_timeout=timeout_s)
+        return response.config
+
     def _callable(self, model: str) -> ModelSpec:
         if self._replaced:
             raise _others()
         return MODELS[model]
-
-    async def _config(self, model: str, timeout_s: float) -> Any:  # noqa: ANN401  (generated message without types)
-        response = await self._client.get_model_config(model, headers=self._headers, client_timeout=timeout_s)
-        return response.config
 
 
 async def _once(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
