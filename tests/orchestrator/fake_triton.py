@@ -7,6 +7,7 @@ orchestrator gets along with the real server is shown by the end-to-end tests, n
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -57,6 +58,21 @@ class Gate:
             raise
 
 
+class Crowd:
+    """Counts who is inside a ``with`` block: now, and at most so far."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.most = 0
+
+    def __enter__(self) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        self.now -= 1
+
+
 @dataclass
 class Seen:
     """What came in, canaries aside."""
@@ -69,6 +85,8 @@ class Seen:
     volumes: list[np.ndarray] = field(default_factory=list)
     seconds_left: list[float] = field(default_factory=list)
     headers: set[tuple[str, str]] = field(default_factory=set)
+    at_work: defaultdict[str, Crowd] = field(default_factory=lambda: defaultdict(Crowd))
+    """By model."""
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -93,6 +111,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         Type of the vision tokens; any but float32 breaks the contract.
     resident
         Series and windows whose slices the segmenter holds.
+    arrival
+        Gate of slices, before the segmenter holds them.
+    slices_error
+        Raised instead of taking slices.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -112,6 +134,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.quantisation = ""
         self.vision_dtype = np.float32
         self.resident: set[tuple[str, tuple[float, float]]] = set()
+        self.arrival = Gate()
+        self.slices_error: MedvlError | None = None
         self.seen = Seen()
         self._slices: dict[str, int] = {}
 
@@ -140,9 +164,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(self, request_iterator, context) -> AsyncIterator:  # noqa: N802
         async for request in request_iterator:
             answer = self._generate if request.model_name == "llm" else self._segment
+            crowd = Crowd() if request.id == "canary" else self.seen.at_work[request.model_name]
             try:
-                async for outputs in answer(tensors(request), context):
-                    yield service_pb2.ModelStreamInferResponse(infer_response=response_of(request, outputs))
+                with crowd:
+                    async for outputs in answer(tensors(request), context):
+                        yield service_pb2.ModelStreamInferResponse(infer_response=response_of(request, outputs))
             except MedvlError as error:
                 yield service_pb2.ModelStreamInferResponse(error_message=to_triton_text(error))
             except RuntimeError as error:
@@ -184,6 +210,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         key = (request.series, request.window_hu)
         if "slices" in inputs:
             self.seen.slices.append(inputs["slices"].shape)
+            await self.arrival.passed()
+            if self.slices_error is not None:
+                raise self.slices_error
             self.resident.add(key)
         if self.never_resident or key not in self.resident:
             yield {"event": utf8(messages.NotResident().model_dump_json()), "mask": utf8("")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from collections.abc import Callable
 from unittest.mock import Mock
 
 import grpc
@@ -218,6 +219,51 @@ def test_a_request_that_waited_does_not_go_on_with_another_checkpoint(checkpoint
             backend.still(before)
     backend._served = again
     backend.still(before)
+
+
+def replace(system: System, name: str) -> None:
+    """Let another server, with a checkpoint of another name, answer at the same address; no call fails."""
+    system.fake.checkpoint = system.fake.checkpoint.model_copy(update={"name": name})
+
+
+async def answered(system: System, call: Callable[[], grpc.aio.UnaryStreamCall]) -> pb.Done:
+    """Ask until the service knows what it asks."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return (await collect(call()))[-1].done
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("task", [report, segment])
+async def test_an_answer_of_two_checkpoints_is_none(system: System, series: Series, task):
+    """Whoever began with the one and ended with the other is told to ask again, and is told the other then."""
+    await system.put(series)
+    gate = system.fake.language_end if task is report else system.fake.arrival
+    gate.close()
+    call = task(system, series)
+    await gate.held.wait()
+    replace(system, "other")
+    gate.open()
+    code, error = await failure(call)
+    assert (code, type(error)) == (grpc.StatusCode.UNAVAILABLE, errors.BackendUnavailable)
+    done = await answered(system, lambda: task(system, series))
+    assert done.provenance.checkpoint == "other"
+
+
+async def test_what_another_checkpoint_encoded_is_not_kept(system: System, series: Series):
+    """Nor mistaken for the one before, should that come back."""
+    await system.put(series)
+    replace(system, "other")
+    code, _ = await failure(report(system, series))
+    assert code is grpc.StatusCode.UNAVAILABLE
+    replace(system, "tiny")
+    done = await answered(system, lambda: report(system, series))
+    assert done.provenance.checkpoint == "tiny"
+    assert len(system.fake.seen.volumes) == 2
 
 
 async def test_models_that_do_not_fit_each_other_are_told(system: System, series: Series):

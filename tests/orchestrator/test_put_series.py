@@ -186,6 +186,47 @@ async def test_a_series_in_use_is_not_evicted(start: Start):
     assert not (await system.put(Series.make(1))).already_resident
 
 
+async def test_senders_of_one_series_leave_places_to_others(start: Start):
+    """Whoever waits for another that sends the same series has nothing to receive, and takes nobody's place."""
+    system = await start(admission=AdmissionLimits(max_concurrent_uploads=2, max_queued_uploads=1))
+    header, *chunks = Series.make(0).messages()
+    first, *waiting = [system.stub.PutSeries() for _ in range(3)]
+    await first.write(header)
+    await first.initial_metadata()
+    for call in waiting:
+        await call.write(header)
+    for other in (Series.make(1), Series.make(2)):
+        assert not (await system.put(other)).already_resident
+    for chunk in chunks:
+        await first.write(chunk)
+    await first.done_writing()
+    assert [(await call).already_resident for call in (first, *waiting)] == [False, True, True]
+
+
+async def test_waiting_for_another_sender_is_bounded(start: Start):
+    """By as many as may upload and wait; the next is refused on its header, with a delay."""
+    system = await start(admission=AdmissionLimits(max_concurrent_uploads=1, max_queued_uploads=0))
+    header, *chunks = Series.make(0).messages()
+
+    async def send_header() -> pb.PutSeriesResponse:
+        call = system.stub.PutSeries()
+        await call.write(header)
+        return await call
+
+    first = system.stub.PutSeries()
+    await first.write(header)
+    await first.initial_metadata()
+    others = [asyncio.ensure_future(send_header()) for _ in range(2)]
+    (refusal,), (waiting,) = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+    code, error = await refused(refusal)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.retry_after_s > 0
+    for chunk in chunks:
+        await first.write(chunk)
+    await first.done_writing()
+    assert [(await call).already_resident for call in (first, waiting)] == [False, True]
+
+
 async def test_an_overload_of_uploads_is_told_on_the_header(start: Start):
     """Whoever is not taken learns it before sending a voxel, with a delay."""
     system = await start(admission=AdmissionLimits(max_concurrent_uploads=1, max_queued_uploads=0))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
+
+import grpc
 import numpy as np
 import pytest
 
+from medvl.contracts.errors import Overloaded
 from medvl.imaging.masks import pack_mask, unpack_mask
+from medvl.orchestrator.config import AdmissionLimits
 from medvl.wire.v1 import medvl_pb2 as pb
 
-from .conftest import Series, System, collect, kinds
+from .conftest import Series, Start, System, collect, kinds
 
 
 async def segment(system: System, series: Series, *objects: pb.ObjectPrompt, **fields) -> list[pb.Event]:
@@ -181,6 +187,130 @@ async def test_slices_are_sent_only_to_a_segmenter_that_lacks_them(system: Syste
     system.fake.resident.clear()
     assert len(masks(await segment(system, series, prompt))) == 1
     assert system.fake.seen.slices == [(8, 32, 32)] * 2
+
+
+@dataclass
+class Cold:
+    """Requests on one series that the segmenter lacks."""
+
+    system: System
+    series: Series
+
+    def begin(self, count: int) -> list[asyncio.Future[list[pb.Event]]]:
+        return [asyncio.ensure_future(segment(self.system, self.series, self.prompt)) for _ in range(count)]
+
+    async def asked(self, count: int) -> None:
+        """Wait until the segmenter has been asked so many times."""
+        async with asyncio.timeout(10):
+            while len(self.system.fake.seen.segmenter) < count:  # noqa: ASYNC110 - a list has no events
+                await asyncio.sleep(0.01)
+
+    @property
+    def prompt(self) -> pb.ObjectPrompt:
+        return pb.ObjectPrompt(points=[point(self.series, 1, 2, 3)])
+
+    @property
+    def sendings(self) -> int:
+        return len(self.system.fake.seen.slices)
+
+
+@pytest.fixture
+async def cold(system: System, series: Series) -> Cold:
+    """Slices that are sent are held by a gate before they arrive."""
+    await system.put(series)
+    system.fake.arrival.close()
+    return Cold(system, series)
+
+
+async def test_requests_on_a_series_that_the_segmenter_lacks_send_its_slices_once(cold: Cold):
+    """One sends them, the others wait and find them there, each with its own answer."""
+    requests = cold.begin(4)
+    await cold.asked(5)
+    cold.system.fake.arrival.open()
+    answers = await asyncio.gather(*requests)
+    assert [len(masks(events)) for events in answers] == [1] * 4
+    assert cold.sendings == 1
+
+
+async def test_a_request_does_not_wait_for_slices_that_the_segmenter_holds(cold: Cold):
+    """Whoever sends them may still be at it."""
+    (sender,) = cold.begin(1)
+    await cold.system.fake.arrival.held.wait()
+    cold.system.fake.resident.add((cold.series.digest, (-160.0, 240.0)))
+    (other,) = cold.begin(1)
+    assert len(masks(await other)) == 1
+    assert not sender.done()
+    cold.system.fake.arrival.open()
+    assert len(masks(await sender)) == 1
+
+
+async def test_another_window_does_not_wait(cold: Cold):
+    """Its slices are others."""
+    (sender,) = cold.begin(1)
+    await cold.system.fake.arrival.held.wait()
+    other = asyncio.ensure_future(segment(cold.system, cold.series, pb.ObjectPrompt(label="lung_left")))
+    async with asyncio.timeout(10):
+        while cold.sendings < 2:  # noqa: ASYNC110 - a list has no events
+            await asyncio.sleep(0.01)
+    cold.system.fake.arrival.open()
+    for request in (sender, other):
+        assert len(masks(await request)) == 1
+
+
+async def test_whoever_waited_for_slices_of_a_cancelled_request_sends_them(cold: Cold):
+    """Its caller's leaving is nobody else's failure; of those that waited one sends."""
+    call = cold.system.stub.Segment(pb.SegmentRequest(series=cold.series.digest, objects=[cold.prompt]))
+    await cold.system.fake.arrival.held.wait()
+    waiting = cold.begin(2)
+    await cold.asked(4)
+    call.cancel()
+    await cold.system.fake.arrival.cancelled.wait()
+    await cold.asked(7)
+    cold.system.fake.arrival.open()
+    for request in waiting:
+        assert len(masks(await request)) == 1
+    assert cold.sendings == 2
+
+
+async def test_whoever_waited_for_slices_that_were_refused_sends_them(cold: Cold):
+    """Each request hears of its own refusal only."""
+    cold.system.fake.slices_error = Overloaded("No room.", retry_after_s=1.0)
+    requests = cold.begin(3)
+    await cold.asked(4)
+    cold.system.fake.arrival.open()
+    refused = await asyncio.gather(*requests, return_exceptions=True)
+    assert all(isinstance(error, grpc.aio.AioRpcError) for error in refused)
+    assert cold.sendings == 3
+    cold.system.fake.slices_error = None
+    assert len(masks(await cold.begin(1)[0])) == 1
+
+
+async def test_slices_that_are_forgotten_at_once_are_sent_again(cold: Cold):
+    """Between another's sending and one's own asking, too."""
+    requests = cold.begin(2)
+    await cold.asked(3)
+    cold.system.fake.segmenter.close()
+    cold.system.fake.arrival.open()
+    await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+    cold.system.fake.resident.clear()
+    cold.system.fake.segmenter.open()
+    for request in requests:
+        assert len(masks(await request)) == 1
+    assert cold.sendings == 2
+
+
+async def test_a_request_has_a_bounded_number_of_texts_at_work(start: Start, series: Series):
+    """The next ones wait; every object has its mask."""
+    system = await start(admission=AdmissionLimits(max_parts_per_request=2))
+    system.fake.language_end.close()
+    objects = [pb.ObjectPrompt(text=f"organ {i}") for i in range(4)]
+    request = asyncio.ensure_future(segment(system, series, *objects))
+    async with asyncio.timeout(10):
+        while len(system.fake.seen.prompts) < 2:  # noqa: ASYNC110 - a list has no events
+            await asyncio.sleep(0.01)
+    system.fake.language_end.open()
+    assert [(m.object, m.prompt) for m in masks(await request)] == [(i, f"organ {i}") for i in range(4)]
+    assert system.fake.seen.at_work["llm"].most == 2
 
 
 async def test_previews_are_sent_when_asked_for(system: System, series: Series):

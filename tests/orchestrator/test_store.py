@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from medvl.contracts.errors import Overloaded, SeriesNotResident
 from medvl.imaging.volume import Volume
 from medvl.orchestrator.admission import Admission
-from medvl.orchestrator.cache import BoundedCache
+from medvl.orchestrator.cache import BoundedCache, UnderWay
 from medvl.orchestrator.store import SeriesStore
 
 from .conftest import Series
@@ -21,9 +21,10 @@ VOLUME = Volume(Series.make().hu, Series.make().geometry)
 
 
 async def put(store: SeriesStore, digest: str, size_bytes: int) -> None:
-    async with store.upload(digest, size_bytes) as upload:
-        if upload is not None:
-            upload.complete(VOLUME)
+    async with store.turn(digest) as resident:
+        if not resident:
+            with store.upload(digest, size_bytes) as upload:
+                upload.complete(VOLUME)
 
 
 @given(sizes=st.lists(st.integers(1, 100), max_size=20))
@@ -31,7 +32,7 @@ def test_the_store_never_holds_more_than_it_may(sizes):
     """Whatever comes, the newest is there and the bytes are counted."""
 
     async def fill() -> None:
-        store = SeriesStore(100)
+        store = SeriesStore(100, max_waiting=1)
         for number, size in enumerate(sizes):
             await put(store, str(number), size)
             assert store.used_bytes <= 100
@@ -42,17 +43,38 @@ def test_the_store_never_holds_more_than_it_may(sizes):
 
 async def test_an_upload_that_fails_is_not_counted():
     """Its reservation ends with it."""
-    store = SeriesStore(100)
-    async with store.upload("a", 60):
+    store = SeriesStore(100, max_waiting=1)
+    with store.upload("a", 60):
         assert store.used_bytes == 60
     assert store.used_bytes == 0
     with pytest.raises(SeriesNotResident), store.lease("a"):
         pass
 
 
+async def test_few_wait_for_another_who_sends_the_same():
+    """Of three senders of one series the last is refused, with a delay; senders of other series are not."""
+    store, gate = SeriesStore(100, max_waiting=1), asyncio.Event()
+
+    async def send(digest: str) -> bool:
+        async with store.turn(digest) as resident:
+            await gate.wait()
+            return resident
+
+    first, second = asyncio.create_task(send("a")), asyncio.create_task(send("a"))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded) as caught:
+        await send("a")
+    assert caught.value.retry_after_s is not None
+    await put(store, "b", 10)
+    second.cancel()
+    third = asyncio.create_task(send("a"))
+    gate.set()
+    assert [await first, await third] == [False, False]
+
+
 async def test_what_cannot_fit_evicts_nothing():
     """A refusal costs nobody a series."""
-    store = SeriesStore(100)
+    store = SeriesStore(100, max_waiting=1)
     await put(store, "leased", 60)
     await put(store, "idle", 30)
     with store.lease("leased"):
@@ -71,6 +93,38 @@ def test_the_cache_is_bounded_in_bytes(sizes):
         cache.put(number % 5, np.zeros(size, np.uint8))
         assert cache.nbytes <= 40
         assert (cache.get(number % 5) is not None) == (size <= 40)
+
+
+@pytest.mark.parametrize(
+    ("how", "outcome"), [("arrives", type(None)), ("fails", ValueError), ("is cancelled", asyncio.CancelledError)]
+)
+async def test_what_has_been_sent_is_forgotten(how, outcome):
+    """Whoever waited goes on, however it ended, and nothing is left of it."""
+    sendings, release = UnderWay[str](), asyncio.Event()
+
+    async def send() -> None:
+        with sendings.at("a") as arrived:
+            await release.wait()
+            if how == "fails":
+                raise ValueError("x")
+            arrived()
+            assert not await sendings.ended("a"), "it has ended, though its sender goes on"
+
+    assert not await sendings.ended("a")
+    sender = asyncio.create_task(send())
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(sendings.ended("a"))
+    assert not await sendings.ended("b")
+    if how == "is cancelled":
+        sender.cancel()
+    release.set()
+    (outcome,) = await asyncio.gather(sender, return_exceptions=True)
+    assert isinstance(
+        outcome, {"arrives": type(None), "fails": ValueError, "is cancelled": asyncio.CancelledError}[how]
+    )
+    assert await waiting
+    assert not await sendings.ended("a")
+    assert sendings._ends == {}
 
 
 async def test_admission_refuses_what_is_over_the_queue():

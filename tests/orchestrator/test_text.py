@@ -11,11 +11,12 @@ from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.quantisation import Quantisation
 from medvl.imaging.masks import unpack_mask
+from medvl.orchestrator.config import AdmissionLimits
 from medvl.orchestrator.provenance import provenance
 from medvl.orchestrator.triton import Served
 from medvl.wire.v1 import medvl_pb2 as pb
 
-from .conftest import Series, System, collect, kinds
+from .conftest import Series, Start, System, collect, kinds
 
 
 @pytest.fixture(params=["report", "ask"])
@@ -72,6 +73,22 @@ async def test_text_goes_on_while_a_mask_is_worked_on(system: System, series: Se
     rest = kinds(await collect(events))
     assert "mask" in rest
     assert "text" not in rest
+
+
+async def test_a_text_has_a_bounded_number_of_masks_at_work(start: Start, series: Series):
+    """The next ones wait in the order of the text, which itself waits for none of them."""
+    system = await start(admission=AdmissionLimits(max_parts_per_request=1))
+    await system.put(series)
+    system.fake.deltas = [("[SEG]" * 4, ()), ("", (0,)), ("", (5,)), ("", (10,)), (".", (15,))]
+    system.fake.segmenter.close()
+    events = aiter(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    text = ""
+    while not text.endswith("."):
+        text += (await anext(events)).text.text
+    system.fake.segmenter.open()
+    rest = await collect(events)
+    assert [e.mask.object for e in rest if e.HasField("mask")] == [0, 1, 2, 3]
+    assert system.fake.seen.at_work["volume_segmenter"].most == 1
 
 
 async def test_a_mask_names_its_place_in_the_text(system: System, series: Series):

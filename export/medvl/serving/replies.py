@@ -1,8 +1,12 @@
-"""Responses of a decoupled model: the last one carries FINAL, whatever happens.
+"""Responses of a decoupled model, and FINAL after the last one, whatever happens.
 
 An exception that leaves a decoupled ``execute`` hangs the client and holds the server's shutdown, so a request is
-answered inside :func:`answering`, which turns every exception into an error response with FINAL. Callers get the
+answered inside :func:`answering`, which turns every exception into an error response and FINAL. Callers get the
 sentence of an error of :mod:`medvl.contracts.errors`; what else went wrong stays in the server's log.
+
+FINAL goes alone. A sender is closed as soon as it is given FINAL, also when it fails then, as it does where shared
+memory is full (2.51): had it been given tensors together with FINAL, no error could follow, and the caller would wait
+for its deadline.
 """
 
 from __future__ import annotations
@@ -67,27 +71,41 @@ class Reply:
     def cancelled(self) -> bool:
         """Whether the caller went away; asks the server, so it costs a message.
 
-        An answered request has no caller: asking after its last response ends the server (2.51) with a segmentation
-        fault.
+        An answered request has no caller: asking after its FINAL ends the server (2.51) with a segmentation fault.
         """
         return not self._closed and bool(self._sender.is_cancelled())
 
     @property
     def closed(self) -> bool:
-        """Whether the last response has been sent."""
+        """Whether the answer has ended."""
         return self._closed
 
     def send(self, tensors: Sequence[PbTensor], *, final: bool = False) -> None:
-        """Send one response; the last one carries its data and FINAL together."""
-        self._put(pb_utils.InferenceResponse(output_tensors=list(tensors)), final=final)
+        """Send one response; ``final`` ends the answer with it.
+
+        Raises
+        ------
+        Exception
+            Triton's own, when the response cannot be sent; the answer has not ended then.
+        """
+        self._sender.send(pb_utils.InferenceResponse(output_tensors=list(tensors)), flags=0)
+        if final:
+            self._end()
 
     def fail(self, error: BaseException) -> None:
-        """Send an error as the last response."""
-        self._put(error_response(error), final=True)
+        """Send an error as the last response; where not even that can be sent, the answer just ends."""
+        try:
+            self._sender.send(error_response(error), flags=0)
+        except Exception:
+            log.exception("an error could not be sent: its caller sees the answer end early")
+        self._end()
 
-    def _put(self, response: PbResponse, *, final: bool) -> None:
-        self._closed = final
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+    def _end(self) -> None:
+        self._closed = True
+        try:
+            self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception:
+            log.exception("the end of an answer could not be sent: its caller waits for its deadline")
 
 
 @asynccontextmanager

@@ -31,7 +31,7 @@ class PbSender(Protocol):
     """``pb_utils.InferenceResponseSender``."""
 
     def is_cancelled(self) -> bool: ...  # noqa: D102
-    def send(self, response: PbResponse, flags: int) -> None: ...  # noqa: D102
+    def send(self, response: PbResponse | None = None, flags: int = 0) -> None: ...  # noqa: D102
 
 
 class PbRequest(Protocol):

@@ -1,10 +1,11 @@
-"""Two small helpers around caches: a bound in bytes, and one computation at a time for each key."""
+"""Small helpers around caches: a bound in bytes, and one computation, or one sending, at a time for each key."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -69,3 +70,36 @@ class KeyedLocks(Generic[K]):
     def of(self, key: K) -> asyncio.Lock:
         """Return the lock of a key, for ``async with``."""
         return self._locks.setdefault(key, asyncio.Lock())
+
+
+class UnderWay(Generic[K]):
+    """What is being sent to somebody else who keeps it, by key: one sends for all, the rest wait and ask again.
+
+    They ask side by side, as nobody holds a lock then. They learn only that a sending has ended: when it failed or was
+    cancelled, the first of them to hear that nothing has arrived sends itself, so nobody inherits another's error.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[K, asyncio.Event] = {}
+
+    async def ended(self, key: K) -> bool:
+        """Wait for the end of a sending; return False at once where none is under way."""
+        if (end := self._ends.get(key)) is None:
+            return False
+        await end.wait()
+        return True
+
+    @contextmanager
+    def at(self, key: K) -> Iterator[Callable[[], None]]:
+        """Send what nobody else is sending; gives what to call once it has arrived, or again later."""
+        end = self._ends[key] = asyncio.Event()
+
+        def arrived() -> None:
+            if not end.is_set():
+                del self._ends[key]
+                end.set()
+
+        try:
+            yield arrived
+        finally:
+            arrived()

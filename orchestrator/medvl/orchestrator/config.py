@@ -70,6 +70,9 @@ class AdmissionLimits(_Value):
     max_queued_requests: int = Field(default=64, ge=0)
     max_concurrent_uploads: Count = 8
     max_queued_uploads: int = Field(default=8, ge=0)
+    """Besides, as many as both together may wait for another who sends the same series."""
+    max_parts_per_request: Count = 8
+    """Texts and masks of one request that are at work at once, each a stream to Triton; the next ones wait."""
     default_deadline_s: Seconds = 600.0
     """For calls that come without a deadline."""
     upload_idle_s: Seconds = 30.0

@@ -50,7 +50,7 @@ async def emit_masks(
         What to clean the masks of; they come back whole then.
     """
     with work.call.stages.measure("segment"):
-        async with aclosing(segment(work, prompted)) as replies:
+        async with work.parts, aclosing(segment(work, prompted)) as replies:
             async for reply in replies:
                 if not isinstance(reply.event, SliceMask) or previews:
                     await _emit(work, reply, prompted, captions, cleanup)

@@ -78,6 +78,9 @@ class _SlicesWanted(Exception):
 async def segment(work: Work, prompted: PromptedObjects) -> AsyncGenerator[SegmenterReply, None]:
     """Segment objects that share a window; close the iterator to stop it on the server.
 
+    One request at a time sends the slices of a series and window; the others wait for the segmenter's first event to
+    it, and ask again.
+
     Raises
     ------
     MedvlError
@@ -85,15 +88,22 @@ async def segment(work: Work, prompted: PromptedObjects) -> AsyncGenerator[Segme
     """
     window_hu = work.checkpoint.windows[prompted.window]
     inputs = _inputs(work.series, prompted, window_hu)
-    try:
-        async with aclosing(_attempt(work, inputs)) as replies:
-            async for reply in replies:
-                yield reply
-    except _SlicesWanted:
+    key = (work.series.digest, window_hu, work.checkpoint.digest)
+    while True:
+        try:
+            async with aclosing(_attempt(work, inputs)) as replies:
+                async for reply in replies:
+                    yield reply
+            return
+        except _SlicesWanted:
+            if not await work.sending_slices.ended(key):
+                break
+    with work.sending_slices.at(key) as arrived:
         with work.call.stages.measure("preprocess"):
             slices = await asyncio.to_thread(_slices, work.series, window_hu, work.checkpoint.segmentation)
         async with aclosing(_attempt(work, inputs | {"slices": slices})) as replies:
             async for reply in replies:
+                arrived()
                 yield reply
 
 

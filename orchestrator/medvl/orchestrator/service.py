@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ from medvl.imaging.cleanup import Cleanup
 from medvl.imaging.volume import Volume
 from medvl.orchestrator.admission import Admission
 from medvl.orchestrator.backend import Backend
+from medvl.orchestrator.cache import UnderWay
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.config import OrchestratorConfig
 from medvl.orchestrator.emitter import Emitter
@@ -25,7 +27,7 @@ from medvl.orchestrator.text import write_text
 from medvl.orchestrator.triton import Served, Triton
 from medvl.orchestrator.uploads import Announcement, Messages, check_digest, read_header, read_volume
 from medvl.orchestrator.vision import VisionEncoder
-from medvl.orchestrator.work import Work
+from medvl.orchestrator.work import SlicesKey, Work
 from medvl.wire.metadata import REQUEST_ID_KEY, UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.v1 import medvl_pb2 as pb
 from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
@@ -55,8 +57,10 @@ class MedVLService(pb_grpc.MedVLServicer):
         self._runner = CallRunner(metrics, limits.default_deadline_s)
         self._requests = Admission(limits.max_concurrent_requests, limits.max_queued_requests)
         self._uploads = Admission(limits.max_concurrent_uploads, limits.max_queued_uploads)
-        self._store = SeriesStore(config.series.max_store_bytes)
+        most_uploads = limits.max_concurrent_uploads + limits.max_queued_uploads
+        self._store = SeriesStore(config.series.max_store_bytes, max_waiting=most_uploads)
         self._vision = VisionEncoder(triton, config.series.max_token_cache_bytes)
+        self._sending_slices: UnderWay[SlicesKey] = UnderWay()
         metrics.watch("medvl_store_bytes", "Voxels resident or being received.", lambda: self._store.used_bytes)
         metrics.watch("medvl_store_series", "Resident series.", lambda: len(self._store))
         metrics.watch("medvl_token_cache_bytes", "Vision tokens kept.", lambda: self._vision.cached_bytes)
@@ -84,14 +88,15 @@ class MedVLService(pb_grpc.MedVLServicer):
 
     async def _put(self, messages: Messages, context: Context, call: Call) -> pb.PutSeriesResponse:
         announced = await read_header(messages, self._config.series)
-        resident = self._store.touch(announced.digest)
-        if not resident:
-            async with self._uploads.admit(), self._store.upload(announced.digest, announced.size_bytes) as upload:
-                resident = upload is None
-                if upload is not None:
-                    await _greet(context, call, (UPLOAD_KEY, UPLOAD_SEND))
-                    upload.complete(await self._receive(announced, messages, call))
-        return pb.PutSeriesResponse(digest=announced.digest, already_resident=resident)
+        digest = announced.digest
+        # The turn comes before the place: whoever waits for another sender of the series has nothing to receive yet.
+        async with self._store.turn(digest) as resident:
+            if not resident:
+                async with self._uploads.admit():
+                    with self._store.upload(digest, announced.size_bytes) as upload:
+                        await _greet(context, call, (UPLOAD_KEY, UPLOAD_SEND))
+                        upload.complete(await self._receive(announced, messages, call))
+        return pb.PutSeriesResponse(digest=digest, already_resident=resident)
 
     async def _receive(self, announced: Announcement, messages: Messages, call: Call) -> Volume:
         with call.stages.measure("upload"):
@@ -122,6 +127,7 @@ class MedVLService(pb_grpc.MedVLServicer):
                 work = self._work(series, served, context, call)
                 words = prompt(series.volume.geometry.extent_mm)
                 generated = await write_text(work, self._vision, words, options)
+                await work.confirm()
         windows = [("vision", served.checkpoint.vision.window)]
         if generated.segs:
             windows.append(("segmentation", served.checkpoint.segmentation.window))
@@ -137,6 +143,7 @@ class MedVLService(pb_grpc.MedVLServicer):
                 self._backend.still(served)
                 work = self._work(series, served, context, call)
                 await segment_objects(work, self._vision, objects, _options(request))
+                await work.confirm()
         windows = [("segmentation", o.window) for o in objects]
         if any(o.prompt is not None for o in objects):
             windows.append(("vision", served.checkpoint.vision.window))
@@ -160,7 +167,9 @@ class MedVLService(pb_grpc.MedVLServicer):
             yield
 
     def _work(self, series: StoredSeries, served: Served, context: Context, call: Call) -> Work:
-        return Work(self._triton, served.checkpoint, series, call, Emitter(context.write))
+        parts = asyncio.Semaphore(self._config.admission.max_parts_per_request)
+        emitter = Emitter(context.write)
+        return Work(self._triton, served, series, call, emitter, parts, self._sending_slices)
 
 
 async def _greet(context: Context, call: Call, *more: tuple[str, str]) -> None:

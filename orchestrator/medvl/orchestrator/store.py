@@ -11,11 +11,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from medvl.contracts.errors import Overloaded, SeriesNotResident
 from medvl.imaging.volume import Volume
+from medvl.orchestrator.admission import Admission
 from medvl.orchestrator.cache import KeyedLocks
 
 _FULL_RETRY_S = 5.0
@@ -65,10 +66,13 @@ class SeriesStore:
     ----------
     max_bytes
         Voxels that are resident or being received, together.
+    max_waiting
+        Senders that may wait for others who send the same series, whichever that is.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, max_waiting: int) -> None:
         self._max_bytes = max_bytes
+        self._waiting = Admission(max_waiting, 0)
         self._used_bytes = 0
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._uploading: KeyedLocks[str] = KeyedLocks()
@@ -110,27 +114,43 @@ class SeriesStore:
             entry.leases -= 1
 
     @asynccontextmanager
-    async def upload(self, digest: str, size_bytes: int) -> AsyncIterator[Upload | None]:
-        """Reserve room for a series while it is received; None when it is resident already.
+    async def turn(self, digest: str) -> AsyncIterator[bool]:
+        """Be the only one to send a series for the length of a ``with`` block; gives whether it is resident already.
 
-        A second upload of the same digest waits for the first: it is answered "already here" when that one succeeds,
-        and takes its place when it fails. Leaving the block without :meth:`Upload.complete` gives the room back.
+        Whoever is next learns that it is when the one before succeeded, and takes its place when that one failed.
+
+        Raises
+        ------
+        Overloaded
+            At once, when as many wait for others' uploads as may.
+        """
+        lock = self._uploading.of(digest)
+        async with AsyncExitStack() as waiting:
+            if lock.locked():
+                await waiting.enter_async_context(self._waiting.admit())
+            await lock.acquire()
+        try:
+            yield self.touch(digest)
+        finally:
+            lock.release()
+
+    @contextmanager
+    def upload(self, digest: str, size_bytes: int) -> Iterator[Upload]:
+        """Reserve room for a series while it is received, in its :meth:`turn`.
+
+        Leaving the block without :meth:`Upload.complete` gives the room back.
 
         Raises
         ------
         Overloaded
             When the series in use leave no room.
         """
-        async with self._uploading.of(digest):
-            if self.touch(digest):
-                yield None
-                return
-            self._reserve(size_bytes)
-            upload = Upload(digest, size_bytes)
-            try:
-                yield upload
-            finally:
-                self._settle(upload)
+        self._reserve(size_bytes)
+        upload = Upload(digest, size_bytes)
+        try:
+            yield upload
+        finally:
+            self._settle(upload)
 
     def _settle(self, upload: Upload) -> None:
         if upload.series is None:

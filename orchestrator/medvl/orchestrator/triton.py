@@ -63,6 +63,9 @@ class Served:
 class Triton:
     """Client of one Triton server; close it, or use it with ``async with``.
 
+    Another server may take over its address without a call that fails. Once :meth:`confirm` has noticed, no model is
+    called until :meth:`served` has been asked again.
+
     Parameters
     ----------
     address
@@ -75,6 +78,8 @@ class Triton:
         self._client = InferenceServerClient(address, channel_args=list(_CHANNEL_OPTIONS))
         self._headers = {f"triton-grpc-protocol-{key.name}": key.secret.get_secret_value()} if key else None
         self._last_answer_s: dict[str, float] = {}
+        self._known: Served | None = None
+        self._replaced = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -104,13 +109,36 @@ class Triton:
         except InferenceServerException as error:
             raise _from_client(error) from None
         configs = dict(zip(MODELS, answers, strict=True))
-        texts = {configs[m.name].parameters[CHECKPOINT_PARAMETER].string_value for m in MODELS.values() if m.checkpoint}
+        texts = {_parameter(configs[m.name], CHECKPOINT_PARAMETER) for m in MODELS.values() if m.checkpoint}
         if len(texts) != 1:
             raise CheckpointError("The models of this server carry different checkpoints: build the repository again.")
         backends = {name: config.backend or config.platform for name, config in configs.items()}
-        told = configs["llm"].parameters[QUANTISATION_PARAMETER].string_value
-        quantisation = parse_quantisation(told) if told else None
-        return Served(parse_checkpoint(texts.pop()), metadata.version, backends, quantisation)
+        quantisation = _quantisation(configs["llm"])
+        self._known = Served(parse_checkpoint(texts.pop()), metadata.version, backends, quantisation)
+        self._replaced = False
+        return self._known
+
+    async def confirm(self, served: Served, call: Call) -> None:
+        """Ask the server whether it is still the one that told what it serves, after its last answer to a request.
+
+        It costs a call for one model's configuration, which carries the checkpoint.
+
+        Raises
+        ------
+        BackendUnavailable
+            When it tells something else: what it answered may be of the one or the other.
+        MedvlError
+            As :meth:`infer`.
+        """
+        try:
+            config = await self._config("llm", call.remaining_s())
+        except InferenceServerException as error:
+            raise _from_client(error) from None
+        told = parse_checkpoint(_parameter(config, CHECKPOINT_PARAMETER)), _quantisation(config)
+        if self._known is not None and told != (self._known.checkpoint, self._known.quantisation):
+            self._replaced = True
+        if told != (served.checkpoint, served.quantisation):
+            raise _others()
 
     async def infer(self, model: str, inputs: Tensors, call: Call) -> dict[str, NDArray[Any]]:
         """Call a model that answers once.
@@ -133,7 +161,7 @@ class Triton:
             What the model says went wrong; BackendUnavailable when it does not answer; InternalError when a tensor
             breaks its specification.
         """
-        spec = MODELS[model]
+        spec = self._callable(model)
         try:
             result = await self._client.infer(
                 model,
@@ -161,7 +189,7 @@ class Triton:
         MedvlError
             As :meth:`infer`.
         """
-        spec = MODELS[model]
+        spec = self._callable(model)
         request = {"model_name": model, "inputs": _to_wire(spec, inputs), "request_id": call.request_id}
         responses = self._client.stream_infer(_once(request), stream_timeout=call.remaining_s(), headers=self._headers)
         try:
@@ -181,6 +209,11 @@ class Triton:
         response = await self._client.get_model_config(model, headers=self._headers, client_timeout=timeout_s)
         return response.config
 
+    def _callable(self, model: str) -> ModelSpec:
+        if self._replaced:
+            raise _others()
+        return MODELS[model]
+
 
 async def _once(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
     yield request
@@ -199,6 +232,20 @@ def _to_wire(spec: ModelSpec, inputs: Tensors) -> list[InferInput]:
 def _from_wire(spec: ModelSpec, result: InferResult) -> dict[str, NDArray[Any]]:
     arrays = {s.name: result.as_numpy(s.name) for s in spec.outputs}
     return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _parameter(config: Any, name: str) -> str:  # noqa: ANN401  (generated message without types)
+    value: str = config.parameters[name].string_value
+    return value
+
+
+def _quantisation(config: Any) -> Quantisation | None:  # noqa: ANN401  (generated message without types)
+    told = _parameter(config, QUANTISATION_PARAMETER)
+    return parse_quantisation(told) if told else None
+
+
+def _others() -> BackendUnavailable:
+    return BackendUnavailable("The models are others by now: try again.")
 
 
 def _from_client(error: InferenceServerException) -> MedvlError:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
-from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.checkpoint import Checkpoint, HuRange
+from medvl.orchestrator.cache import UnderWay
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.emitter import Emitter
 from medvl.orchestrator.store import StoredSeries
-from medvl.orchestrator.triton import Triton
+from medvl.orchestrator.triton import Served, Triton
+
+SlicesKey = tuple[str, HuRange, str]
+"""What windowed slices depend on: digest of the series, window, digest of the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +24,40 @@ class Work:
     ----------
     triton
         The inference server.
-    checkpoint
-        What it serves.
+    served
+        What it serves, as it told before.
     series
         The series that the request is about, leased for its length.
     call
         Id, deadline and cost.
     emitter
         Where events go.
+    parts
+        Held by each text or group of objects that is at work beside the rest of the request; a report's or an answer's
+        own text, which they wait for, holds none.
+    sending_slices
+        Slices that any request is sending to the segmenter.
     """
 
     triton: Triton
-    checkpoint: Checkpoint
+    served: Served
     series: StoredSeries
     call: Call
     emitter: Emitter
+    parts: asyncio.Semaphore
+    sending_slices: UnderWay[SlicesKey]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint that is served."""
+        return self.served.checkpoint
+
+    async def confirm(self) -> None:
+        """Ask whether all answers so far are of :attr:`served`.
+
+        Raises
+        ------
+        MedvlError
+            As :meth:`medvl.orchestrator.triton.Triton.confirm`.
+        """
+        await self.triton.confirm(self.served, self.call)
