@@ -7,7 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
+from medvl.embedded.findings import PLEURAL
 from medvl.embedded.lesions import LEAST_CONTRAST_HU
 from medvl.embedded.phantom import FIRST_FINDING, make_phantom
 from medvl.embedded.truth import Coverage, FindingKind
@@ -118,6 +120,21 @@ def test_several_cysts_of_a_kidney_differ_in_size():
             pairs += len(sizes) > 1
             assert all(b < 0.8 * a for a, b in pairwise(sizes)), sizes
     assert pairs > 0
+
+
+@pytest.mark.parametrize("seed", [247, 292, 321, 352, 420, 432, 478])
+def test_no_nodule_lies_in_fluid_or_gas_about_its_lung(seed):
+    """These had one; where a nodule touches fluid or gas, at least half of what lies about it is lung."""
+    phantom = make_phantom(seed, ill=True)
+    about_lungs = np.zeros(phantom.labels.shape, bool)
+    for finding in phantom.truth.findings:
+        if finding.kind in PLEURAL:
+            about_lungs |= phantom.finding_mask(finding)
+    for finding in phantom.truth.findings:
+        if finding.kind is FindingKind.LUNG_NODULE:
+            nodule = phantom.finding_mask(finding)
+            grown = torch.nn.functional.max_pool3d(torch.from_numpy(nodule)[None].float(), 5, 1, 2)[0].numpy() > 0
+            assert about_lungs[grown & ~nodule].mean() < 0.55
 
 
 def test_lesions_can_be_seen():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from medvl.embedded.abdomen import spleen_shape
-from medvl.embedded.findings import Case, Draft
+from medvl.embedded.findings import PLEURAL, Case, Draft
 from medvl.embedded.lesions import (
     hydronephrosis,
     kidney_cysts,
@@ -24,7 +24,6 @@ from medvl.embedded.torso import Z_LOW
 from medvl.embedded.truth import FindingKind, Side
 
 LARGE_SPLEEN_MM = 140.0
-_PLEURAL = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 
 
 def pleural_effusion(case: Case) -> bool:
@@ -35,7 +34,7 @@ def pleural_effusion(case: Case) -> bool:
 def _effusion(case: Case, side: Side) -> bool:
     organ = f"lung_{side}"
     least = case.least_mm(14.0, slices=0.0)
-    if least > 50.0 or case.touched(organ, *_PLEURAL):
+    if least > 50.0 or case.touched(organ, *PLEURAL):
         return False
     depth_mm = case.uniform(least, max(least + 5.0, 58.0))
     depth = case.body_mm(depth_mm)
@@ -61,7 +60,7 @@ def pneumothorax(case: Case) -> bool:
 def _gas(case: Case, side: Side) -> bool:
     organ = f"lung_{side}"
     least = case.least_mm(15.0, slices=0.0)
-    if least > 40.0 or case.touched(organ, *_PLEURAL):
+    if least > 40.0 or case.touched(organ, *PLEURAL):
         return False
     depth_mm = case.uniform(least, max(least + 5.0, 48.0))
     depth = case.body_mm(depth_mm)

@@ -18,6 +18,7 @@ from medvl.imaging.geometry import Geometry
 
 LEAST_SEEN = 0.6
 """Share of a finding that must lie within the field of view; otherwise it is not drawn."""
+PLEURAL = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 SIDES: tuple[Side, Side] = ("left", "right")
 _CANDIDATES, _PROBES, _LATTICE = 3000, 22, 14
 
@@ -112,8 +113,9 @@ class Case:
         return self.touched(organ, FindingKind.MISSING_ORGAN)
 
     def accept(self, draft: Draft) -> bool:
-        """Take a finding into the patient if enough of it is seen."""
-        if visible_share(draft.place, self.frame, self.geometry, _LATTICE) < LEAST_SEEN:
+        """Take a finding into the patient if enough is seen, and no nodule lies in fluid or gas about its lung."""
+        seen = visible_share(draft.place, self.frame, self.geometry, _LATTICE) >= LEAST_SEEN
+        if not seen or any(_lost(draft, other) or _lost(other, draft) for other in self.drafts):
             return False
         draft = numbered(draft, len(self.drafts))
         self.anatomy = draft.applied(self.anatomy)
@@ -148,6 +150,14 @@ class Case:
         points = self.rng.uniform(shape.low, shape.high, (_CANDIDATES, 3))
         points = points[in_view(points, self.frame, self.geometry)]
         return points[shape.at(points)][:48]
+
+
+def _lost(nodule: Draft, layer: Draft) -> bool:
+    """Whether one is a nodule and the other fluid or gas about the same lung that most of the nodule lies in."""
+    if nodule.kind is not FindingKind.LUNG_NODULE or layer.kind not in PLEURAL or nodule.organ != layer.organ:
+        return False
+    points = np.concatenate([samples(piece)[0] for piece in nodule.place])
+    return bool(layer.place[0].at(points).mean() > 0.5)
 
 
 Maker = Callable[[Case], bool]
