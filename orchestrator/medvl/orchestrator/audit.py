@@ -25,6 +25,7 @@ FIELDS = frozenset(
         "address",
         "port",
         "serving",
+        "model",
         "checkpoint",
         "trained",
         "triton_version",

@@ -15,9 +15,9 @@ from typing import Self
 
 from medvl.contracts.errors import BackendUnavailable
 from medvl.contracts.manifest import MODELS_FOLDER, Manifest
+from medvl.orchestrator.canary import WATCHED, Canary
 from medvl.orchestrator.config import TritonKey
 from medvl.orchestrator.triton import Triton
-from medvl.runtime.canary import WATCHED, Canary
 from medvl.runtime.folder import DataFolder, ProcessRecord, SystemState
 from medvl.runtime.logs import log_to
 from medvl.runtime.orchestrator import OrchestratorProcess, OrchestratorSettings
