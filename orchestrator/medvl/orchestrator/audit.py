@@ -58,7 +58,7 @@ class _WithoutWords(logging.Handler):
         log().log(level, "library", logger=record.name, **fields)
 
 
-def _warn(
+def _warn(  # noqa: PLR0917  (as it is called)
     message: Warning | str,
     category: type[Warning],
     filename: str,
