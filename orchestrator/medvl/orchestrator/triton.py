@@ -174,6 +174,8 @@ class Triton:
                 check((s for s in spec.outputs if s.name in outputs), outputs, batched=False)
                 yield outputs
         except grpc.RpcError as error:
+            # gRPC calls it an internal error when a deadline passes while a request is being written.
+            call.remaining_s()
             raise _from_code(str(error.code()), error.details() or "") from None
         finally:
             responses.cancel()
