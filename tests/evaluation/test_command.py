@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medvl.contracts.disclaimer import DISCLAIMER
+from medvl.contracts.errors import InvalidRequest
 from medvl.evaluation import command
 from medvl.evaluation.cases import Case
 from medvl.export import cli
@@ -75,6 +76,41 @@ def test_figures_are_written_for_machines_and_people(checkpoint, tmp_path, capsy
         *("value", "low", "high", "n", "cases", "interval"),
     }
     assert (row["value"], row["cases"], row["condition"]) == (1.0, 3, "own")
+
+
+@pytest.mark.usefixtures("known")
+def test_a_run_that_fails_leaves_no_file(checkpoint, tmp_path, monkeypatch, capsys):
+    """Nor touches one that is there: figures are written whole, when there are some."""
+    monkeypatch.setattr(command, "evaluate", lambda *args, **more: (_ for _ in ()).throw(InvalidRequest("No.")))
+    out = tmp_path / "out" / "figures.json"
+    assert run(checkpoint, tmp_path / "work", "--json", str(out)) == 1
+    assert list(out.parent.iterdir()) == []
+    out.write_text("figures of before")
+    assert run(checkpoint, tmp_path / "work", "--json", str(out)) == 1
+    assert [path.read_text() for path in out.parent.iterdir()] == ["figures of before"]
+    assert capsys.readouterr().err.count("No.") == 2
+
+
+def test_a_path_that_cannot_be_written_is_told_before_the_hours(checkpoint, tmp_path, capsys):
+    """A folder in the place of the file, and a file in the place of its folder."""
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.touch()
+    for out in (folder, file / "figures.json"):
+        assert run(checkpoint, tmp_path / "work", "--json", str(out)) == 1
+        assert str(tmp_path) in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.usefixtures("known")
+def test_a_link_leads_to_the_figures(checkpoint, tmp_path):
+    """It is not replaced by them."""
+    link, target = tmp_path / "latest.json", tmp_path / "figures.json"
+    link.symlink_to(target)
+    small = ("--cases", "1", "--seed", "2", "--mask-cases", "0")
+    assert run(checkpoint, tmp_path / "work", *small, "--json", str(link)) == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["disclaimer"] == DISCLAIMER
 
 
 @pytest.mark.usefixtures("known")

@@ -7,7 +7,7 @@ orchestrator gets along with the real server is shown by the end-to-end tests, n
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -19,12 +19,12 @@ from tritonclient.utils import np_to_triton_dtype
 
 from medvl.contracts import messages
 from medvl.contracts.checkpoint import Checkpoint
-from medvl.contracts.errors import MedvlError
+from medvl.contracts.errors import InvalidRequest, MedvlError
 from medvl.contracts.faults import to_triton_text
-from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS, QUANTISATION_PARAMETER
+from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS, QUANTISATION_PARAMETER, Kind
 from medvl.imaging.masks import pack_mask
+from medvl.orchestrator.canary import NO_SERIES
 
-CANARY_SERIES = "0" * 64
 REGIONS = np.full((16, 12), 0.5, np.float32)
 """Of every series."""
 USAGE = messages.LanguageUsage(
@@ -96,8 +96,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     ----------
     deltas
         What ``llm`` answers freely: texts, with the places of the [SEG] tokens whose states come with each.
-    language, segmenter
-        Gates of the two decoupled models; ``language_end`` holds the answer before its last delta.
+    vision, language, segmenter
+        Gates of the vision encoder and of the two decoupled models; ``language_end`` holds the answer before its last
+        delta.
+    refusals
+        What Triton says in the place of single models, by name.
+    network_backend
+        What carries out networks, as their configurations say it.
+    canaries
+        Counts the canaries that came in, by model.
     language_error
         Raised by ``llm`` after its first delta; a string is sent as Triton's own words.
     never_resident, absent, stray
@@ -125,7 +132,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             (" is", (6,)),
             (" normal.", ()),
         ]
-        self.language, self.language_end, self.segmenter = Gate(), Gate(), Gate()
+        self.vision, self.language, self.language_end, self.segmenter = Gate(), Gate(), Gate(), Gate()
+        self.refusals: dict[str, str] = {}
+        self.network_backend = "fake"
+        self.canaries: Counter[str] = Counter()
         self.language_error: MedvlError | str | None = None
         self.never_resident = False
         self.absent = False
@@ -145,7 +155,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelConfig(self, request, context):  # noqa: N802
         self.seen.headers |= {(k, v) for k, v in context.invocation_metadata() if k.startswith("triton-")}
         response = service_pb2.ModelConfigResponse()
-        response.config.name, response.config.backend = request.name, "fake"
+        network = MODELS[request.name].kind is Kind.NETWORK
+        response.config.name, response.config.backend = request.name, self.network_backend if network else "fake"
         checkpoint = self.checkpoints.get(request.name, self.checkpoint)
         if MODELS[request.name].checkpoint:
             response.config.parameters[CHECKPOINT_PARAMETER].string_value = checkpoint.model_dump_json()
@@ -154,6 +165,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     async def ModelInfer(self, request, context):  # noqa: N802
+        if request.model_name != "encode_volume":
+            self.canaries[request.model_name] += 1
+        if request.model_name != "projector":
+            await self.vision.passed()
+        if request.model_name in self.refusals:
+            await context.abort(grpc.StatusCode.INTERNAL, self.refusals[request.model_name])
+        if request.model_name != "encode_volume":
+            refusal = to_triton_text(InvalidRequest("The graph takes other shapes."))
+            await context.abort(grpc.StatusCode.INTERNAL, refusal)
         inputs = tensors(request)
         self.seen.volumes.append(inputs["volume_hu"][0])
         self.seen.seconds_left.append(context.time_remaining())
@@ -175,12 +195,16 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 yield service_pb2.ModelStreamInferResponse(error_message=str(error))
 
     async def _generate(self, inputs, context):
-        await self.language.passed()
         options = messages.LanguageOptions.model_validate_json(inputs["options"].tobytes())
-        if options.max_tokens > 1:
-            self.seen.prompts.append(inputs["prompt"].tobytes().decode())
-            self.seen.options.append(options)
-            self.seen.seconds_left.append(context.time_remaining())
+        canary = options.max_tokens == 1
+        self.canaries["llm"] += canary
+        await self.language.passed()
+        if canary:
+            yield {"text_delta": utf8("L"), "usage": utf8(USAGE.model_dump_json())}
+            return
+        self.seen.prompts.append(inputs["prompt"].tobytes().decode())
+        self.seen.options.append(options)
+        self.seen.seconds_left.append(context.time_remaining())
         template = options.answer_template
         deltas = self.deltas if template is None else [(template, ()), ("", (template.index("[SEG]"),))]
         for number, (text, starts) in enumerate(deltas):
@@ -199,11 +223,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 raise RuntimeError(self.language_error)
 
     async def _segment(self, inputs, context):
+        request = messages.SegmenterRequest.model_validate_json(inputs["request"].tobytes())
+        self.canaries["volume_segmenter"] += request.series == NO_SERIES
         await self.segmenter.passed()
         if "seg_hidden" in inputs:
             assert np.array_equal(inputs["regions"], REGIONS), "language may mean what the encoder has found"
-        request = messages.SegmenterRequest.model_validate_json(inputs["request"].tobytes())
-        if request.series != CANARY_SERIES:
+        if request.series != NO_SERIES:
             self.seen.segmenter.append(request)
             self.seen.masks.append(inputs["masks"].tobytes() if "masks" in inputs else b"")
             self.seen.seconds_left.append(context.time_remaining())

@@ -281,16 +281,106 @@ async def test_models_that_do_not_fit_each_other_are_told(system: System, series
     assert [line["reason"] for line in system._lines() if line["event"] == "health"][-1] == "CHECKPOINT_ERROR"
 
 
-@pytest.mark.parametrize("model", ["language", "segmenter"])
-async def test_a_hung_model_is_told_by_health(system: System, model):
-    """Triton is alive and ready; only the canary sees that nothing is answered."""
-    gate = getattr(system.fake, model)
-    gate.close()
+def health_lines(system: System) -> list[dict]:
+    return [line for line in system._lines() if line["event"] == "health"]
+
+
+async def canaries_of(system: System, model: str, more: int) -> None:
+    """Wait until a model has been asked so many times again."""
+    wanted = system.fake.canaries[model] + more
+    async with asyncio.timeout(5):
+        while system.fake.canaries[model] < wanted:  # noqa: ASYNC110 - the fake has no event for it
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("gate", "model"), [("vision", "vision_encoder"), ("language", "llm"), ("segmenter", "volume_segmenter")]
+)
+async def test_a_hung_model_is_told_by_health(start: Start, gate: str, model: str):
+    """Triton is alive and ready; only the canary sees that nothing is answered. The log names the model, once."""
+    quick = HealthPolicy(canary_interval_s=0.05, canary_timeout_s=0.2, network_timeout_s=0.2)
+    system = await start(health=quick)
+    getattr(system.fake, gate).close()
     async with asyncio.timeout(5):
         await system.until(NOT_SERVING)
-    gate.open()
+    await canaries_of(system, model, 3)
+    getattr(system.fake, gate).open()
     async with asyncio.timeout(5):
         await system.until(SERVING)
+    said = [(line["serving"], line["reason"], line.get("model")) for line in health_lines(system)]
+    assert said[-2:] == [(False, "BACKEND_UNAVAILABLE", model), (True, "", None)]
+    assert sum(line.get("model") == model for line in health_lines(system)) == 1
+
+
+@pytest.mark.parametrize("model", ["vision_encoder", "projector"])
+async def test_a_dead_network_is_told_by_health(system: System, model: str):
+    """Its process was killed: Triton is ready, the other models answer, and no volume can be encoded."""
+    system.fake.refusals[model] = f"Stub process '{model}_0_0' is not healthy."
+    async with asyncio.timeout(5):
+        await system.until(NOT_SERVING)
+    del system.fake.refusals[model]
+    async with asyncio.timeout(5):
+        await system.until(SERVING)
+    assert [(line["serving"], line.get("model")) for line in health_lines(system)][-2:] == [
+        (False, model),
+        (True, None),
+    ]
+
+
+async def test_one_canary_without_an_answer_is_no_hung_model(start: Start):
+    """On a busy machine the orchestrator itself may have been late."""
+    system = await start(health=HealthPolicy(canary_interval_s=0.05, canary_timeout_s=1.0))
+    system.fake.language.close()
+    await canaries_of(system, "llm", 2)
+    system.fake.language.open()
+    await canaries_of(system, "llm", 2)
+    assert all(line["serving"] for line in health_lines(system))
+
+
+async def test_a_busy_network_is_not_a_dead_one(start: Start):
+    """Its canary waits behind the volumes of others, once, while the rest is asked on; nor is a full queue a death."""
+    quick = HealthPolicy(canary_interval_s=0.05, canary_timeout_s=0.2)
+    system = await start(health=quick)
+    system.fake.vision.close()
+    await canaries_of(system, "vision_encoder", 1)
+    await canaries_of(system, "llm", 10)
+    asked = system.fake.canaries["vision_encoder"]
+    await canaries_of(system, "llm", 5)
+    assert system.fake.canaries["vision_encoder"] == asked
+    system.fake.refusals["vision_encoder"] = "Exceeds maximum queue size"
+    system.fake.vision.open()
+    await canaries_of(system, "vision_encoder", 5)
+    assert all(line["serving"] for line in health_lines(system))
+    del system.fake.refusals["vision_encoder"]
+    assert await system.serves()
+
+
+async def test_a_network_that_answers_others_is_alive(start: Start):
+    """A canary that never gets its turn says nothing, as long as volumes are encoded."""
+    patient = HealthPolicy(canary_interval_s=0.05, network_timeout_s=0.5)
+    system = await start(health=patient)
+    system.fake.refusals["vision_encoder"] = "Exceeds maximum queue size"
+    loop = asyncio.get_running_loop()
+    start_s, seed = loop.time(), 1
+    while loop.time() < start_s + 1.5:
+        await system.put(another := Series.make(seed := seed + 1))
+        await collect(report(system, another))
+    assert all(line["serving"] for line in health_lines(system))
+    async with asyncio.timeout(5):
+        await system.until(NOT_SERVING)
+
+
+async def test_what_tensorrt_runs_is_not_asked(system: System):
+    """It is part of the server, which would report twice a second that it refuses a request."""
+    system.fake.network_backend = "tensorrt"
+    await system.triton.stop()
+    async with asyncio.timeout(5):
+        await system.until(NOT_SERVING)
+    system.fake.canaries.clear()
+    await system.triton.start()
+    async with asyncio.timeout(10):
+        await system.until(SERVING)
+    assert system.fake.canaries.keys() == {"llm", "volume_segmenter"}
 
 
 async def test_triton_is_shown_its_key(system: System):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
+import warnings
+
 import grpc
 import pytest
 
+from medvl.orchestrator import audit
 from medvl.orchestrator.audit import FIELDS
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -65,3 +71,35 @@ async def test_a_defect_is_logged_by_its_place_not_by_its_words(system: System, 
     assert "Planted" not in repr(caught.value) + system.log.getvalue()
     assert line["error_type"] == "ZeroDivisionError"
     assert any(frame.startswith("_write:") for frame in line["frames"])
+
+
+def fail() -> None:
+    raise ValueError(f"cannot parse {NAME}")
+
+
+def test_what_libraries_log_is_json_without_their_words():
+    """Who, how grave, where, and the type of an exception are told; a text may hold what a library was given."""
+    stream = io.StringIO()
+    audit.configure(stream)
+    library = logging.getLogger("some.library")
+    library.info("chatter about %s", NAME)
+    library.warning("no place for %s", NAME, extra={"patient": NAME})
+    library.log(35, f"a level of its own for {NAME}")
+    try:
+        fail()
+    except ValueError:
+        library.exception("lost %s", NAME)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(f"{NAME} is deprecated", DeprecationWarning, stacklevel=1)
+    assert "Planted" not in stream.getvalue()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert all(line.keys() <= FIELDS for line in lines)
+    assert [(line["logger"], line["level"], line.get("error_type")) for line in lines] == [
+        ("some.library", "warning", None),
+        ("some.library", "warning", None),
+        ("some.library", "error", "ValueError"),
+        ("warnings", "warning", "DeprecationWarning"),
+    ]
+    assert lines[2]["frames"][-1].startswith("fail:")
+    assert lines[3]["frames"][0].startswith("test_privacy.py:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -10,9 +11,11 @@ import pytest
 import pytest_asyncio
 
 from medvl.contracts.checkpoint import Checkpoint
-from medvl.contracts.errors import BackendUnavailable, CheckpointError, InternalError
+from medvl.contracts.errors import BackendUnavailable, CheckpointError, DeadlineExceeded, InternalError
 from medvl.contracts.models import MODELS
 from medvl.contracts.quantisation import Quantisation
+from medvl.orchestrator.calls import Call
+from medvl.orchestrator.canary import question
 from medvl.orchestrator.triton import Triton
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -74,6 +77,31 @@ async def test_a_server_that_is_not_there_is_unavailable(server):
     async with Triton(f"127.0.0.1:{server[1].port}") as triton:
         with pytest.raises(BackendUnavailable):
             await triton.served(timeout_s=5)
+
+
+@pytest.mark.parametrize(("left_s", "kind"), [(5.0, BackendUnavailable), (0.01, DeadlineExceeded)])
+async def test_a_request_that_could_not_be_written_is_no_defect(checkpoint: Checkpoint, left_s, kind, monkeypatch):
+    """gRPC calls it an internal error, whether the connection broke or the deadline passed meanwhile."""
+
+    async def broken(*_, **__):
+        await asyncio.sleep(0.02)
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details="Internal error from Core"
+        )
+        yield
+
+    class Stream:
+        def __aiter__(self):
+            return broken()
+
+        def cancel(self):
+            pass
+
+    async with Triton("127.0.0.1:1") as triton:
+        monkeypatch.setattr(triton._client, "stream_infer", lambda *_, **__: Stream())
+        call = Call("test", asyncio.get_running_loop().time() + left_s)
+        with pytest.raises(kind):
+            await anext(triton.stream("llm", question("llm", checkpoint), call))
 
 
 async def test_a_tensor_that_breaks_its_specification_is_a_defect(system: System, series: Series):

@@ -112,6 +112,23 @@ async def test_a_killed_orchestrator_comes_back(system: EmbeddedSystem) -> None:
     assert system.state.processes["orchestrator"].pid != killed.pid
 
 
+async def test_a_state_can_be_told_while_a_process_is_gone(system: EmbeddedSystem, tmp_path: Path) -> None:
+    """A process may end just as another one's new id is written; its own is written when it is started again."""
+    ended = system._orchestrator.process
+    ended.kill()
+    await ended.wait()
+    system._publish()
+    state = DataFolder(tmp_path / "data").read_state()
+    assert state is not None
+    assert set(state.processes) == {"runtime", "triton"}
+
+    async def replaced() -> bool:
+        state = DataFolder(tmp_path / "data").read_state()
+        return state is not None and "orchestrator" in state.processes
+
+    await until(replaced)
+
+
 async def test_what_cannot_be_repaired_is_given_up(system: EmbeddedSystem, stand_in_repository: Path) -> None:
     """A model that is broken on disk is tried a few times, then the system ends with a sentence."""
     (stand_in_repository / "models" / "llm" / "1" / "model.py").write_text("raise RuntimeError('broken')\n")

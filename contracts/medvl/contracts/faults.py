@@ -39,8 +39,9 @@ _TRITON: tuple[tuple[str, type[MedvlError], str], ...] = (
     ("is not found", BackendUnavailable, "A model is not loaded: try again later."),
     ("server exiting", BackendUnavailable, "The server is stopping: try again later."),
     ("connect to all addresses", BackendUnavailable, "The inference server cannot be reached: try again later."),
+    ("internal error from core", BackendUnavailable, "The inference server cannot be reached: try again later."),
 )
-"""Words of Triton 2.51's own errors in lower case, and what they mean to a caller."""
+"""Words of Triton 2.51's own errors and of gRPC in lower case, and what they mean to a caller."""
 
 
 def _tree(root: type[MedvlError]) -> Iterator[type[MedvlError]]:

@@ -81,15 +81,22 @@ class Settings:
 
 
 def run(settings: Settings, tell: Tell) -> str:
-    """Evaluate, write the JSON if one is asked for, and return the tables."""
+    """Evaluate, write the JSON if one is asked for, and return the tables.
+
+    Raises
+    ------
+    InvalidRequest
+        As :attr:`Settings.plan`, or where the JSON would have to replace what is no file.
+    OSError
+        Where the JSON cannot be written; before anything is evaluated.
+    """
     plan = settings.plan
     folder = resolve_checkpoint(settings.checkpoint)
     # What is wrong with what is needed in the end is said before the hours that lead there.
     if settings.real is not None:
         real.require(settings.real)
     if settings.json is not None:
-        settings.json.parent.mkdir(parents=True, exist_ok=True)
-        settings.json.open("a", encoding="utf-8").close()
+        _require_place(settings.json)
     checkpoint = load_checkpoint(folder)
     with Records(settings.folder) as records, _participants(settings, folder, checkpoint) as participants:
         results = evaluate(plan, participants, checkpoint, records, make=Case.make, tell=tell)
@@ -100,8 +107,31 @@ def run(settings: Settings, tell: Tell) -> str:
     software = {participant.subject.name: participant.software for participant in participants}
     document = describe(settings, checkpoint, software, found, compared)
     if settings.json is not None:
-        settings.json.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+        _write(settings.json, json.dumps(document, indent=2) + "\n")
     return _printed(settings, checkpoint, found, compared)
+
+
+def _require_place(path: Path) -> None:
+    """Raise now what :func:`_write` would raise after hours; a file that is there is left as it is."""
+    if path.exists() and not path.is_file():
+        raise InvalidRequest(f"{path} is not a file: name another for the JSON.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft(path)
+    draft.touch()
+    draft.unlink()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    draft = _draft(path)
+    draft.write_text(text, "utf-8")
+    draft.replace(path.resolve())
+
+
+def _draft(path: Path) -> Path:
+    """Return where a file is written before it takes its place; a link keeps leading to it."""
+    path = path.resolve()
+    return path.with_name(f".{path.name}.draft")
 
 
 def describe(

@@ -1,11 +1,17 @@
-"""Structured logs: one JSON object a line, and only fields of an allow-list, so that no patient's data can slip in."""
+"""Structured logs: one JSON object a line, and only fields of an allow-list, so that no patient's data can slip in.
+
+What other libraries log, and warnings, come through the same allow-list: who said it, how grave it is, where in the
+code, and the type of an exception. Their words may hold what they were given, so they are dropped.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -25,6 +31,8 @@ FIELDS = frozenset(
         "address",
         "port",
         "serving",
+        "model",
+        "logger",
         "checkpoint",
         "trained",
         "triton_version",
@@ -39,9 +47,34 @@ def _allow_listed(_: object, __: str, fields: MutableMapping[str, Any]) -> Mappi
     return {name: value for name, value in fields.items() if name in FIELDS}
 
 
+class _WithoutWords(logging.Handler):
+    """Logs what a library has logged, without its text."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = min(record.levelno // 10 * 10, logging.CRITICAL)
+        fields: dict[str, Any] = {"frames": [f"{record.funcName}:{record.lineno}"]}
+        if record.exc_info and record.exc_info[1] is not None:
+            fields |= defect(record.exc_info[1])
+        log().log(level, "library", logger=record.name, **fields)
+
+
+def _warn(  # noqa: PLR0917  (as it is called)
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning in the place of :func:`warnings.showwarning`, without its text."""
+    frames = [f"{Path(filename).name}:{lineno}"]
+    log().warning("library", logger="warnings", error_type=category.__name__, frames=frames)
+
+
 def configure(stream: TextIO = sys.stderr) -> None:
-    """Send the orchestrator's log lines to a stream; whatever other libraries log below WARNING is dropped."""
-    logging.basicConfig(stream=stream, level=logging.WARNING, format="%(message)s", force=True)
+    """Send log lines to a stream: the orchestrator's own and, from WARNING on, those of libraries and warnings."""
+    logging.basicConfig(level=logging.WARNING, handlers=[_WithoutWords()], force=True)
+    warnings.showwarning = _warn
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

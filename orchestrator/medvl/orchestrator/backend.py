@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medvl.contracts.checkpoint import Checkpoint
-from medvl.contracts.errors import (
-    BackendUnavailable,
-    CheckpointError,
-    DeadlineExceeded,
-    InvalidRequest,
-    MedvlError,
-    Overloaded,
-)
-from medvl.contracts.messages import LanguageOptions, ObjectPrompts, PointPrompt, SegmenterRequest
-from medvl.orchestrator import segmentation
+from medvl.contracts.errors import BackendUnavailable, CheckpointError, DeadlineExceeded, MedvlError
+from medvl.contracts.models import MODELS, Kind
 from medvl.orchestrator.audit import defect, log
-from medvl.orchestrator.calls import Call
+from medvl.orchestrator.canary import Canary
 from medvl.orchestrator.config import HealthPolicy
 from medvl.orchestrator.triton import Served, Triton
 
 OnChange = Callable[[bool], Awaitable[None]]
 
-_UNKNOWN_SERIES = "0" * 64
+NEEDED = ("vision_encoder", "projector", "llm", "volume_segmenter")
+"""The models behind every answer: those that are called, and the steps of ensembles that are. SAM2's networks are none
+of them: where they have processes of their own, on a CPU, the segmenter runs their graphs itself (ADR 11)."""
 
 
 class Backend:
@@ -53,8 +41,9 @@ class Backend:
         self._policy = policy
         self._on_change = on_change
         self._served: Served | None = None
-        self._serving = False
         self._failure: Exception | None = None
+        self._told: set[tuple[type[Exception], str]] = set()
+        """What failed since everything answered: it is logged once."""
 
     def served(self) -> Served:
         """Return what is served.
@@ -87,71 +76,84 @@ class Backend:
         """Ask for ever; cancel to end."""
         while True:
             try:
-                await self._ask()
-                await self._note()
+                await self._until_failure(await self._triton.served(self._policy.canary_timeout_s))
             except Exception as error:
-                await self._note(error)
+                await self._note_failure(error)
             await asyncio.sleep(self._policy.canary_interval_s)
 
-    async def _ask(self) -> None:
-        if self._served is None:
-            self._served = await self._triton.served(self._policy.canary_timeout_s)
-            log().info(
-                "serving",
-                checkpoint=self._served.checkpoint.name,
-                trained=self._served.checkpoint.trained,
-                triton_version=self._served.triton_version,
-            )
-        checkpoint = self._served.checkpoint
-        await asyncio.gather(
-            self._canary("llm", _language_canary(checkpoint)),
-            self._canary(segmentation.MODEL, _segmenter_canary(checkpoint)),
-        )
-
-    async def _canary(self, model: str, inputs: dict[str, NDArray[Any]]) -> None:
-        start_s = asyncio.get_running_loop().time()
-        call = Call("canary", start_s + self._policy.canary_timeout_s)
+    async def _until_failure(self, served: Served) -> None:
+        """Ask every model, each at its own pace, until one of them fails."""
+        models = asked(served)
+        silent = set(models)
+        asking = {asyncio.create_task(self._failure_of(model, served, silent)): model for model in models}
         try:
-            async with (
-                asyncio.timeout_at(call.deadline_s),
-                aclosing(self._triton.stream(model, inputs, call)) as answer,
-            ):
-                await anext(answer)
-        except (DeadlineExceeded, TimeoutError, StopAsyncIteration):
-            if self._triton.last_answer_s(model) < start_s:
-                raise BackendUnavailable(f"The model {model} does not answer.") from None
-        except (InvalidRequest, Overloaded):
-            # A refusal is an answer, too.
+            ended, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        first = ended.pop()
+        await self._note_failure(first.result(), asking[first])
+
+    async def _failure_of(self, model: str, served: Served, silent: set[str]) -> Exception:
+        """Ask one model until it fails and return why; when no model is silent any more, what is served is told.
+
+        A model is given up when it has left two canaries in a row unanswered: on a busy machine it may be this process
+        that was late.
+        """
+        now = asyncio.get_running_loop().time
+        timeout_s = self._timeout_s(model)
+        canary = Canary(self._triton, served.checkpoint, timeout_s)
+        heard_s = start_s = now()
+        while True:
+            try:
+                await canary.ask(model)
+                heard_s = now()
+            except DeadlineExceeded:
+                heard_s = max(heard_s, self._triton.last_answer_s(model))
+                if now() - heard_s >= 2 * timeout_s:
+                    return BackendUnavailable(f"The model {model} does not answer.")
+            except Exception as error:
+                return error
+            if heard_s > start_s:
+                silent.discard(model)
+            if not silent:
+                await self._note_serving(served)
+            await asyncio.sleep(self._policy.canary_interval_s)
+
+    def _timeout_s(self, model: str) -> float:
+        network = MODELS[model].kind is Kind.NETWORK
+        return self._policy.network_timeout_s if network else self._policy.canary_timeout_s
+
+    async def _note_serving(self, served: Served) -> None:
+        if self._served is not None:
             return
+        self._served, self._failure = served, None
+        self._told.clear()
+        log().info(
+            "serving",
+            checkpoint=served.checkpoint.name,
+            trained=served.checkpoint.trained,
+            triton_version=served.triton_version,
+        )
+        log().warning("health", serving=True, reason="")
+        await self._on_change(True)
 
-    async def _note(self, failure: Exception | None = None) -> None:
-        serving, changed = failure is None, type(failure) is not type(self._failure)
-        self._failure = failure
-        if changed or serving != self._serving:
-            if failure is None or isinstance(failure, MedvlError):
-                log().warning("health", serving=serving, reason=failure.reason if failure else "")
+    async def _note_failure(self, failure: Exception, model: str = "") -> None:
+        served, self._served, self._failure = self._served, None, failure
+        if (told := (type(failure), model)) not in self._told:
+            self._told.add(told)
+            if isinstance(failure, MedvlError):
+                log().warning("health", serving=False, reason=failure.reason, model=model)
             else:
-                log().error("health", serving=serving, **defect(failure))
-        if not serving:
-            self._served = None
-        if serving != self._serving:
-            self._serving = serving
-            await self._on_change(serving)
+                log().error("health", serving=False, model=model, **defect(failure))
+        if served is not None:
+            await self._on_change(False)
 
 
-def _language_canary(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
-    """Return a request for one token about a volume of zeros."""
-    language = checkpoint.language
-    return {
-        "vision_tokens": np.zeros((checkpoint.vision_tokens, language.hidden_size), np.float32),
-        "prompt": np.frombuffer(language.prompts.report.encode(), np.uint8),
-        "options": np.frombuffer(LanguageOptions(max_tokens=1).to_bytes(), np.uint8),
-    }
+def asked(served: Served) -> tuple[str, ...]:
+    """Return the models of :data:`NEEDED` that can die or hang alone.
 
-
-def _segmenter_canary(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
-    """Return a request about a series that nobody has: the segmenter says so without work."""
-    window_hu = checkpoint.windows[checkpoint.segmentation.window]
-    prompts = ObjectPrompts(object_id=0, points=(PointPrompt(slice=0, row=0.0, column=0.0),))
-    request = SegmenterRequest(series=_UNKNOWN_SERIES, window_hu=window_hu, shape=(1, 1, 1), objects=(prompts,))
-    return {"request": np.frombuffer(request.to_bytes(), np.uint8)}
+    What TensorRT runs is part of the server, which reports each request that it refuses as an error.
+    """
+    return tuple(name for name in NEEDED if "tensorrt" not in served.backends[name])

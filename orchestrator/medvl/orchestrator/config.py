@@ -80,10 +80,12 @@ class AdmissionLimits(_Value):
 
 
 class HealthPolicy(_Value):
-    """How a dead or hung backend is noticed: the sum of the two is the longest time it may go unnoticed."""
+    """How a backend is watched: a dead model is noticed within the interval, a hung one by two canaries in a row."""
 
     canary_interval_s: Seconds = 0.5
     canary_timeout_s: Seconds = 1.2
+    network_timeout_s: Seconds = 15.0
+    """Of a network's canary, which waits behind all volumes before it; Triton lets none wait longer than twice that."""
 
 
 class OrchestratorConfig(_Value):

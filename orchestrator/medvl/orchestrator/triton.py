@@ -90,7 +90,7 @@ class Triton:
         await self._client.close()
 
     def last_answer_s(self, model: str) -> float:
-        """Return when a decoupled model last answered anybody, in the event loop's time; minus infinity if never."""
+        """Return when a model last answered anybody here, in the event loop's time; minus infinity if never."""
         return self._last_answer_s.get(model, -math.inf)
 
     async def served(self, timeout_s: float) -> Served:
@@ -172,6 +172,7 @@ class Triton:
             )
         except InferenceServerException as error:
             raise _from_client(error) from None
+        self._note_answer(spec)
         outputs = _from_wire(spec, result)
         check(spec.outputs, outputs, batched=spec.max_batch_size > 0)
         return outputs
@@ -196,14 +197,21 @@ class Triton:
             async for result, error in responses:
                 if error is not None:
                     raise from_triton_text(str(error))
-                self._last_answer_s[model] = asyncio.get_running_loop().time()
+                self._note_answer(spec)
                 outputs = _from_wire(spec, result)
                 check((s for s in spec.outputs if s.name in outputs), outputs, batched=False)
                 yield outputs
         except grpc.RpcError as error:
+            # gRPC calls it an internal error when a deadline passes while a request is being written.
+            call.remaining_s()
             raise _from_code(str(error.code()), error.details() or "") from None
         finally:
             responses.cancel()
+
+    def _note_answer(self, spec: ModelSpec) -> None:
+        """Note that a model has answered and, if it is an ensemble, that its steps have."""
+        now_s = asyncio.get_running_loop().time()
+        self._last_answer_s.update(dict.fromkeys((spec.name, *(step.model for step in spec.steps)), now_s))
 
     async def _config(self, model: str, timeout_s: float) -> Any:  # noqa: ANN401  (generated message without types)
         response = await self._client.get_model_config(model, headers=self._headers, client_timeout=timeout_s)

@@ -37,14 +37,12 @@ class ProcessRecord(BaseModel):
     """Seconds since the epoch."""
 
     @classmethod
-    def of(cls, pid: int) -> ProcessRecord:
-        """Record a running process."""
-        return cls(pid=pid, created_s=psutil.Process(pid).create_time())
-
-    @classmethod
-    def own(cls) -> ProcessRecord:
-        """Record this process."""
-        return cls.of(os.getpid())
+    def of(cls, pid: int) -> ProcessRecord | None:
+        """Record a process; None when it has ended."""
+        try:
+            return cls(pid=pid, created_s=psutil.Process(pid).create_time())
+        except psutil.NoSuchProcess:
+            return None
 
     def find(self) -> psutil.Process | None:
         """Return the process while it lives."""
@@ -70,7 +68,7 @@ class SystemState(BaseModel):
     """Folder that Triton serves."""
     versions: Mapping[str, str]
     processes: Mapping[str, ProcessRecord]
-    """``runtime``, ``triton`` and ``orchestrator``."""
+    """``runtime``, ``triton`` and ``orchestrator``; without one that has ended and not been started again yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ class OrchestratorProcess:
         assert self._process is not None, "the orchestrator has not been started"
         return self._process
 
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while the orchestrator is stopped."""
+        return self._process.pid if self._process else None
+
     async def start(self) -> None:
         """Start the process and wait until it answers, whether or not the models behind it do.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ from typing import Self
 
 from medvl.contracts.errors import BackendUnavailable
 from medvl.contracts.manifest import MODELS_FOLDER, Manifest
+from medvl.orchestrator.canary import WATCHED, Canary
 from medvl.orchestrator.config import TritonKey
 from medvl.orchestrator.triton import Triton
-from medvl.runtime.canary import WATCHED, Canary
 from medvl.runtime.folder import DataFolder, ProcessRecord, SystemState
 from medvl.runtime.logs import log_to
 from medvl.runtime.orchestrator import OrchestratorProcess, OrchestratorSettings
@@ -127,6 +128,8 @@ class EmbeddedSystem:
     @property
     def state(self) -> SystemState:
         """Where everything is, as ``state.json`` says it."""
+        pids = {"runtime": os.getpid(), "triton": self._triton.pid, "orchestrator": self._orchestrator.pid}
+        records = {name: ProcessRecord.of(pid) for name, pid in pids.items() if pid is not None}
         return SystemState(
             endpoint=self.endpoint,
             triton_endpoint=self.triton_endpoint,
@@ -135,11 +138,7 @@ class EmbeddedSystem:
             checkpoint=self._manifest.checkpoint,
             repository=str(self._repository),
             versions={"medvl-sam2": version("medvl-sam2"), "triton": TRITON_VERSION},
-            processes={
-                "runtime": ProcessRecord.own(),
-                "triton": ProcessRecord.of(self._triton.process.pid),
-                "orchestrator": ProcessRecord.of(self._orchestrator.process.pid),
-            },
+            processes={name: record for name, record in records.items() if record is not None},
         )
 
     async def serve(self) -> None:

@@ -141,6 +141,11 @@ class TritonServer:
         assert self._process is not None, "the server has not been started"
         return self._process
 
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while the server is stopped."""
+        return self._process.pid if self._process else None
+
     async def start(self) -> None:
         """Start the server and load its models.
 

@@ -20,7 +20,7 @@ class Ailment(StrEnum):
 
 
 class Asks(Protocol):
-    """Who asks a model for a sign of life: :class:`medvl.runtime.canary.Canary`."""
+    """Who asks a model for a sign of life: :class:`medvl.orchestrator.canary.Canary`."""
 
     async def ask(self, model: str) -> None:
         """Return when the model has answered; raise what kept it from answering."""
