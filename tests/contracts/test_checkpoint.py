@@ -64,6 +64,10 @@ def test_the_digest_depends_on_the_content_alone(checkpoint_fields):
             "labels.0.snomed.meaning: String should have at most 64 characters",
         ),
         (
+            lambda c: c["labels"][0]["snomed"].update(code="1" * 17),
+            "labels.0.snomed.code: String should match pattern '^[0-9]{6,16}$'",
+        ),
+        (
             lambda c: c["labels"][0]["snomed"].update(meaning=""),
             "labels.0.snomed.meaning: String should have at least 1 character",
         ),

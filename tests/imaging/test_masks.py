@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.cleanup import Cleanup, filled, largest_component
 from medvl.imaging.geometry import Geometry
-from medvl.imaging.masks import changed_box, measure, pack_mask
+from medvl.imaging.masks import changed_box, measure, occupied_slices, pack_mask, packed_slices, unpack_mask
 
 SHAPE = (5, 7, 6)
 GEOMETRY = Geometry(
@@ -112,3 +114,34 @@ def test_the_changed_box_holds_every_difference(mask, difference):
     box = changed_box(pack_mask(mask), pack_mask(mask ^ difference), SHAPE)
     places = np.argwhere(difference)
     assert box == (None if not len(places) else (tuple(places.min(0).tolist()), tuple(places.max(0).tolist())))
+
+
+@settings(deadline=None)
+@given(masks((0.0, 0.01, 0.3)))
+def test_a_mask_is_taken_apart_into_the_slices_that_have_a_voxel(mask):
+    """Each is packed as a mask of one slice; slices here do not begin with whole bytes."""
+    packed, expected = pack_mask(mask), np.flatnonzero(mask.any((1, 2))).tolist()
+    found = packed_slices(packed, SHAPE)
+    assert occupied_slices(packed, SHAPE) == list(found) == expected
+    assert all(np.array_equal(unpack_mask(own, (1, *SHAPE[1:]))[0], mask[number]) for number, own in found.items())
+
+
+def frame(claimed_bytes: int, runs: int, run_bytes: int = 2**17) -> bytes:
+    """Return a zstd frame (RFC 8878) that claims a size and holds runs of one byte, each written in four."""
+    last, run_of_one_byte = 1, 1 << 1
+    head = b"\x28\xb5\x2f\xfd\xe0" + claimed_bytes.to_bytes(8, "little")
+    blocks = [(run_bytes << 3 | run_of_one_byte | (last * (i == runs - 1))).to_bytes(3, "little") for i in range(runs)]
+    return head + b"".join(block + b"\x01" for block in blocks)
+
+
+def test_a_tiny_frame_that_holds_gigabytes_is_refused():
+    """By what it claims, before memory is taken; and what claims to be a mask holds no more than one."""
+    own = -(-int(np.prod(SHAPE)) // 8)
+    assert unpack_mask(frame(own, 1, own), SHAPE).any()
+    with pytest.raises(InvalidRequest, match="does not hold the 210 voxels"):
+        unpack_mask(frame(2**40, 2**23 // 2**17), SHAPE)
+    with pytest.raises(InvalidRequest, match="damaged"):
+        unpack_mask(frame(own, 2**23 // 2**17), SHAPE)
+    unsaid = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(own))
+    with pytest.raises(InvalidRequest, match="does not hold the 210 voxels"):
+        unpack_mask(unsaid, SHAPE)

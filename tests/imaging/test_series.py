@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -250,6 +251,32 @@ def test_what_the_parser_calls_an_os_error_is_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "dcmread", fail)
     with pytest.raises(CorruptFile):
         read_series(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["open", "load"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), PermissionError(13, "no"), MemoryError()])
+def test_a_disk_that_fails_is_no_damaged_nifti(error, where, tmp_path, monkeypatch):
+    """Neither where the file is opened nor while it is read; nibabel hides the first."""
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), tmp_path / "ct.nii")
+
+    def fail(*_args):
+        raise error
+
+    monkeypatch.setattr(*((Path, "open") if where == "open" else (nibabel, "load")), fail)
+    with pytest.raises(type(error)):
+        read_series(tmp_path / "ct.nii")
+
+
+def test_a_localizer_is_known_by_its_only_value(tmp_path):
+    """ImageType may have one value, which pydicom gives as a text and not as a list."""
+    truth = write_phantom_series(tmp_path, seed=3, slices=6, side=16)
+    paths = sorted(tmp_path.iterdir(), key=lambda path: dcmread(path).ImagePositionPatient[2])
+    dataset = dcmread(paths[0])
+    dataset.ImageType = "LOCALIZER"
+    dataset.save_as(paths[0])
+    loaded = read_series(tmp_path)
+    assert np.array_equal(loaded.volume.hu, truth.hu[1:])
+    assert [f.kind for f in loaded.findings] == [FindingKind.OTHER_OBJECTS]
 
 
 def write_multi_frame(folder, *, claimed, described):

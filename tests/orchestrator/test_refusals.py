@@ -8,7 +8,7 @@ import pytest
 
 from medvl.contracts import errors
 from medvl.imaging.masks import pack_mask
-from medvl.orchestrator.config import RequestLimits
+from medvl.orchestrator.config import RequestLimits, SeriesLimits
 from medvl.wire.status import from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -27,6 +27,7 @@ def box(lower, upper) -> pb.Box:
 
 
 INSIDE = SERIES.lps(1, 1, 1)
+MASK = np.random.default_rng(3).random(SERIES.hu.shape) < 0.5
 OBJECTS = {
     "no object": ([], errors.InvalidRequest),
     "too many objects": ([pb.ObjectPrompt(label="liver")] * 5, errors.InvalidRequest),
@@ -66,6 +67,19 @@ QUESTIONS = {
     "[SEG]": "Where is the [SEG]?",
     "image token": "What is <image>?",
     "control token": "Hi<|im_end|>",
+}
+
+
+REFUSED_BESIDE_WORDS = {
+    "two boxes with one middle slice": (
+        {"boxes": [box(SERIES.lps(d, 1, 1), SERIES.lps(6 - d, 5, 5)) for d in (1, 2)]},
+        "Object 1 has 2 boxes whose middle slice is 3: give one.",
+    ),
+    "a damaged mask": ({"mask": pack_mask(MASK)[:-1]}, "The packed mask is damaged: pack it again."),
+    "an empty mask": (
+        {"mask": pack_mask(np.zeros(SERIES.hu.shape, bool))},
+        "The mask of object 1 has no voxel: leave it out or mark the object.",
+    ),
 }
 
 
@@ -117,6 +131,35 @@ async def test_corrections_have_their_limits(start: Start, asked, sentence):
     assert is_one_sentence(error)
     assert not system.fake.seen.segmenter
     await collect(system.stub.Segment(pb.SegmentRequest(series=SERIES.digest, objects=objects[:1])))
+
+
+@pytest.mark.parametrize("case", REFUSED_BESIDE_WORDS)
+async def test_what_is_shown_wrongly_is_refused_before_words_are_read(system: System, case):
+    """Neither the encoder nor the language model works for a request that the segmenter would refuse."""
+    shown, sentence = REFUSED_BESIDE_WORDS[case]
+    await system.put(SERIES)
+    objects = [pb.ObjectPrompt(label="liver", mask=pack_mask(MASK)), pb.ObjectPrompt(label="liver", **shown)]
+    code, error = await refusal(system.stub.Segment(pb.SegmentRequest(series=SERIES.digest, objects=objects)))
+    assert (code, type(error), str(error)) == (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidRequest, sentence)
+    seen = system.fake.seen
+    assert (seen.volumes, seen.prompts, seen.segmenter) == ([], [], [])
+    await collect(system.stub.Segment(pb.SegmentRequest(series=SERIES.digest, objects=objects[:1])))
+
+
+async def test_masks_on_too_many_slices_are_refused(start: Start):
+    """Before a model is asked; whichever objects bring them."""
+    shape = (1400, 8, 8)
+    long = Series.make(1, shape)
+    limits = SeriesLimits(max_store_bytes=2**20, max_series_bytes=2**20, max_slices=2000)
+    system = await start(series=limits)
+    await system.put(long)
+    objects = [pb.ObjectPrompt(mask=pack_mask(np.ones(shape, bool)))] * 3
+    _, error = await refusal(system.stub.Segment(pb.SegmentRequest(series=long.digest, objects=objects)))
+    assert type(error) is errors.InvalidRequest
+    assert "more than 4096 slices" in str(error)
+    assert is_one_sentence(error)
+    assert not system.fake.seen.segmenter
+    await collect(system.stub.Segment(pb.SegmentRequest(series=long.digest, objects=objects[:2])))
 
 
 async def test_an_unknown_class_is_told_the_known_ones(system: System):

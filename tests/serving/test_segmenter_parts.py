@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medvl.contracts.errors import InvalidRequest, PromptOutsideVolume
-from medvl.contracts.messages import BoxPrompt, GivenMask, ObjectPrompts, PointPrompt, SegmenterRequest
+from medvl.contracts.messages import (
+    MAX_GIVEN_SLICES,
+    BoxPrompt,
+    GivenMask,
+    ObjectPrompts,
+    PointPrompt,
+    SegmenterRequest,
+)
 from medvl.contracts.models import MODELS
 from medvl.imaging.masks import pack_mask, unpack_mask
 from medvl.imaging.resample import FitTransform
@@ -19,7 +26,7 @@ from medvl.network.slice_mask import slice_mask
 from medvl.network.steps import Bank
 from medvl.serving.feature_store import SliceFeatures
 from medvl.serving.mask_volume import MaskVolume
-from medvl.serving.model_prompts import given_slices, to_model_prompt
+from medvl.serving.model_prompts import given_slices, to_model_prompt, unpacked
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.triton_steps import Spent, TritonSteps, encode
 
@@ -106,10 +113,12 @@ def test_a_given_mask_comes_slice_by_slice():
     mask[3, 10, 10] = True
     packed = np.frombuffer(b"..." + pack_mask(mask), np.uint8)
     prompts = ObjectPrompts(object_id=1, mask=GivenMask(start=3, length=len(packed) - 3), points=(point(1),))
-    given = given_slices(prompts, SHAPE, packed)
-    assert given.keys() == {1, 3}
-    assert np.array_equal(given[3], mask[3])
-    prompt = to_model_prompt(prompts, FitTransform(20, 30, 15, "stretch"), masks=given)
+    without = ObjectPrompts(object_id=2, points=(point(),))
+    given = given_slices((prompts, without), SHAPE, packed)
+    assert {object_id: list(slices) for object_id, slices in given.items()} == {1: [1, 3], 2: []}
+    whole = unpacked(given[1], SHAPE)
+    assert np.array_equal(whole[3], mask[3])
+    prompt = to_model_prompt(prompts, FitTransform(20, 30, 15, "stretch"), masks=whole)
     assert prompt.given_slices == {3}
     assert prompt.on(1).mask.sum() == pytest.approx(12 * 14 * (15 / 20) * (15 / 30), rel=0.2)
     assert prompt.on(3).mask.sum() >= 1
@@ -120,7 +129,18 @@ def test_a_given_mask_that_is_none_is_refused():
     for data in (b"m", pack_mask(np.ones((1, 2, 3), bool)), pack_mask(np.zeros(SHAPE, bool))):
         prompts = ObjectPrompts(object_id=1, mask=GivenMask(start=0, length=len(data)))
         with pytest.raises(InvalidRequest, match="mask"):
-            given_slices(prompts, SHAPE, np.frombuffer(data, np.uint8))
+            given_slices([prompts], SHAPE, np.frombuffer(data, np.uint8))
+
+
+def test_given_masks_have_few_enough_slices_together():
+    """As many as the contract says are let through, one more is not, whichever object brings it."""
+    shape = (MAX_GIVEN_SLICES // 4, 3, 5)
+    packed = np.frombuffer(pack_mask(np.ones(shape, bool)), np.uint8)
+    objects = [ObjectPrompts(object_id=i, mask=GivenMask(start=0, length=len(packed))) for i in range(5)]
+    found = given_slices(objects[:4], shape, packed)
+    assert sum(map(len, found.values())) == MAX_GIVEN_SLICES
+    with pytest.raises(InvalidRequest, match=f"more than {MAX_GIVEN_SLICES} slices"):
+        given_slices(objects, shape, packed)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**16)), max_size=8), st.sampled_from([(20, 30), (7, 9)]))

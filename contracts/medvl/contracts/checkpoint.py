@@ -309,7 +309,8 @@ class SegmentationSpec(_Value):
 class Snomed(_Value):
     """A SNOMED CT concept."""
 
-    code: str = Field(pattern=r"^[0-9]{6,18}$")
+    code: str = Field(pattern=r"^[0-9]{6,16}$")
+    """SCTIDs have up to 18 digits; CodeValue, in which DICOM carries them, holds 16 (PS3.5, VR SH)."""
     meaning: str = Field(min_length=1, max_length=DICOM_TEXT)
 
 

@@ -17,6 +17,14 @@ MAX_POINTS = 32
 """Points of one object on one slice that SAM2's graphs take: of all corrections together, and a box counts as two."""
 
 
+MAX_GIVEN_SLICES = 4096
+"""Slices that given masks may prompt in one request, each object counting its own.
+
+What is decoded on a prompted slice is kept while its object is tracked. It is as many as 64 objects prompt by 64 points
+each, and lets one mask through on the largest series.
+"""
+
+
 class Message(BaseModel):
     """A frozen value that refuses unknown fields."""
 
@@ -88,6 +96,47 @@ def check_points_per_slice(object_id: int, points: Iterable[PointPrompt], boxes:
                 f"Object {object_id} has {count} points on slice {number}, a box counting as two: "
                 f"give {MAX_POINTS} at most."
             )
+
+
+def check_box_per_slice(object_id: int, boxes: Iterable[BoxPrompt]) -> None:
+    """Check that no slice is prompted by two boxes of an object.
+
+    Raises
+    ------
+    InvalidRequest
+        When one is.
+    """
+    for number, times in Counter(b.slice for b in boxes).items():
+        if times > 1:
+            raise InvalidRequest(f"Object {object_id} has {times} boxes whose middle slice is {number}: give one.")
+
+
+def check_given_slices(object_id: int, slices: int, before: int) -> int:
+    """Check on how many slices the mask of an object has a voxel.
+
+    Parameters
+    ----------
+    before
+        How many the masks of the objects before it have.
+
+    Returns
+    -------
+    int
+        How many they are with these.
+
+    Raises
+    ------
+    InvalidRequest
+        When it has none, or all together more than :data:`MAX_GIVEN_SLICES`.
+    """
+    if not slices:
+        raise InvalidRequest(f"The mask of object {object_id} has no voxel: leave it out or mark the object.")
+    if before + slices > MAX_GIVEN_SLICES:
+        raise InvalidRequest(
+            f"The masks of the request have voxels on more than {MAX_GIVEN_SLICES} slices, "
+            "each object counting its own: give fewer objects at once."
+        )
+    return before + slices
 
 
 class GivenMask(Message):

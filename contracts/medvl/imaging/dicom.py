@@ -146,10 +146,11 @@ def read_dicom(paths: Sequence[Path]) -> DicomSeries:
 
 
 @contextmanager
-def _damaged(sentence: str) -> Iterator[None]:
+def damaged(sentence: str) -> Iterator[None]:
     """Say that a file is damaged, whatever a parser or decoder raises on it.
 
-    A disk that fails and memory that ends are no damage of the file. pydicom's own OSErrors are: they have no number.
+    A disk that fails and memory that ends are no damage of the file. OSErrors of pydicom, nibabel and gzip are: they
+    have no number.
     """
     try:
         yield
@@ -163,7 +164,7 @@ def _damaged(sentence: str) -> Iterator[None]:
 
 def _damaged_header(path: Path) -> AbstractContextManager[None]:
     """Say that the header is damaged: its values are parsed when they are used, and need not be of their type."""
-    return _damaged(f"The header of {path.name} is damaged: fetch the series again.")
+    return damaged(f"The header of {path.name} is damaged: fetch the series again.")
 
 
 def _files(paths: Sequence[Path]) -> list[_File]:
@@ -182,7 +183,7 @@ def _files(paths: Sequence[Path]) -> list[_File]:
 
 def _dataset(path: Path) -> Dataset | None:
     """Return the data set of a file, or None when it is not DICOM."""
-    with _damaged("A DICOM file is damaged or cut off: fetch the series again."):
+    with damaged("A DICOM file is damaged or cut off: fetch the series again."):
         try:
             meta = read_file_meta_info(path)
             if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
@@ -208,7 +209,7 @@ def _file(path: Path, dataset: Dataset) -> _File:
         dataset=dataset,
         modality=modality,
         is_image="Rows" in dataset and "Modality" in dataset and modality not in _NO_IMAGES_OF_A_PATIENT,
-        is_localizer="LOCALIZER" in [str(value).upper() for value in dataset.get("ImageType", None) or ()],
+        is_localizer="LOCALIZER" in [value.upper() for value in _texts(dataset, "ImageType")],
         series=_text(dataset, "SeriesInstanceUID"),
         frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
     )
@@ -220,6 +221,12 @@ def _text(dataset: Dataset, keyword: str) -> str:
     if isinstance(value, MultiValue):
         raise TypeError(keyword)
     return str(value or "")
+
+
+def _texts(dataset: Dataset, keyword: str) -> list[str]:
+    """Return the values of an attribute; pydicom gives one of them alone without a list."""
+    value = dataset.get(keyword)
+    return [str(one) for one in (value if isinstance(value, MultiValue) else [value or ""])]
 
 
 def _series_of(found: list[_File]) -> tuple[list[_File], int]:
@@ -362,7 +369,7 @@ def _pixels(frames: Sequence[_Frame]) -> tuple[NDArray[np.int16], int]:
 
 
 def _decode(frame: _Frame, plane: NDArray[np.int16]) -> int:
-    with _damaged(
+    with damaged(
         "The pixels of a DICOM file are missing, cut off or in an encoding that cannot be read: fetch it again."
     ):
         array = frame.dataset.pixel_array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -54,7 +55,9 @@ def pack_mask(mask: NDArray[np.bool_]) -> bytes:
 
 def pack_bits(bits: NDArray[np.uint8]) -> bytes:
     """Return the bits of a mask, uint8 in C order, as :func:`pack_mask` packs the mask."""
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(bits.data)
+    compressed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(bits.data)
+    # Those bytes keep the memory that the worst case would have taken, more than the bits; a copy keeps its length.
+    return bytes(memoryview(compressed))
 
 
 def unpack_mask(packed: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -66,7 +69,50 @@ def unpack_mask(packed: bytes, shape: tuple[int, int, int]) -> NDArray[np.bool_]
         When the bytes are not one zstd frame with exactly the bits of that shape; what a frame claims to hold is
         checked before anything is allocated.
     """
-    return np.unpackbits(_bits(packed, shape), count=math.prod(shape)).view(np.bool_).reshape(shape)
+    return np.unpackbits(unpack_bits(packed, shape), count=math.prod(shape)).view(np.bool_).reshape(shape)
+
+
+def unpack_bits(packed: bytes, shape: _Index) -> NDArray[np.uint8]:
+    """Return the bits of a packed mask, uint8 in C order, most significant first.
+
+    Raises
+    ------
+    InvalidRequest
+        As :func:`unpack_mask`.
+    """
+    check_packed(packed, shape)
+    voxels = math.prod(shape)
+    try:
+        bits = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
+    except zstandard.ZstdError:
+        raise InvalidRequest("The packed mask is damaged: pack it again.") from None
+    if len(bits) != -(-voxels // 8):
+        raise InvalidRequest(f"The packed mask does not hold the {voxels} voxels of its volume.")
+    return np.frombuffer(bits, np.uint8)
+
+
+def occupied_slices(packed: bytes, shape: _Index) -> list[int]:
+    """Return the slices on which a packed mask [D, R, C] has a voxel, ascending.
+
+    Like :func:`packed_slices` it holds the bits of the mask meanwhile, an eighth of its voxels.
+
+    Raises
+    ------
+    InvalidRequest
+        As :func:`unpack_mask`.
+    """
+    return [number for number, _ in _planes(unpack_bits(packed, shape), shape)]
+
+
+def packed_slices(packed: bytes, shape: _Index) -> dict[int, bytes]:
+    """Return the slices on which a packed mask [D, R, C] has a voxel, each packed as a mask [1, R, C].
+
+    Raises
+    ------
+    InvalidRequest
+        As :func:`unpack_mask`.
+    """
+    return {number: pack_mask(plane[None]) for number, plane in _planes(unpack_bits(packed, shape), shape)}
 
 
 def changed_box(one: bytes, other: bytes, shape: _Index) -> tuple[_Index, _Index] | None:
@@ -77,40 +123,30 @@ def changed_box(one: bytes, other: bytes, shape: _Index) -> tuple[_Index, _Index
     InvalidRequest
         As :func:`unpack_mask`.
     """
-    differs = _bits(one, shape) ^ _bits(other, shape)
+    differs = unpack_bits(one, shape) ^ unpack_bits(other, shape)
     rows, columns = np.zeros(shape[1], np.bool_), np.zeros(shape[2], np.bool_)
     slices = []
-    for number in range(shape[0]):
-        plane = _plane(differs, number, shape)
-        if plane.any():
-            slices.append(number)
-            rows |= plane.any(axis=1)
-            columns |= plane.any(axis=0)
+    for number, plane in _planes(differs, shape):
+        slices.append(number)
+        rows |= plane.any(axis=1)
+        columns |= plane.any(axis=0)
     if not slices:
         return None
     (top, bottom), (left, right) = (np.flatnonzero(span)[[0, -1]].tolist() for span in (rows, columns))
     return (slices[0], top, left), (slices[-1], bottom, right)
 
 
-def _plane(bits: NDArray[np.uint8], number: int, shape: _Index) -> NDArray[np.bool_]:
-    """Return one slice [R, C] of the bits of a mask; it need not begin with a whole byte."""
+def _planes(bits: NDArray[np.uint8], shape: _Index) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Yield the slices bool [R, C] that have a voxel with their numbers; one need not begin with a whole byte."""
     voxels = shape[1] * shape[2]
-    byte, skipped = divmod(number * voxels, 8)
-    plane = np.unpackbits(bits[byte : byte + (skipped + voxels + 7) // 8], count=skipped + voxels)[skipped:]
-    return plane.view(np.bool_).reshape(shape[1:])
-
-
-def _bits(packed: bytes, shape: _Index) -> NDArray[np.uint8]:
-    """Return the bits of a packed mask in C order."""
-    check_packed(packed, shape)
-    voxels = math.prod(shape)
-    try:
-        bits = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
-    except zstandard.ZstdError:
-        raise InvalidRequest("The packed mask is damaged.") from None
-    if len(bits) != -(-voxels // 8):
-        raise InvalidRequest(f"The packed mask does not hold the {voxels} voxels of its volume.")
-    return np.frombuffer(bits, np.uint8)
+    for number in range(shape[0]):
+        byte, skipped = divmod(number * voxels, 8)
+        own = bits[byte : byte + (skipped + voxels + 7) // 8]
+        # Most slices are empty, and bits are looked at faster than they are unpacked.
+        if own.any():
+            plane = np.unpackbits(own, count=skipped + voxels)[skipped:].view(np.bool_).reshape(shape[1:])
+            if plane.any():
+                yield number, plane
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[_Index, _Index]:
@@ -132,7 +168,7 @@ def check_packed(packed: bytes, shape: tuple[int, int, int]) -> None:
     try:
         claimed = zstandard.frame_content_size(packed)
     except zstandard.ZstdError:
-        raise InvalidRequest("The packed mask is damaged.") from None
+        raise InvalidRequest("The packed mask is damaged: pack it again.") from None
     if claimed != -(-voxels // 8):
         raise InvalidRequest(f"The packed mask does not hold the {voxels} voxels of its volume.")
 

@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from medvl.contracts.errors import CorruptFile, GeometryRefused, NotCt, SeriesTooLarge, TooFewSlices
-from medvl.imaging.dicom import MAX_VOXELS, MIN_SLICES
+from medvl.contracts.errors import GeometryRefused, NotCt, SeriesTooLarge, TooFewSlices
+from medvl.imaging.dicom import MAX_VOXELS, MIN_SLICES, damaged
 from medvl.imaging.stack import SliceStack
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -39,18 +39,18 @@ def read_nifti(path: Path) -> SliceStack:
         When it does not say, or says in two ways, where its voxels lie.
     TooFewSlices, SeriesTooLarge
         When it is no volume of a size that is served.
+    OSError
+        When the file cannot be read. That says nothing about the volume: the same call may succeed later.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image: Any = nibabel.load(path)
-            _check_shape(image.shape)
-            affine = _affine(image.header)
-            values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-    except (GeometryRefused, NotCt, TooFewSlices, SeriesTooLarge):
-        raise
-    except Exception as error:  # gzip, zlib, nibabel and the operating system each have their own
-        raise CorruptFile("The NIfTI file is damaged or cut off: fetch it again.") from error
+    with damaged("The NIfTI file is damaged or cut off: fetch it again."), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # nibabel takes a file that it cannot read for one of no format that it knows.
+        with path.open("rb") as file:
+            file.read(1)
+        image: Any = nibabel.load(path)
+        _check_shape(image.shape)
+        affine = _affine(image.header)
+        values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
     return _stack(_hu(values), affine)
 
 

@@ -45,11 +45,6 @@ class SlicePrompt:
     mask: NDArray[np.bool_] | None = None
 
     @property
-    def given(self) -> bool:
-        """Whether the mask is taken as it is."""
-        return self.mask is not None and not self.points
-
-    @property
     def multimask(self) -> bool:
         """Whether SAM2.1 chooses among three masks: with at most one point; a box counts as two."""
         return len(self.points) <= 1
@@ -70,7 +65,7 @@ class ObjectPrompt:
     first_slice, last_slice
         The mask stays within; None leaves that end open.
     masks
-        bool [S, S] by slice, what somebody gave as the object's mask there.
+        bool [S, S] by slice, what somebody gave as the object's mask there; looked up when the slice is prompted.
     corrections
         Points by slice, each entry given on seeing the mask that everything before it makes.
     """
@@ -86,7 +81,7 @@ class ObjectPrompt:
     @property
     def given_slices(self) -> frozenset[int]:
         """The slices whose mask is first taken as it is, because no point comes with it."""
-        return frozenset(n for n in self.masks if self.on(n).given)
+        return frozenset(n for n in self.masks if not self.points.get(n))
 
     @property
     def kept_slices(self) -> frozenset[int]:

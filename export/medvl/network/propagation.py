@@ -195,9 +195,10 @@ class Propagation(Generic[F, A]):
     async def _prompt(self, group: Group[A]) -> None:
         """Know the objects of a group on the slices that prompt them."""
         prompts = [member.prompt for member in group.members]
+        given_slices = prompts[0].given_slices
         for number in sorted(group.members[0].key_slices):
             (features,) = await self._source.get([number])
-            if number in prompts[0].given_slices:
+            if number in given_slices:
                 group.conditioning[number] = await self._steps.given(features, [p.masks[number] for p in prompts])
             else:
                 await self._decode(group, number, features, [member.on(number) for member in group.members])

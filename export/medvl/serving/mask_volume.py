@@ -1,11 +1,11 @@
-"""Masks of one object, bit-packed slice by slice while they are found: a sixty-fourth of their logits' memory."""
+"""Masks of one object, packed slice by slice while they are found, as they travel."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medvl.imaging.masks import pack_bits
+from medvl.imaging.masks import pack_bits, pack_mask, unpack_bits
 
 
 class MaskVolume:
@@ -21,12 +21,12 @@ class MaskVolume:
         self._depth = depth
         self._rows = rows
         self._cols = cols
-        self._slices: dict[int, np.ndarray] = {}
+        self._slices: dict[int, bytes] = {}
 
     def put(self, number: int, mask: NDArray[np.bool_]) -> None:
         """Set a slice, bool [R, C]."""
         if mask.any():
-            self._slices[number] = np.packbits(mask)
+            self._slices[number] = pack_mask(mask[None])
         else:
             self._slices.pop(number, None)
 
@@ -41,7 +41,8 @@ class MaskVolume:
         bits = np.zeros(-(-self._depth * voxels // 8), np.uint8)
         for number, own in self._slices.items():
             first, shift = divmod(number * voxels, 8)
+            plane = unpack_bits(own, (1, self._rows, self._cols))
             # A slice may begin within a byte, which then holds voxels of the one before.
-            moved = np.packbits(np.pad(np.unpackbits(own, count=voxels), (shift, 0))) if shift else own
+            moved = np.packbits(np.pad(np.unpackbits(plane, count=voxels), (shift, 0))) if shift else plane
             bits[first : first + len(moved)] |= moved
         return pack_bits(bits)

@@ -13,6 +13,7 @@ from medvl.contracts.messages import (
     ObjectPrompts,
     PointPrompt,
     SegmenterRequest,
+    check_box_per_slice,
     check_points_per_slice,
 )
 from medvl.network.region_choice import region_numbers
@@ -81,9 +82,7 @@ def _check_object(prompts: ObjectPrompts, shape: tuple[int, int, int]) -> None:
         _check_point(point, shape)
     for box in prompts.boxes:
         _check_box(box, shape)
-    for number, times in Counter(b.slice for b in prompts.boxes).items():
-        if times > 1:
-            raise InvalidRequest(f"Object {prompts.object_id} has {times} boxes on slice {number}: give one.")
+    check_box_per_slice(prompts.object_id, prompts.boxes)
     check_points_per_slice(prompts.object_id, prompts.points, prompts.boxes)
 
 

@@ -26,7 +26,7 @@ from medvl.serving.bls import infer
 from medvl.serving.feature_store import FeatureStore, SeriesKey
 from medvl.serving.findings import Findings
 from medvl.serving.metrics import Counter
-from medvl.serving.model_prompts import given_slices, to_model_prompt
+from medvl.serving.model_prompts import given_slices, to_model_prompt, unpacked
 from medvl.serving.own_graphs import OWN_ENCODE_BATCH, OWN_OBJECT_BATCH, OwnGraphs, graphs_beside
 from medvl.serving.pages import give_large_back
 from medvl.serving.past import Past, Stores
@@ -163,9 +163,11 @@ class TritonPythonModel:
                     tell(event, packed)
         if not asked:
             return
-        given = {o.object_id: given_slices(o, request.shape, given_bytes) for o in asked}
-        prompts = [to_model_prompt(o, transform, states, given[o.object_id]) for o in asked]
-        unchanged = {p.object_id: {n: given[p.object_id][n] for n in p.kept_slices} for p in prompts}
+        given = await asyncio.to_thread(given_slices, asked, request.shape, given_bytes)
+        whole = [unpacked(given[o.object_id], request.shape) for o in asked]
+        prompts = [to_model_prompt(o, transform, states, own) for o, own in zip(asked, whole, strict=True)]
+        kept = {p.object_id: {n: given[p.object_id][n] for n in p.kept_slices} for p in prompts}
+        unchanged = {object_id: unpacked(own, request.shape) for object_id, own in kept.items()}
         known = past.known(asked)
         masks = SliceMasks(transform, partial(self._store.slice_of, key), spec.edges)
         findings = Findings(tell, past.keep, unchanged, past.local, depth, masks)

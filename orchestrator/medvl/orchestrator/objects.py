@@ -17,7 +17,7 @@ from medvl.contracts.messages import GivenMask, LanguageOptions, ObjectPrompts
 from medvl.imaging.cleanup import NO_CLEANUP, Cleanup
 from medvl.orchestrator.language import generate
 from medvl.orchestrator.masks import Caption, emit_masks
-from medvl.orchestrator.prompts import AskedObject
+from medvl.orchestrator.prompts import AskedObject, check_masks
 from medvl.orchestrator.segmentation import PromptedObjects
 from medvl.orchestrator.vision import VisionEncoder
 from medvl.orchestrator.work import Work
@@ -52,9 +52,13 @@ async def segment_objects(
 
     Raises
     ------
+    InvalidRequest
+        As :func:`medvl.orchestrator.prompts.check_masks`, before a model is asked.
     MedvlError
         What failed first; the rest has been cancelled.
     """
+    if any(o.mask for o in objects):
+        await asyncio.to_thread(check_masks, objects, work.series.volume.geometry)
     together: dict[tuple[str, bool], dict[int, AskedObject]] = defaultdict(dict)
     for i, o in enumerate(objects):
         together[o.window, o.prompt is not None][i] = o

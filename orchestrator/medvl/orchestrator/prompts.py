@@ -15,9 +15,16 @@ from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import Checkpoint, LanguageSpec
 from medvl.contracts.errors import InvalidRequest, PromptOutsideVolume
-from medvl.contracts.messages import BoxPrompt, LanguageOptions, PointPrompt, check_points_per_slice
+from medvl.contracts.messages import (
+    BoxPrompt,
+    LanguageOptions,
+    PointPrompt,
+    check_box_per_slice,
+    check_given_slices,
+    check_points_per_slice,
+)
 from medvl.imaging.geometry import Geometry
-from medvl.imaging.masks import check_packed
+from medvl.imaging.masks import check_packed, occupied_slices
 from medvl.orchestrator.config import RequestLimits
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -108,7 +115,7 @@ def checked_objects(
     InvalidRequest
         On none or too many objects, an object described in no way or by a class and a text, or only by what is beside
         it or by corrections, too many prompts or corrections of one or points on one slice, wrong numbers, a box of
-        zero size, or masks that are too large or no masks of the volume.
+        zero size, two boxes with one middle slice, or masks that are too large or claim to be of another volume.
     UnknownLabel
         On a class that the checkpoint does not know.
     PromptOutsideVolume
@@ -126,8 +133,23 @@ def checked_objects(
         )
     checked = [_checked_object(o, geometry, checkpoint, limits) for o in objects]
     for number, one in enumerate(checked):
+        check_box_per_slice(number, one.boxes)
         check_points_per_slice(number, one.points, one.boxes)
     return checked
+
+
+def check_masks(objects: Sequence[AskedObject], geometry: Geometry) -> None:
+    """Check what the masks of objects hold; unpacking them, one after another, is work for a thread.
+
+    Raises
+    ------
+    InvalidRequest
+        On a mask that is damaged or has no voxel, and on voxels on too many slices.
+    """
+    slices = 0
+    for number, one in enumerate(objects):
+        if one.mask:
+            slices = check_given_slices(number, len(occupied_slices(one.mask, geometry.shape)), slices)
 
 
 def _checked_object(
