@@ -266,6 +266,19 @@ async def test_what_another_checkpoint_encoded_is_not_kept(system: System, serie
     assert len(system.fake.seen.volumes) == 2
 
 
+@pytest.mark.parametrize("task", [report, segment])
+async def test_a_server_that_nobody_understands_is_noticed(system: System, series: Series, task):
+    """It took over without a call that fails: the request is refused as during any change, and health says why."""
+    await system.put(series)
+    system.fake.quantisation = "{}"
+    code, _ = await failure(task(system, series))
+    assert code is grpc.StatusCode.UNAVAILABLE
+    async with asyncio.timeout(5):
+        while health_lines(system)[-1]["reason"] != "CHECKPOINT_ERROR":  # noqa: ASYNC110 - a log has no events
+            await asyncio.sleep(0.01)
+    assert (await failure(task(system, series)))[0] is grpc.StatusCode.FAILED_PRECONDITION
+
+
 async def test_models_that_do_not_fit_each_other_are_told(system: System, series: Series):
     """To callers, who would wait for ever, and in the log; whichever other reason was told before."""
     await system.put(series)
