@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from collections.abc import Callable
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import grpc
 import pytest
@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from medvl.contracts import errors
 from medvl.contracts.checkpoint import Checkpoint
-from medvl.orchestrator.backend import Backend
+from medvl.orchestrator.backend import NEEDED, Backend
 from medvl.orchestrator.config import AdmissionLimits, HealthPolicy
 from medvl.orchestrator.triton import Served
 from medvl.wire.status import INTERNAL_SENTENCE, from_rpc_error
@@ -381,6 +381,29 @@ async def test_a_network_that_answers_others_is_alive(start: Start):
     assert all(line["serving"] for line in health_lines(system))
     async with asyncio.timeout(5):
         await system.until(NOT_SERVING)
+
+
+async def test_health_does_not_wait_behind_volumes(checkpoint: Checkpoint):
+    """A network that answers others is alive also before its first canary has had its turn."""
+
+    class Busy:
+        served = AsyncMock(return_value=Served(checkpoint, "2.51.0", dict.fromkeys(NEEDED, "fake")))
+
+        async def infer(self, model: str, *_) -> None:
+            if model == "vision_encoder":
+                await asyncio.Event().wait()
+
+        async def stream(self, *_):
+            yield {}
+
+        def last_answer_s(self, model: str) -> float:
+            return asyncio.get_running_loop().time()
+
+    told = asyncio.Queue[bool]()
+    watch = asyncio.create_task(Backend(Busy(), HealthPolicy(canary_interval_s=0.01), told.put).watch())
+    async with asyncio.timeout(5):
+        assert await told.get()
+    watch.cancel()
 
 
 async def test_what_tensorrt_runs_is_not_asked(system: System):
