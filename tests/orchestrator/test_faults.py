@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from collections.abc import Callable
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import grpc
 import pytest
@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from medvl.contracts import errors
 from medvl.contracts.checkpoint import Checkpoint
-from medvl.orchestrator.backend import Backend
+from medvl.orchestrator.backend import NEEDED, Backend
 from medvl.orchestrator.config import AdmissionLimits, HealthPolicy
 from medvl.orchestrator.triton import Served
 from medvl.wire.status import INTERNAL_SENTENCE, from_rpc_error
@@ -266,6 +266,19 @@ async def test_what_another_checkpoint_encoded_is_not_kept(system: System, serie
     assert len(system.fake.seen.volumes) == 2
 
 
+@pytest.mark.parametrize("task", [report, segment])
+async def test_a_server_that_nobody_understands_is_noticed(system: System, series: Series, task):
+    """It took over without a call that fails: the request is refused as during any change, and health says why."""
+    await system.put(series)
+    system.fake.quantisation = "{}"
+    code, _ = await failure(task(system, series))
+    assert code is grpc.StatusCode.UNAVAILABLE
+    async with asyncio.timeout(5):
+        while health_lines(system)[-1]["reason"] != "CHECKPOINT_ERROR":  # noqa: ASYNC110 - a log has no events
+            await asyncio.sleep(0.01)
+    assert (await failure(task(system, series)))[0] is grpc.StatusCode.FAILED_PRECONDITION
+
+
 async def test_models_that_do_not_fit_each_other_are_told(system: System, series: Series):
     """To callers, who would wait for ever, and in the log; whichever other reason was told before."""
     await system.put(series)
@@ -368,6 +381,29 @@ async def test_a_network_that_answers_others_is_alive(start: Start):
     assert all(line["serving"] for line in health_lines(system))
     async with asyncio.timeout(5):
         await system.until(NOT_SERVING)
+
+
+async def test_health_does_not_wait_behind_volumes(checkpoint: Checkpoint):
+    """A network that answers others is alive also before its first canary has had its turn."""
+
+    class Busy:
+        served = AsyncMock(return_value=Served(checkpoint, "2.51.0", dict.fromkeys(NEEDED, "fake")))
+
+        async def infer(self, model: str, *_) -> None:
+            if model == "vision_encoder":
+                await asyncio.Event().wait()
+
+        async def stream(self, *_):
+            yield {}
+
+        def last_answer_s(self, model: str) -> float:
+            return asyncio.get_running_loop().time()
+
+    told = asyncio.Queue[bool]()
+    watch = asyncio.create_task(Backend(Busy(), HealthPolicy(canary_interval_s=0.01), told.put).watch())
+    async with asyncio.timeout(5):
+        assert await told.get()
+    watch.cancel()
 
 
 async def test_what_tensorrt_runs_is_not_asked(system: System):

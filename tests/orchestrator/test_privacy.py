@@ -83,6 +83,9 @@ def test_what_libraries_log_is_json_without_their_words():
     audit.configure(stream)
     library = logging.getLogger("some.library")
     library.info("chatter about %s", NAME)
+    talkative = logging.getLogger("talkative.library")
+    talkative.setLevel(logging.DEBUG)
+    talkative.debug("chatter that its own level lets pass")
     library.warning("no place for %s", NAME, extra={"patient": NAME})
     library.log(35, f"a level of its own for {NAME}")
     try:

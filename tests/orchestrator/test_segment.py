@@ -205,6 +205,12 @@ class Cold:
             while len(self.system.fake.seen.segmenter) < count:  # noqa: ASYNC110 - a list has no events
                 await asyncio.sleep(0.01)
 
+    async def sent(self, count: int) -> None:
+        """Wait until slices have been sent so many times."""
+        async with asyncio.timeout(10):
+            while self.sendings < count:  # noqa: ASYNC110 - a list has no events
+                await asyncio.sleep(0.01)
+
     @property
     def prompt(self) -> pb.ObjectPrompt:
         return pb.ObjectPrompt(points=[point(self.series, 1, 2, 3)])
@@ -249,9 +255,7 @@ async def test_another_window_does_not_wait(cold: Cold):
     (sender,) = cold.begin(1)
     await cold.system.fake.arrival.held.wait()
     other = asyncio.ensure_future(segment(cold.system, cold.series, pb.ObjectPrompt(label="lung_left")))
-    async with asyncio.timeout(10):
-        while cold.sendings < 2:  # noqa: ASYNC110 - a list has no events
-            await asyncio.sleep(0.01)
+    await cold.sent(2)
     cold.system.fake.arrival.open()
     for request in (sender, other):
         assert len(masks(await request)) == 1
@@ -265,7 +269,7 @@ async def test_whoever_waited_for_slices_of_a_cancelled_request_sends_them(cold:
     await cold.asked(4)
     call.cancel()
     await cold.system.fake.arrival.cancelled.wait()
-    await cold.asked(7)
+    await cold.sent(2)
     cold.system.fake.arrival.open()
     for request in waiting:
         assert len(masks(await request)) == 1

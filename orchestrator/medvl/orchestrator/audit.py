@@ -73,7 +73,7 @@ def _warn(  # noqa: PLR0917  (as it is called)
 
 def configure(stream: TextIO = sys.stderr) -> None:
     """Send log lines to a stream: the orchestrator's own and, from WARNING on, those of libraries and warnings."""
-    logging.basicConfig(level=logging.WARNING, handlers=[_WithoutWords()], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_WithoutWords(logging.WARNING)], force=True)
     warnings.showwarning = _warn
     structlog.configure(
         processors=[

@@ -117,6 +117,7 @@ class Backend:
                 return error
             if heard_s > start_s:
                 silent.discard(model)
+            silent -= {other for other in silent if self._triton.last_answer_s(other) > start_s}
             if not silent:
                 await self._note_serving(served)
             await asyncio.sleep(self._policy.canary_interval_s)

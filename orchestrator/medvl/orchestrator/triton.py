@@ -126,15 +126,18 @@ class Triton:
         Raises
         ------
         BackendUnavailable
-            When it tells something else: what it answered may be of the one or the other.
+            When it tells something else, or what nobody understands: what it answered may be of the one or the other.
         MedvlError
             As :meth:`infer`.
         """
         try:
             config = await self._config("llm", call.remaining_s())
+            told = parse_checkpoint(_parameter(config, CHECKPOINT_PARAMETER)), _quantisation(config)
         except InferenceServerException as error:
             raise _from_client(error) from None
-        told = parse_checkpoint(_parameter(config, CHECKPOINT_PARAMETER)), _quantisation(config)
+        except CheckpointError:
+            self._replaced = True
+            raise _others() from None
         if self._known is not None and told != (self._known.checkpoint, self._known.quantisation):
             self._replaced = True
         if told != (served.checkpoint, served.quantisation):
