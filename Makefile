@@ -11,7 +11,7 @@ MINUTES ?= 10
 export MEDVL_HOME ?= $(CURDIR)/build/medvl
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-real-size lint bench bench-segment bench-gpu proto lock lock-images clean
+.PHONY: help setup demo test test-all test-real-size lint bench bench-segment bench-gpu proto lock lock-images clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,8 +22,11 @@ setup: ## Make the virtual environment and fetch the Triton server
 demo: setup ## Serve a CT series: report, answer, masks in build/demo (SERIES=folder or .nii.gz)
 	@$(BIN)/python scripts/demo.py $(if $(SERIES),--series '$(SERIES)')
 
-test: lint ## Check and test everything
+test: lint ## Check and test everything but what is heavy
 	$(BIN)/python -m pytest
+
+test-all: lint ## Check and test everything, what is heavy as well
+	$(BIN)/python -m pytest -m 'not real_size'
 
 test-real-size: setup ## Export, gate and serve the networks at full size; print what each step takes
 	$(BIN)/python -m pytest -m real_size

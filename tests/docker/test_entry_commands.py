@@ -68,6 +68,7 @@ def test_the_server_knows_every_option_that_the_image_gives(triton_home: TritonH
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_the_cpu_image_serves_a_repository(triton_home: TritonHome, phantom_repository: Path, tmp_path: Path):
     """Every model loads under the chart's flags; the health check sees it; SIGTERM ends it."""

@@ -15,7 +15,7 @@ from .dockerfile import FOLDER, ROOT, Instruction, read, run
 
 LOCKS = ROOT / "requirements"
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.heavy, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from medvl.export.quantise import write_int8
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.runtime.system import EmbeddedSystem, SystemOptions
 
+pytestmark = pytest.mark.heavy
+
 HELD_OUT = 5024
 """A patient that no training has seen."""
 UP_TO_DATE_S = 5.0

@@ -63,6 +63,7 @@ def test_vllm_answers_as_transformers_on_the_phantom_checkpoint(phantom_checkpoi
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_vllm_answers_from_int8(phantom_checkpoint, tmp_path):
     """A quarter of the linear layers' bytes, the same words of a given answer, states of [SEG] behind a gate."""
@@ -78,6 +79,7 @@ def test_vllm_answers_from_int8(phantom_checkpoint, tmp_path):
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_vllm_loads_what_an_import_wrote(tmp_path):
     """Shards, tokenizer and generation defaults of an imported folder, with Med3DVLM's splice, in vLLM."""

@@ -31,6 +31,7 @@ def complete(report):
     return {row["graph"] for row in report["rows"]}
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_every_graph_of_the_phantom_builds(capsys, phantom_repository):
     """The graphs that this suite serves, as they are."""
@@ -39,6 +40,7 @@ def test_every_graph_of_the_phantom_builds(capsys, phantom_repository):
     assert (report["checkpoint"], report["precision"]) == ("phantom", "fp32")
 
 
+@pytest.mark.heavy
 def test_autocast_writes_graphs_that_build(capsys, phantom_repository):
     """One of them here; all in FP16 at full size."""
     report = proven(capsys, "--repository", phantom_repository, "--graphs", "projector", "--precision", "fp16")

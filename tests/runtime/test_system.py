@@ -129,6 +129,7 @@ async def test_a_state_can_be_told_while_a_process_is_gone(system: EmbeddedSyste
     await until(replaced)
 
 
+@pytest.mark.heavy
 async def test_what_cannot_be_repaired_is_given_up(system: EmbeddedSystem, stand_in_repository: Path) -> None:
     """A model that is broken on disk is tried a few times, then the system ends with a sentence."""
     (stand_in_repository / "models" / "llm" / "1" / "model.py").write_text("raise RuntimeError('broken')\n")
