@@ -22,6 +22,7 @@ from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.errors import InvalidRequest, MedvlError
 from medvl.contracts.faults import to_triton_text
 from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS, QUANTISATION_PARAMETER, Kind
+from medvl.contracts.quantisation import parse_quantisation, served_weights
 from medvl.imaging.masks import pack_mask
 from medvl.orchestrator.canary import NO_SERIES
 
@@ -200,7 +201,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.canaries["llm"] += canary
         await self.language.passed()
         if canary:
-            yield {"text_delta": utf8("L"), "usage": utf8(USAGE.model_dump_json())}
+            yield {"text_delta": utf8("L"), "usage": utf8(self._usage())}
             return
         self.seen.prompts.append(inputs["prompt"].tobytes().decode())
         self.seen.options.append(options)
@@ -215,12 +216,17 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 "text_delta": utf8(text),
                 "seg_hidden": np.ones((len(starts), self.checkpoint.language.hidden_size), np.float32),
                 "seg_start": np.array(starts, np.int32),
-                "usage": utf8(USAGE.model_dump_json() if last else ""),
+                "usage": utf8(self._usage() if last else ""),
             }
             if isinstance(self.language_error, MedvlError):
                 raise self.language_error
             if self.language_error is not None:
                 raise RuntimeError(self.language_error)
+
+    def _usage(self) -> str:
+        quantisation = parse_quantisation(self.quantisation) if self.quantisation else None
+        weights = served_weights(self.checkpoint, quantisation)
+        return USAGE.model_copy(update={"weights": weights}).model_dump_json()
 
     async def _segment(self, inputs, context):
         request = messages.SegmenterRequest.model_validate_json(inputs["request"].tobytes())
@@ -250,7 +256,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             yield event(slice_mask, pack_mask(preview))
             yield self._object(prompts, request.shape, local=request.local)
         yield event(messages.Progress(slices_done=2, slices_total=2))
-        done = messages.SegmenterDone(slices_encoded=2, encode_ms=1.0, decode_ms=2.0, track_ms=3.0, total_ms=6.0)
+        done = messages.SegmenterDone(
+            slices_encoded=2, encode_ms=1.0, decode_ms=2.0, track_ms=3.0, total_ms=6.0, weights=self.checkpoint.digest
+        )
         yield event(done)
 
     def _object(self, prompts: messages.ObjectPrompts, shape: tuple[int, int, int], *, local: bool):

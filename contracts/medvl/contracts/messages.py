@@ -54,6 +54,8 @@ class LanguageUsage(Message):
     queue_ms: float
     prefill_ms: float
     decode_ms: float
+    weights: str = ""
+    """What generated: see :func:`medvl.contracts.quantisation.served_weights`."""
 
 
 class PointPrompt(Message):
@@ -241,6 +243,8 @@ class SegmenterDone(Message):
     decode_ms: float
     track_ms: float
     total_ms: float
+    weights: str
+    """What segmented: see :func:`medvl.contracts.quantisation.served_weights`."""
 
 
 SegmenterEvent = Annotated[

@@ -57,6 +57,11 @@ def served_files(checkpoint: Checkpoint, quantisation: Quantisation | None) -> d
     return others | {prefix + name: digest for name, digest in quantisation.files.items()}
 
 
+def served_weights(checkpoint: Checkpoint, quantisation: Quantisation | None = None) -> str:
+    """Return how a model names the weights that it answers with: the digest of the checkpoint, and of fewer bits."""
+    return ":".join(one.digest for one in (checkpoint, quantisation) if one is not None)
+
+
 def parse_quantisation(text: str | bytes) -> Quantisation:
     """Read the parameter of a model's configuration.
 

@@ -15,6 +15,7 @@ from medvl.contracts.checkpoint import LANGUAGE_FOLDER
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError
 from medvl.contracts.messages import LanguageOptions
 from medvl.contracts.models import MODELS
+from medvl.contracts.quantisation import served_weights
 from medvl.serving.engine_settings import VARIABLE_PREFIX, EngineSettings, prepare_process
 from medvl.serving.metrics import Counter
 from medvl.serving.replies import Reply, answering
@@ -42,6 +43,7 @@ class TritonPythonModel:
 
         read = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = read.checkpoint
+        self._weights = served_weights(self._checkpoint, read.quantisation)
         folder = Path(args["model_repository"], args["model_version"], LANGUAGE_FOLDER)
         self._generation, self._prompts = generation, prompting.PromptBuilder(folder, self._checkpoint)
         self._cancelled = Counter("medvl_llm_cancelled_total", "Answers whose caller went away", args["model_name"])
@@ -80,7 +82,7 @@ class TritonPythonModel:
             try:
                 async with aclosing(self._deltas(arrays)) as deltas:
                     async for delta in deltas:
-                        _send(reply, delta)
+                        _send(reply, delta, self._weights)
             finally:
                 watch.cancel()
 
@@ -118,8 +120,8 @@ class TritonPythonModel:
             )
 
 
-def _send(reply: Reply, delta: Delta) -> None:
-    usage = b"" if delta.usage is None else delta.usage.to_bytes()
+def _send(reply: Reply, delta: Delta, weights: str) -> None:
+    usage = b"" if delta.usage is None else delta.usage.model_copy(update={"weights": weights}).to_bytes()
     tensors = (
         from_bytes("text_delta", delta.text.encode()),
         to_tensor("seg_hidden", delta.seg_hidden),

@@ -16,6 +16,7 @@ from medvl.contracts.checkpoint import PROPOSALS_FILE
 from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import Message, NotResident, ObjectMask, SegmenterDone, SegmenterRequest
 from medvl.contracts.models import MODELS
+from medvl.contracts.quantisation import served_weights
 from medvl.imaging.resample import FitTransform
 from medvl.network.propagation import MAX_OBJECTS, Propagation
 from medvl.network.proposals import ProposalScorer
@@ -61,6 +62,7 @@ class TritonPythonModel:
         give_large_back()
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
+        self._weights = served_weights(self._checkpoint)
         folder, rule = Path(args["model_repository"]), self._checkpoint.segmentation.proposals
         weights = folder / args["model_version"] / PROPOSALS_FILE
         self._scorer = ProposalScorer.load(weights, rule) if rule else None
@@ -142,7 +144,7 @@ class TritonPythonModel:
         spent = Spent()
         with self._store.using(key):
             await self._propagate(request, arrays, key, spent, reply)
-        _send(reply, _done(spent, time.perf_counter() - start_s), b"", final=True)
+        _send(reply, _done(spent, time.perf_counter() - start_s, self._weights), b"", final=True)
 
     async def _propagate(
         self, request: SegmenterRequest, arrays: Arrays, key: SeriesKey, spent: Spent, reply: Reply
@@ -190,13 +192,14 @@ def _read(data: np.ndarray) -> SegmenterRequest:
         raise InvalidRequest(f"The segmenter's request is wrong: {field}: {first['msg']}.") from None
 
 
-def _done(spent: Spent, total_s: float) -> SegmenterDone:
+def _done(spent: Spent, total_s: float, weights: str) -> SegmenterDone:
     return SegmenterDone(
         slices_encoded=spent.slices_encoded,
         encode_ms=spent.encode_s * 1000,
         decode_ms=spent.decode_s * 1000,
         track_ms=spent.track_s * 1000,
         total_ms=total_s * 1000,
+        weights=weights,
     )
 
 

@@ -13,8 +13,10 @@ from pydantic import ValidationError
 
 from medvl.contracts.errors import BackendUnavailable, InternalError
 from medvl.contracts.messages import LanguageOptions, LanguageUsage
-from medvl.orchestrator.calls import Call
-from medvl.orchestrator.triton import Tensors, Triton
+from medvl.orchestrator.triton import Tensors
+from medvl.orchestrator.work import Work
+
+MODEL = "llm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class GeneratedText:
 
 
 async def generate(
-    triton: Triton, vision_tokens: NDArray[Any], prompt: str, options: LanguageOptions, call: Call
+    work: Work, vision_tokens: NDArray[Any], prompt: str, options: LanguageOptions
 ) -> AsyncGenerator[LanguageDelta, None]:
     """Generate text; close the iterator to stop it on the server.
 
@@ -76,7 +78,8 @@ async def generate(
     Raises
     ------
     MedvlError
-        As :meth:`medvl.orchestrator.triton.Triton.stream`; BackendUnavailable when the answer ends before its end.
+        As :meth:`medvl.orchestrator.triton.Triton.stream`; BackendUnavailable when the answer ends before its end, or
+        is of other weights than those that are served.
     """
     inputs = {
         "vision_tokens": vision_tokens,
@@ -84,13 +87,14 @@ async def generate(
         "options": np.frombuffer(options.to_bytes(), np.uint8),
     }
     usage: LanguageUsage | None = None
-    async with aclosing(triton.stream("llm", inputs, call)) as responses:
+    async with aclosing(work.triton.stream(MODEL, inputs, work.call)) as responses:
         async for response in responses:
             usage = _usage(response.get("usage"))
             text = response["text_delta"].tobytes().decode() if "text_delta" in response else ""
             yield LanguageDelta(text, _segs(response), usage)
     if usage is None or usage.finish_reason == "abort":
         raise BackendUnavailable("The language model ended its answer early: try again.")
+    work.confirm(MODEL, usage.weights)
 
 
 def _segs(response: Tensors) -> tuple[SegState, ...]:

@@ -112,7 +112,7 @@ async def _hidden_state(work: Work, tokens: NDArray[Any], prompt: str) -> NDArra
     language = work.checkpoint.language
     options = LanguageOptions(max_tokens=language.max_answer_tokens, answer_template=language.prompts.segment_answer)
     states: list[NDArray[Any]] = []
-    async with work.parts, aclosing(generate(work.triton, tokens, prompt, options, work.call)) as deltas:
+    async with work.parts, aclosing(generate(work, tokens, prompt, options)) as deltas:
         async for delta in deltas:
             states.extend(seg.hidden for seg in delta.segs)
             if delta.usage is not None:

@@ -84,7 +84,8 @@ async def segment(work: Work, prompted: PromptedObjects) -> AsyncGenerator[Segme
     Raises
     ------
     MedvlError
-        As :meth:`medvl.orchestrator.triton.Triton.stream`; BackendUnavailable when the answer stops before its end.
+        As :meth:`medvl.orchestrator.triton.Triton.stream`; BackendUnavailable when the answer stops before its end, or
+        is of other weights than those that are served.
     """
     window_hu = work.checkpoint.windows[prompted.window]
     inputs = _inputs(work.series, prompted, window_hu)
@@ -118,6 +119,7 @@ async def _attempt(work: Work, inputs: Tensors) -> AsyncGenerator[SegmenterReply
                 case NotResident():
                     break
                 case SegmenterDone():
+                    work.confirm(MODEL, event.weights)
                     _record(work.call, event)
                     done = True
                 case _:

@@ -127,7 +127,6 @@ class MedVLService(pb_grpc.MedVLServicer):
                 work = self._work(series, served, context, call)
                 words = prompt(series.volume.geometry.extent_mm)
                 generated = await write_text(work, self._vision, words, options)
-                await work.confirm()
         windows = [("vision", served.checkpoint.vision.window)]
         if generated.segs:
             windows.append(("segmentation", served.checkpoint.segmentation.window))
@@ -143,7 +142,6 @@ class MedVLService(pb_grpc.MedVLServicer):
                 self._backend.still(served)
                 work = self._work(series, served, context, call)
                 await segment_objects(work, self._vision, objects, _options(request))
-                await work.confirm()
         windows = [("segmentation", o.window) for o in objects]
         if any(o.prompt is not None for o in objects):
             windows.append(("vision", served.checkpoint.vision.window))

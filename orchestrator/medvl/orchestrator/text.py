@@ -37,7 +37,7 @@ async def write_text(work: Work, vision: VisionEncoder, prompt: str, options: La
     encoded = await vision.encode(work)
     async with (
         asyncio.TaskGroup() as segmenting,
-        aclosing(generate(work.triton, encoded.tokens, prompt, options, work.call)) as deltas,
+        aclosing(generate(work, encoded.tokens, prompt, options)) as deltas,
     ):
         with work.call.stages.measure("generate"):
             return await _follow(work, encoded, deltas, segmenting)

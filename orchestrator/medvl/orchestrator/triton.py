@@ -30,7 +30,7 @@ from medvl.contracts.errors import (
 )
 from medvl.contracts.faults import from_triton_text
 from medvl.contracts.models import CHECKPOINT_PARAMETER, MODELS, QUANTISATION_PARAMETER, ModelSpec
-from medvl.contracts.quantisation import Quantisation, parse_quantisation
+from medvl.contracts.quantisation import Quantisation, parse_quantisation, served_weights
 from medvl.contracts.tensors import check
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.config import TritonKey
@@ -58,6 +58,10 @@ class Served:
     """Backend or platform that carries out each model of the repository."""
     quantisation: Quantisation | None = None
     """Of the language model; None where that is the checkpoint's own."""
+
+    def weights(self, model: str) -> str:
+        """Return how a model that answers with them names its weights."""
+        return served_weights(self.checkpoint, self.quantisation if model == "llm" else None)
 
 
 class Triton:
@@ -118,30 +122,40 @@ class Triton:
         self._replaced = False
         return self._known
 
-    async def confirm(self, served: Served, call: Call) -> None:
-        """Ask the server whether it is still the one that told what it serves, after its last answer to a request.
+    def confirm(self, served: Served, model: str, weights: str) -> None:
+        """Check that an answer is of what is served, by the weights that the model names at its end.
+
+        Raises
+        ------
+        BackendUnavailable
+            When it is of something else.
+        """
+        if self._known is not None and weights != self._known.weights(model):
+            self._replaced = True
+        if weights != served.weights(model):
+            raise _others()
+
+    async def ask_again(self, served: Served, call: Call) -> None:
+        """Ask the server whether it is still what is served, after an answer of a network, which names no weights.
 
         It costs a call for one model's configuration, which carries the checkpoint.
 
         Raises
         ------
         BackendUnavailable
-            When it tells something else, or what nobody understands: what it answered may be of the one or the other.
+            When it tells something else, or what nobody understands: the answer may be of the one or the other.
         MedvlError
             As :meth:`infer`.
         """
         try:
             config = await self._config("llm", call.remaining_s())
-            told = parse_checkpoint(_parameter(config, CHECKPOINT_PARAMETER)), _quantisation(config)
+            told = served_weights(parse_checkpoint(_parameter(config, CHECKPOINT_PARAMETER)), _quantisation(config))
         except InferenceServerException as error:
             raise _from_client(error) from None
         except CheckpointError:
             self._replaced = True
             raise _others() from None
-        if self._known is not None and told != (self._known.checkpoint, self._known.quantisation):
-            self._replaced = True
-        if told != (served.checkpoint, served.quantisation):
-            raise _others()
+        self.confirm(served, "llm", told)
 
     async def infer(self, model: str, inputs: Tensors, call: Call) -> dict[str, NDArray[Any]]:
         """Call a model that answers once.

@@ -69,7 +69,7 @@ class VisionEncoder:
         Raises
         ------
         MedvlError
-            As :meth:`medvl.orchestrator.triton.Triton.infer` and :meth:`~medvl.orchestrator.triton.Triton.confirm`.
+            As :meth:`medvl.orchestrator.triton.Triton.infer` and :meth:`~medvl.orchestrator.triton.Triton.ask_again`.
         """
         key = (work.series.digest, work.checkpoint.digest)
         async with self._locks.of(key):
@@ -78,7 +78,7 @@ class VisionEncoder:
                 await work.emitter.progress(pb.STAGE_ENCODE, key, 0, 1)
                 encoded = await self._encode(work.series, work.checkpoint, work.call)
                 # Kept under the checkpoint's name, it would outlive the request that finds out in the end.
-                await work.confirm()
+                await self._triton.ask_again(work.served, work.call)
                 self._cache.put(key, encoded)
                 await work.emitter.progress(pb.STAGE_ENCODE, key, 1, 1)
         return encoded

@@ -52,12 +52,12 @@ class Work:
         """The checkpoint that is served."""
         return self.served.checkpoint
 
-    async def confirm(self) -> None:
-        """Ask whether all answers so far are of :attr:`served`.
+    def confirm(self, model: str, weights: str) -> None:
+        """Check that an answer is of :attr:`served`, by the weights that the model names at its end.
 
         Raises
         ------
-        MedvlError
+        BackendUnavailable
             As :meth:`medvl.orchestrator.triton.Triton.confirm`.
         """
-        await self.triton.confirm(self.served, self.call)
+        self.triton.confirm(self.served, model, weights)
