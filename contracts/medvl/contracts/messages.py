@@ -55,7 +55,7 @@ class LanguageUsage(Message):
     prefill_ms: float
     decode_ms: float
     weights: str = ""
-    """What generated: see :func:`medvl.contracts.quantisation.served_weights`."""
+    """What generated: see :func:`medvl.contracts.quantisation.served_weights`. Without it an answer is refused."""
 
 
 class PointPrompt(Message):
