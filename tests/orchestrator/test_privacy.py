@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
+import threading
 import warnings
 
 import grpc
@@ -17,6 +19,14 @@ from medvl.wire.v1 import medvl_pb2 as pb
 from .conftest import Series, System, collect
 
 NAME = "Jane Planted"
+
+
+@pytest.fixture
+def hooks(monkeypatch):
+    """Give Python's hooks back to the tests that follow."""
+    for module, name in ((sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
 
 async def test_no_text_of_a_request_is_logged(system: System, series: Series, capfd):
@@ -77,6 +87,7 @@ def fail() -> None:
     raise ValueError(f"cannot parse {NAME}")
 
 
+@pytest.mark.usefixtures("hooks")
 def test_what_libraries_log_is_json_without_their_words():
     """Who, how grave, where, and the type of an exception are told; a text may hold what a library was given."""
     stream = io.StringIO()
@@ -106,3 +117,23 @@ def test_what_libraries_log_is_json_without_their_words():
     ]
     assert lines[2]["frames"][-1].startswith("fail:")
     assert lines[3]["frames"][0].startswith("test_privacy.py:")
+
+
+@pytest.mark.usefixtures("hooks")
+def test_what_nothing_catches_is_json_without_its_words():
+    """A thread that fails, a deletion that does, and the end of the process are lines of the log."""
+    stream = io.StringIO()
+    audit.configure(stream)
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    try:
+        fail()
+    except ValueError as error:
+        sys.excepthook(ValueError, error, error.__traceback__)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert "Planted" not in stream.getvalue()
+    assert all(line.keys() <= FIELDS for line in lines)
+    assert [(line["event"], line["level"], line["error_type"]) for line in lines] == 2 * [
+        ("uncaught", "critical", "ValueError")
+    ]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from medvl.contracts import errors
+from medvl.contracts.messages import MAX_GIVEN_SLICES
 from medvl.imaging.masks import pack_mask
 from medvl.orchestrator.config import RequestLimits, SeriesLimits
 from medvl.wire.status import from_rpc_error
@@ -223,6 +224,7 @@ async def test_describe_tells_the_limits_and_the_classes(system: System):
     assert [(la.name, la.snomed_code) for la in answer.labels] == [("liver", "10200004"), ("lung_left", "")]
     assert (answer.limits.min_slices, answer.limits.max_objects, answer.limits.max_text_characters) == (8, 4, 40)
     assert (answer.limits.max_prompts_per_object, answer.limits.max_corrections_per_object) == (3, 32)
+    assert answer.limits.max_given_slices == MAX_GIVEN_SLICES
     assert answer.provenance.checkpoint == "tiny"
     assert answer.backends["llm"] == "fake"
     assert answer.intended_use == "tests"

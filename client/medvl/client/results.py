@@ -48,7 +48,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """What a service takes; more is refused."""
+    """What a service takes; more is refused. 0 where an older one does not tell."""
 
     max_series_bytes: int
     min_slices: int
@@ -57,6 +57,7 @@ class ServiceLimits:
     max_prompts_per_object: int
     max_corrections_per_object: int
     max_mask_bytes: int
+    max_given_slices: int
     max_text_characters: int
 
 
@@ -86,6 +87,7 @@ def description_from_wire(message: pb.DescribeResponse) -> ServiceDescription:
             max_prompts_per_object=limits.max_prompts_per_object,
             max_corrections_per_object=limits.max_corrections_per_object,
             max_mask_bytes=limits.max_mask_bytes,
+            max_given_slices=limits.max_given_slices,
             max_text_characters=limits.max_text_characters,
         ),
         backends=dict(message.backends),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 
 from medvl.client.aio import AsyncClient
-from medvl.contracts.errors import GeometryRefused, MedvlError, SeriesError
+from medvl.contracts.defects import cause_of
+from medvl.contracts.errors import GeometryRefused, SeriesError
 from medvl.pacs.analysis import analyse
 from medvl.pacs.config import GatewayConfig
 from medvl.pacs.dimse import StorageScp, deliver
@@ -88,7 +88,7 @@ class Gateway:
 
     def _rest(self, series: SpooledSeries, error: Exception) -> float:
         """Leave a series alone for a while, in memory alone: a full or failing disk keeps no state."""
-        _LOG.error("series %s rests for %.0f s: %s", series.name, _REST_S, _cause(error))
+        _LOG.error("series %s rests for %.0f s: %s", series.name, _REST_S, cause_of(error))
         until_s = self._resting_until_s[series.name] = time.time() + _REST_S
         return until_s
 
@@ -120,15 +120,7 @@ class Gateway:
             _LOG.warning("series %s refused: %s", series.name, error.reason)
         except Exception as error:
             state = series.record(fingerprint, Phase.FAILED)
-            _LOG.warning("series %s failed (attempt %d): %s", series.name, state.attempts, _cause(error))
+            _LOG.warning("series %s failed (attempt %d): %s", series.name, state.attempts, cause_of(error))
         else:
             series.record(fingerprint, Phase.DELIVERED)
             _LOG.info("series %s delivered: %d results", series.name, len(files))
-
-
-def _cause(error: Exception) -> str:
-    """Return what a log may say of an error: its reason, or its type and place, never its text."""
-    if isinstance(error, MedvlError):
-        return error.reason
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {frame.name}:{frame.lineno}"

@@ -6,10 +6,10 @@ import argparse
 import asyncio
 import logging
 import signal
-import sys
 import warnings
 
 from medvl.client.endpoint import find_endpoint
+from medvl.contracts.defects import log_without_words
 from medvl.pacs.config import Destination, GatewayConfig
 from medvl.pacs.gateway import Gateway
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 def configure_log() -> None:
     """Log our own lines alone: those of pydicom and pynetdicom may hold values of a header."""
     warnings.simplefilter("ignore")
-    logging.basicConfig(stream=sys.stderr, level=logging.CRITICAL + 1, format="%(asctime)s %(levelname)s %(message)s")
+    log_without_words(level=logging.CRITICAL + 1)
     for library in ("pydicom", "pynetdicom", "highdicom"):
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     _LOG.setLevel(logging.INFO)

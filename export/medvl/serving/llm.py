@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from medvl.contracts.checkpoint import LANGUAGE_FOLDER
+from medvl.contracts.defects import log_without_words
 from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError
 from medvl.contracts.messages import LanguageOptions
 from medvl.contracts.models import MODELS
@@ -37,6 +38,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Start the engine; the first request finds it warm."""
         prepare_process()
+        log_without_words()
         # vllm and torch read locale and environment when they are imported.
         from medvl.serving import generation, prompting  # noqa: PLC0415
         from medvl.serving.engine import Engine  # noqa: PLC0415

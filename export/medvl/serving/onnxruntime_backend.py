@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from medvl.contracts.defects import log_without_words
 from medvl.contracts.errors import InvalidRequest, MedvlError
 from medvl.serving.graph_inputs import GraphInput, Inputs, check_inputs, shared_calls
 from medvl.serving.onnx_session import open_session
@@ -47,6 +48,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load ``model.onnx`` of the version that Triton names."""
+        log_without_words()
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         self._session = open_session(path, intra_op_threads(config))

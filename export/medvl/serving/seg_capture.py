@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
+from medvl.contracts.defects import cause_of
 from medvl.contracts.errors import InternalError
 from medvl.serving.orphans import end_with
 
@@ -172,8 +173,8 @@ class SegCaptureExtension:
                 capture.forget_ended(runner.requests.__contains__)
             except Exception as error:
                 # Nothing that goes wrong here may take the engine down with every other request.
-                self._seg_failure = repr(error)
-                log.exception("the states of [SEG] were not captured")
+                self._seg_failure = cause_of(error)
+                log.error("the states of [SEG] were not captured: %s", self._seg_failure)
             return compute_logits(hidden_states, *args, **kwargs)
 
         runner.model.compute_logits = watched

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from medvl.contracts.checkpoint import PROPOSALS_FILE
+from medvl.contracts.defects import log_without_words
 from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import Message, NotResident, ObjectMask, SegmenterDone, SegmenterRequest
 from medvl.contracts.models import MODELS
@@ -60,6 +61,7 @@ class TritonPythonModel:
         onnxruntime never gives back, and no less time.
         """
         give_large_back()
+        log_without_words()
         settings = Settings.of(args["model_config"], VARIABLE_PREFIX)
         self._checkpoint = settings.checkpoint
         self._weights = served_weights(self._checkpoint)

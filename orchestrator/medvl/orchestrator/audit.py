@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
 import warnings
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
+
+from medvl.contracts.defects import frames_of, hear_uncaught
 
 FIELDS = frozenset(
     {
@@ -72,9 +73,10 @@ def _warn(  # noqa: PLR0917  (as it is called)
 
 
 def configure(stream: TextIO = sys.stderr) -> None:
-    """Send log lines to a stream: the orchestrator's own and, from WARNING on, those of libraries and warnings."""
+    """Send log lines to a stream: ours, those of libraries from WARNING on, and what nothing catches."""
     logging.basicConfig(level=logging.WARNING, handlers=[_WithoutWords(logging.WARNING)], force=True)
     warnings.showwarning = _warn
+    hear_uncaught(lambda error: log().critical("uncaught", **defect(error)))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -95,5 +97,4 @@ def log() -> structlog.typing.FilteringBoundLogger:
 
 def defect(error: BaseException) -> dict[str, Any]:
     """Return the log fields of an unexpected exception: its type and where it came from, never its text."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return {"error_type": type(error).__name__, "frames": [f"{f.name}:{f.lineno}" for f in frames]}
+    return {"error_type": type(error).__name__, "frames": frames_of(error)}

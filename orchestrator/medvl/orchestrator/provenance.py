@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.disclaimer import DISCLAIMER
+from medvl.contracts.messages import MAX_GIVEN_SLICES
 from medvl.contracts.quantisation import Quantisation, served_files
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.config import OrchestratorConfig
@@ -75,6 +76,7 @@ def describe(served: Served, config: OrchestratorConfig) -> pb.DescribeResponse:
             max_prompts_per_object=config.request.max_prompts_per_object,
             max_corrections_per_object=config.request.max_corrections_per_object,
             max_mask_bytes=config.request.max_mask_bytes,
+            max_given_slices=MAX_GIVEN_SLICES,
             max_text_characters=config.request.max_text_characters,
         ),
         backends=served.backends,

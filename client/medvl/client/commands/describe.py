@@ -32,15 +32,16 @@ async def _describe(endpoint: str, deadline_s: float | None) -> ServiceDescripti
 def _lines(description: ServiceDescription) -> list[str]:
     provenance, limits = description.provenance, description.limits
     trained = "trained" if provenance.trained else "NOT trained: random weights"
-    # An older server does not tell this one.
+    # An older server does not tell these.
     corrections = f" in {limits.max_corrections_per_object} corrections" if limits.max_corrections_per_object else ""
+    given = f", masks on {limits.max_given_slices} slices" if limits.max_given_slices else ""
     return [
         f"checkpoint    {provenance.checkpoint} ({trained}), {provenance.checkpoint_digest[:12]}",
         *([f"words         quantised: {provenance.quantisation}"] if provenance.quantisation else []),
         f"software      {provenance.software}, Triton {provenance.triton_version}",
         f"classes       {', '.join(label.name for label in description.labels)}",
         f"series        {limits.min_slices} to {limits.max_slices} slices, {limits.max_series_bytes} bytes at most",
-        f"requests      {limits.max_objects} objects, {limits.max_prompts_per_object} prompts each{corrections},"
+        f"requests      {limits.max_objects} objects, {limits.max_prompts_per_object} prompts each{corrections}{given},"
         f" {limits.max_text_characters} characters at most",
         *(f"model         {model}: {backend}" for model, backend in sorted(description.backends.items())),
         f"intended use  {description.intended_use}",

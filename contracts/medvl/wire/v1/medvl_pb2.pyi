@@ -385,7 +385,7 @@ class Label(_message.Message):
     def __init__(self, name: _Optional[str] = ..., snomed_code: _Optional[str] = ..., snomed_meaning: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_series_bytes", "min_slices", "max_slices", "max_objects", "max_prompts_per_object", "max_text_characters", "max_mask_bytes", "max_corrections_per_object")
+    __slots__ = ("max_series_bytes", "min_slices", "max_slices", "max_objects", "max_prompts_per_object", "max_text_characters", "max_mask_bytes", "max_corrections_per_object", "max_given_slices")
     MAX_SERIES_BYTES_FIELD_NUMBER: _ClassVar[int]
     MIN_SLICES_FIELD_NUMBER: _ClassVar[int]
     MAX_SLICES_FIELD_NUMBER: _ClassVar[int]
@@ -394,6 +394,7 @@ class Limits(_message.Message):
     MAX_TEXT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_MASK_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CORRECTIONS_PER_OBJECT_FIELD_NUMBER: _ClassVar[int]
+    MAX_GIVEN_SLICES_FIELD_NUMBER: _ClassVar[int]
     max_series_bytes: int
     min_slices: int
     max_slices: int
@@ -402,4 +403,5 @@ class Limits(_message.Message):
     max_text_characters: int
     max_mask_bytes: int
     max_corrections_per_object: int
-    def __init__(self, max_series_bytes: _Optional[int] = ..., min_slices: _Optional[int] = ..., max_slices: _Optional[int] = ..., max_objects: _Optional[int] = ..., max_prompts_per_object: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_mask_bytes: _Optional[int] = ..., max_corrections_per_object: _Optional[int] = ...) -> None: ...
+    max_given_slices: int
+    def __init__(self, max_series_bytes: _Optional[int] = ..., min_slices: _Optional[int] = ..., max_slices: _Optional[int] = ..., max_objects: _Optional[int] = ..., max_prompts_per_object: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_mask_bytes: _Optional[int] = ..., max_corrections_per_object: _Optional[int] = ..., max_given_slices: _Optional[int] = ...) -> None: ...
