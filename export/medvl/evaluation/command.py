@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from medvl.contracts.paths import data_folder
 from medvl.evaluation import masks, real, statistics
 from medvl.evaluation.cases import Case, held_out
 from medvl.evaluation.comparison import Comparison, compare
+from medvl.evaluation.document import require_place, write_document
 from medvl.evaluation.evaluate import Participant, Plan, Tell, evaluate
 from medvl.evaluation.figures import Figure, figures
 from medvl.evaluation.goals import goal_table
@@ -96,7 +96,7 @@ def run(settings: Settings, tell: Tell) -> str:
     if settings.real is not None:
         real.require(settings.real)
     if settings.json is not None:
-        _require_place(settings.json)
+        require_place(settings.json)
     checkpoint = load_checkpoint(folder)
     with Records(settings.folder) as records, _participants(settings, folder, checkpoint) as participants:
         results = evaluate(plan, participants, checkpoint, records, make=Case.make, tell=tell)
@@ -107,31 +107,8 @@ def run(settings: Settings, tell: Tell) -> str:
     software = {participant.subject.name: participant.software for participant in participants}
     document = describe(settings, checkpoint, software, found, compared)
     if settings.json is not None:
-        _write(settings.json, json.dumps(document, indent=2) + "\n")
+        write_document(settings.json, document)
     return _printed(settings, checkpoint, found, compared)
-
-
-def _require_place(path: Path) -> None:
-    """Raise now what :func:`_write` would raise after hours; a file that is there is left as it is."""
-    if path.exists() and not path.is_file():
-        raise InvalidRequest(f"{path} is not a file: name another for the JSON.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft(path)
-    draft.touch()
-    draft.unlink()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    draft = _draft(path)
-    draft.write_text(text, "utf-8")
-    draft.replace(path.resolve())
-
-
-def _draft(path: Path) -> Path:
-    """Return where a file is written before it takes its place; a link keeps leading to it."""
-    path = path.resolve()
-    return path.with_name(f".{path.name}.draft")
 
 
 def describe(

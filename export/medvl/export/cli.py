@@ -469,15 +469,18 @@ def _add_ladder(parser: argparse.ArgumentParser) -> None:
 def _ladder(options: argparse.Namespace) -> None:
     import torch
 
+    from medvl.evaluation.document import require_place, write_document
     from medvl.evaluation.ladder import measure_ladder
     from medvl.evaluation.table import markdown, plain
     from medvl.export.rungs import RUNGS
 
     torch.set_num_threads(1)
     folder = resolve_checkpoint(options.checkpoint)
+    if options.json:
+        require_place(options.json)
     ladder = measure_ladder(folder, options.repository, options.cases, options.seed, _progress)
     if options.json:
-        options.json.write_text(json.dumps(ladder.values(), indent=2) + "\n", "utf-8")
+        write_document(options.json, ladder.values())
     sys.stdout.write(ladder.table(markdown if options.markdown else plain))
     # What this checkpoint is served with has to hold; the others are told about.
     if lines := [f"{row.part}: {row.broken}" for row in ladder.rows if row.broken and row.rung == RUNGS[0].name]:
