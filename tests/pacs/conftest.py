@@ -48,6 +48,7 @@ DISCLAIMER = "Not for diagnosis."
 MEASUREMENTS = "TID 1500"
 RESULTS = {"SR", "SEG", MEASUREMENTS}
 """Of a series in which something was found."""
+ALL = len(RESULTS)
 
 
 def make_series(slices=SHAPE[0]):
@@ -82,7 +83,8 @@ def _make_slice(i, study, series, frame):
 class FakeService(pb_grpc.MedVLServicer):
     """Reports, and finds a liver but no spleen; refuses with the errors of ``refusals`` first.
 
-    Of what the report names, all but the second have masks, each of another size. ``masks_digest`` is the checkpoint that finds classes.
+    Of what the report names, all but the second have masks, each of another size. ``masks_digest`` is the checkpoint
+    that finds classes.
 
     Uploads end with the bare codes of ``ends`` first, as a proxy or a server that is stopped ends them. After
     :meth:`pause` a report waits for ``go_on``.
@@ -227,7 +229,7 @@ class Inbox:
         self.received.put(dataset)
         return self.statuses.get(dataset.Modality, self.status)
 
-    def take(self, count=len(RESULTS)):
+    def take(self, count=ALL):
         """Wait for so many datasets; return them by what they are."""
         return {kind(ds): ds for ds in (self.received.get(timeout=60) for _ in range(count))}
 
@@ -344,7 +346,7 @@ class Site:
         with self.sending:
             return await asyncio.to_thread(send, port, datasets, title)
 
-    async def answered(self, series, count=len(RESULTS), **changes):
+    async def answered(self, series, count=ALL, **changes):
         """Send a series and return what came back by what it is: so many documents."""
         async with self.gateway(**changes) as gateway:
             assert await self.send(gateway, series) == [0] * len(series)

@@ -9,7 +9,6 @@ from io import BytesIO
 from unittest.mock import Mock
 
 import grpc
-import highdicom
 import numpy as np
 import pytest
 from pydicom import dcmread
@@ -28,6 +27,7 @@ from medvl.pacs.spool import Phase, Spool, SpooledSeries
 from medvl.wire.v1 import medvl_pb2 as pb
 
 from .conftest import (
+    ALL,
     MEASUREMENTS,
     NOTHING_FOUND,
     PATIENT,
@@ -49,7 +49,7 @@ async def test_a_series_comes_back_as_a_report_masks_and_measurements(site, seri
     """Two Structured Reports and a Segmentation arrive in the patient's own study, each in a series of its own."""
     results = await site.answered(series)
     assert results.keys() == RESULTS
-    assert len({result.SeriesInstanceUID for result in results.values()}) == len(RESULTS)
+    assert len({result.SeriesInstanceUID for result in results.values()}) == ALL
     for result in results.values():
         assert result.StudyInstanceUID == series[0].StudyInstanceUID
         assert result.PatientID == series[0].PatientID
@@ -170,7 +170,7 @@ async def test_what_no_derived_object_can_hold_is_left_out(site, series, keyword
     for ds in series:
         setattr(ds, keyword, value)
     results = await site.answered(series)
-    assert [str(result[keyword].value or "") for result in results.values()] == [kept] * len(RESULTS)
+    assert [str(result[keyword].value or "") for result in results.values()] == [kept] * ALL
 
 
 async def test_files_whose_data_set_lacks_what_it_is(service, config, series, tmp_path):
@@ -306,7 +306,7 @@ async def test_a_result_that_the_destination_refuses_is_kept(site, series):
         assert not await site.outcomes.get()
     spooled = site.spooled()
     assert spooled.state().phase is Phase.FAILED
-    assert len(spooled.results(spooled.fingerprint())) == len(RESULTS)
+    assert len(spooled.results(spooled.fingerprint())) == ALL
 
 
 async def test_a_destination_that_refuses_the_masks_gets_the_report(site, series):

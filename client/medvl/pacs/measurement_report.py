@@ -92,9 +92,11 @@ def _group(
 
 
 def _algorithm(segment: SegmentDescription) -> sr.AlgorithmIdentification:
+    """Return what made the segment, TID 4019."""
     made_by = segment.algorithm_identification
-    parameters = [f"{name}: {value}" for name, value in (made_by.parameters or {}).items()]
-    return sr.AlgorithmIdentification(made_by.name, made_by.version, parameters or None, made_by.family)
+    # highdicom would divide their values at commas.
+    parameters = [made_by[0].AlgorithmParameters] if "AlgorithmParameters" in made_by[0] else None
+    return sr.AlgorithmIdentification(made_by.name, made_by.version, parameters, made_by.family)
 
 
 def _measurements(of: Measurement) -> list[sr.Measurement]:
