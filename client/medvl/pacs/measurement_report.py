@@ -96,7 +96,8 @@ def _algorithm(segment: SegmentDescription) -> sr.AlgorithmIdentification:
     made_by = segment.algorithm_identification
     # highdicom would divide their values at commas.
     parameters = [made_by[0].AlgorithmParameters] if "AlgorithmParameters" in made_by[0] else None
-    return sr.AlgorithmIdentification(made_by.name, made_by.version, parameters, made_by.family)
+    # Without its family: dcmqi takes that for an evaluation of the segment.
+    return sr.AlgorithmIdentification(made_by.name, made_by.version, parameters)
 
 
 def _measurements(of: Measurement) -> list[sr.Measurement]:
