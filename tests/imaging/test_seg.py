@@ -53,6 +53,16 @@ def test_a_segments_name_fits_its_attribute(tmp_path):
     assert segment.SegmentLabel == "Finding 1: a nodule / mass of the left upper lobe that is \u2265..."
 
 
+def test_a_segment_can_be_tracked(tmp_path):
+    """Under its name, by the UID that it is given; without one it has neither."""
+    truth = write_phantom_series(tmp_path, seed=3, slices=4, side=16)
+    tracked = Segment(truth.labels > 0, "all", tracking_uid="2.25.3")
+    seg = build_seg(read_series(tmp_path), [tracked, replace(tracked, tracking_uid=None)], MAKER)
+    first, second = seg.SegmentSequence
+    assert (first.tracking_id, first.tracking_uid) == ("all", "2.25.3")
+    assert (second.tracking_id, second.tracking_uid) == (None, None)
+
+
 def test_a_quantised_language_model_is_named(tmp_path):
     """Among the parameters of the algorithm, where there is one."""
     truth = write_phantom_series(tmp_path, seed=3, slices=4, side=16)

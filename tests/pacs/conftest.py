@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
+import highdicom
 import numpy as np
 import pytest
 from grpc_status import rpc_status
@@ -24,10 +25,12 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from medvl.contracts.errors import MedvlError, SeriesNotResident, UnknownLabel
-from medvl.imaging.masks import pack_mask
+from medvl.imaging.geometry import Geometry
+from medvl.imaging.masks import measure, pack_mask
 from medvl.pacs.config import Destination, GatewayConfig
 from medvl.pacs.gateway import Gateway
 from medvl.pacs.spool import Phase, SpooledSeries
+from medvl.wire.codec import geometry_from_wire
 from medvl.wire.metadata import UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.status import to_status
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -42,6 +45,10 @@ REPORT = (
 )
 NOTHING_FOUND = "Findings: The liver and spleen are normal.\nImpression: No abnormality."
 DISCLAIMER = "Not for diagnosis."
+MEASUREMENTS = "TID 1500"
+RESULTS = {"SR", "SEG", MEASUREMENTS}
+"""Of a series in which something was found."""
+ALL = len(RESULTS)
 
 
 def make_series(slices=SHAPE[0]):
@@ -76,7 +83,8 @@ def _make_slice(i, study, series, frame):
 class FakeService(pb_grpc.MedVLServicer):
     """Reports, and finds a liver but no spleen; refuses with the errors of ``refusals`` first.
 
-    Of what the report names, all but the second have masks. ``masks_digest`` is the checkpoint that finds classes.
+    Of what the report names, all but the second have masks, each of another size. ``masks_digest`` is the checkpoint
+    that finds classes.
 
     Uploads end with the bare codes of ``ends`` first, as a proxy or a server that is stopped ends them. After
     :meth:`pause` a report waits for ``go_on``.
@@ -89,7 +97,7 @@ class FakeService(pb_grpc.MedVLServicer):
     go_on: threading.Event = field(default_factory=threading.Event)
     reports: int = 0
     digest: str = ""
-    shape: tuple[int, ...] = ()
+    geometry: Geometry | None = None
     quantisation: pb.Quantisation | None = None
     report: str = REPORT
     masks_digest: str = "c" * 64
@@ -112,7 +120,7 @@ class FakeService(pb_grpc.MedVLServicer):
     def PutSeries(self, messages, context):
         header = next(messages).header
         context.send_initial_metadata(((UPLOAD_KEY, UPLOAD_SEND),))
-        self.digest, self.shape = header.digest, tuple(header.geometry.shape)
+        self.digest, self.geometry = header.digest, geometry_from_wire(header.geometry)
         for _ in messages:
             if self.ends:
                 context.abort(self.ends.pop(), "")
@@ -129,7 +137,7 @@ class FakeService(pb_grpc.MedVLServicer):
         yield pb.Event(text=pb.TextDelta(text=self.report))
         # Masks come as they are ready: here, and of classes, the last one first.
         for i, marker in reversed([*enumerate(re.finditer(r"\[SEG\]", self.report))]):
-            mask = _mask(i, "", self.shape, found=i != 1)
+            mask = _mask(i, "", self.geometry, found=i != 1)
             mask.span.CopyFrom(pb.TextSpan(start=marker.start(), end=marker.end()))
             yield pb.Event(mask=mask)
         yield pb.Event(done=self._done(self.report))
@@ -139,7 +147,7 @@ class FakeService(pb_grpc.MedVLServicer):
         if unknown := [o.label for o in request.objects if o.label not in known]:
             context.abort_with_status(rpc_status.to_status(to_status(UnknownLabel(f"There is no class {unknown}."))))
         for i, prompt in reversed([*enumerate(request.objects)]):
-            yield pb.Event(mask=_mask(i, prompt.label, self.shape, found=prompt.label == "liver"))
+            yield pb.Event(mask=_mask(i, prompt.label, self.geometry, found=prompt.label == "liver"))
         yield pb.Event(done=self._done("", self.masks_digest))
 
     def _done(self, text, checkpoint_digest="c" * 64):
@@ -155,13 +163,12 @@ class FakeService(pb_grpc.MedVLServicer):
         return pb.Done(text=text, finish_reason="stop", provenance=provenance, disclaimer=DISCLAIMER)
 
 
-def _mask(index, label, shape, found):
+def _mask(index, label, geometry, found):
     if not found:
         return pb.Mask(object=index, label=label, prompt=label, found=False, score=0.02)
-    mask = np.zeros(shape, bool)
-    mask[2:5, 4 + index : 9 + index, 3:7] = True
-    box = {"box_min": [2, 4 + index, 3], "box_max": [4, 8 + index, 6]}
-    measurement = pb.Measurement(voxels=60, volume_mm3=180.0, diameter_mm=6.4, centroid_lps_mm=[0, 0, 9], **box)
+    mask = np.zeros(geometry.shape, bool)
+    mask[2:5, 4 + index : 9 + index, 3 : 7 + index] = True
+    measurement = pb.Measurement(**dataclasses.asdict(measure(mask, geometry)))
     return pb.Mask(
         object=index, label=label, prompt=label, found=True, score=0.9, packed=pack_mask(mask), measurement=measurement
     )
@@ -177,6 +184,30 @@ def service() -> Iterator[FakeService]:
     yield fake
     fake.go_on.set()
     server.stop(None).wait()
+
+
+def texts(item):
+    """Every text value of a content tree, in order."""
+    found = [item.TextValue] if "TextValue" in item else []
+    return found + [t for child in item.get("ContentSequence", ()) for t in texts(child)]
+
+
+def stored_mask(seg, number):
+    """The mask of a segment as another library reads it, bool [slice, row, column]."""
+    volume = highdicom.seg.Segmentation.from_dataset(seg).get_volume(segment_numbers=[number])
+    return volume.array[..., 0] > 0
+
+
+def evidence(sr):
+    """The instances that a report says it was made from."""
+    [study] = sr.CurrentRequestedProcedureEvidenceSequence
+    return {i.ReferencedSOPInstanceUID for s in study.ReferencedSeriesSequence for i in s.ReferencedSOPSequence}
+
+
+def kind(ds):
+    """What a result is: there are two SRs."""
+    measures = ds.Modality == "SR" and ds.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+    return MEASUREMENTS if measures else ds.Modality
 
 
 class Inbox:
@@ -198,9 +229,9 @@ class Inbox:
         self.received.put(dataset)
         return self.statuses.get(dataset.Modality, self.status)
 
-    def take(self, count):
-        """Wait for so many datasets; return them by modality."""
-        return {ds.Modality: ds for ds in (self.received.get(timeout=60) for _ in range(count))}
+    def take(self, count=ALL):
+        """Wait for so many datasets; return them by what they are."""
+        return {kind(ds): ds for ds in (self.received.get(timeout=60) for _ in range(count))}
 
     def close(self):
         self._server.shutdown()
@@ -315,8 +346,8 @@ class Site:
         with self.sending:
             return await asyncio.to_thread(send, port, datasets, title)
 
-    async def answered(self, series, count=2, **changes):
-        """Send a series and return what came back by modality: so many documents."""
+    async def answered(self, series, count=ALL, **changes):
+        """Send a series and return what came back by what it is: so many documents."""
         async with self.gateway(**changes) as gateway:
             assert await self.send(gateway, series) == [0] * len(series)
             assert await self.outcomes.get()

@@ -35,7 +35,7 @@ async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_p
     out, rest = await asyncio.wait_for(process.communicate(), 60)
     said = b"".join([out, *lines, rest])
     assert process.returncode == 0
-    assert b" delivered: 2 results" in said
+    assert b" delivered: 3 results" in said
     assert b"PLANTED" not in said.upper()
     assert series[0].SeriesInstanceUID.encode() not in said
     assert not [p for p in spool.rglob("*") if "PLANTED" in p.name.upper()]

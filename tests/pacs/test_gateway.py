@@ -9,7 +9,6 @@ from io import BytesIO
 from unittest.mock import Mock
 
 import grpc
-import highdicom
 import numpy as np
 import pytest
 from pydicom import dcmread
@@ -27,35 +26,30 @@ from medvl.pacs.dimse import DUPLICATE_INSTANCE, OUT_OF_RESOURCES
 from medvl.pacs.spool import Phase, Spool, SpooledSeries
 from medvl.wire.v1 import medvl_pb2 as pb
 
-from .conftest import NOTHING_FOUND, PATIENT, Inbox, make_series
+from .conftest import (
+    ALL,
+    MEASUREMENTS,
+    NOTHING_FOUND,
+    PATIENT,
+    RESULTS,
+    Inbox,
+    evidence,
+    kind,
+    make_series,
+    stored_mask,
+    texts,
+)
 
 DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 """Deflated Image Frame Compression, which pydicom has no name for."""
 JPEGXL = UID("1.2.840.10008.1.2.4.112")
 
 
-def texts(item):
-    """Every text value of a content tree, in order."""
-    found = [item.TextValue] if "TextValue" in item else []
-    return found + [t for child in item.get("ContentSequence", ()) for t in texts(child)]
-
-
-def stored_mask(seg, number):
-    """The mask of a segment as another library reads it, bool [slice, row, column]."""
-    volume = highdicom.seg.Segmentation.from_dataset(seg).get_volume(segment_numbers=[number])
-    return volume.array[..., 0] > 0
-
-
-def evidence(sr):
-    """The instances that a report says it was made from."""
-    [study] = sr.CurrentRequestedProcedureEvidenceSequence
-    return {i.ReferencedSOPInstanceUID for s in study.ReferencedSeriesSequence for i in s.ReferencedSOPSequence}
-
-
-async def test_a_series_comes_back_as_a_report_and_masks(site, series):
-    """Structured Report and Segmentation arrive in the patient's own study."""
+async def test_a_series_comes_back_as_a_report_masks_and_measurements(site, series):
+    """Two Structured Reports and a Segmentation arrive in the patient's own study, each in a series of its own."""
     results = await site.answered(series)
-    assert results.keys() == {"SR", "SEG"}
+    assert results.keys() == RESULTS
+    assert len({result.SeriesInstanceUID for result in results.values()}) == ALL
     for result in results.values():
         assert result.StudyInstanceUID == series[0].StudyInstanceUID
         assert result.PatientID == series[0].PatientID
@@ -76,9 +70,10 @@ async def test_the_report_is_preliminary_and_says_where_it_comes_from(site, seri
     )
     assert impression == "Liver mass."
     measured = "volume 0.2 ml, longest diameter in a slice 6 mm (score 0.90)."
+    larger = "volume 0.3 ml, longest diameter in a slice 8 mm (score 0.90)."
     assert mass == f'Finding "The liver shows a 25 mm mass" (segment 1): {measured}'
     assert hidden_cyst == 'Finding "a 10 mm cyst": no mask of it was found (score 0.02).'
-    assert cyst == f'Finding "The spleen shows a 5 mm cyst" (segment 2): {measured}'
+    assert cyst == f'Finding "The spleen shows a 5 mm cyst" (segment 2): {larger}'
     assert liver == f"liver (segment 3): {measured}"
     assert numbers == "The numbers of segments are those of the DICOM SEG that comes with this report."
     assert spleen == "spleen: not found in this series (score 0.02)."
@@ -129,7 +124,7 @@ async def test_a_service_that_is_replaced_between_report_and_masks_is_asked_agai
         site.service.masks_digest = "c" * 64
         while not await site.outcomes.get():
             pass
-    assert site.inbox.take(2).keys() == {"SR", "SEG"}
+    assert site.inbox.take().keys() == RESULTS
 
 
 async def test_a_class_that_the_checkpoint_does_not_know_costs_its_mask_only(site, series):
@@ -171,11 +166,11 @@ async def test_a_failure_of_the_masks_does_not_cost_the_report(site, series, mon
     ],
 )
 async def test_what_no_derived_object_can_hold_is_left_out(site, series, keyword, value, kept):
-    """A sex that DICOM does not define, a second name: report and masks come without it."""
+    """A sex that DICOM does not define, a second name: the results come without it."""
     for ds in series:
         setattr(ds, keyword, value)
     results = await site.answered(series)
-    assert [str(results[modality][keyword].value or "") for modality in ("SR", "SEG")] == [kept] * 2
+    assert [str(result[keyword].value or "") for result in results.values()] == [kept] * ALL
 
 
 async def test_files_whose_data_set_lacks_what_it_is(service, config, series, tmp_path):
@@ -187,9 +182,10 @@ async def test_files_whose_data_set_lacks_what_it_is(service, config, series, tm
         ds.save_as(folder / f"{number}.dcm", enforce_file_format=True)
     async with AsyncClient(service.endpoint) as client:
         files = await analysis_module.analyse(client, folder, "fingerprint", config)
-    assert files.keys() == {"sr.dcm", "seg.dcm"}
+    assert files.keys() == {"sr.dcm", "seg.dcm", "measurements.dcm"}
     named = {ds.file_meta.MediaStorageSOPInstanceUID for ds in series}
     assert evidence(dcmread(BytesIO(files["sr.dcm"]))) == named
+    assert named < evidence(dcmread(BytesIO(files["measurements.dcm"])))
 
 
 async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):
@@ -223,7 +219,7 @@ async def test_a_series_that_grows_is_worked_on_again(site, series):
         await site.send(gateway, series)
         spooled = site.spooled()
         assert spooled.due_at_s(0.0) is None
-    first, second = site.inbox.take(2), site.inbox.take(2)
+    first, second = site.inbox.take(), site.inbox.take()
     assert first["SR"].SOPInstanceUID != second["SR"].SOPInstanceUID
     assert site.service.reports == 2
 
@@ -298,7 +294,7 @@ async def test_a_destination_that_is_away_costs_time_only(site, series, monkeypa
         assert not await site.outcomes.get()
     async with site.gateway():
         assert await site.outcomes.get()
-    assert site.inbox.take(2).keys() == {"SR", "SEG"}
+    assert site.inbox.take().keys() == RESULTS
     assert site.service.reports == 1
 
 
@@ -310,26 +306,26 @@ async def test_a_result_that_the_destination_refuses_is_kept(site, series):
         assert not await site.outcomes.get()
     spooled = site.spooled()
     assert spooled.state().phase is Phase.FAILED
-    assert len(spooled.results(spooled.fingerprint())) == 2
+    assert len(spooled.results(spooled.fingerprint())) == ALL
 
 
 async def test_a_destination_that_refuses_the_masks_gets_the_report(site, series):
-    """Each result is sent whatever became of the others; the masks are tried again."""
+    """Each result is sent whatever became of the others, what refers to masks after them; all are tried again."""
     site.inbox.statuses["SEG"] = OUT_OF_RESOURCES
     async with site.gateway() as gateway:
         await site.send(gateway, series)
         assert not await site.outcomes.get()
-    assert [site.inbox.received.get_nowait().Modality for _ in range(2)] == ["SR", "SEG"]
+    assert [kind(site.inbox.received.get_nowait()) for _ in RESULTS] == ["SR", "SEG", MEASUREMENTS]
 
 
 async def test_a_destination_that_knows_no_masks_gets_the_report(site, series):
-    """There is no presentation context for them."""
+    """There is no presentation context for the masks; the measurements are readable without them."""
     inbox = Inbox([c for c in AllStoragePresentationContexts if c.abstract_syntax != SegmentationStorage])
     async with site.gateway(destination=inbox.destination) as gateway:
         await site.send(gateway, series)
         assert not await site.outcomes.get()
     inbox.close()
-    assert inbox.received.get_nowait().Modality == "SR"
+    assert [kind(inbox.received.get_nowait()) for _ in range(2)] == ["SR", MEASUREMENTS]
 
 
 async def test_a_result_that_is_there_already_is_delivered(site, series):
@@ -350,7 +346,7 @@ async def test_a_service_that_is_away_costs_time_only(site, series, refusal, mon
         await site.send(gateway, series)
         while not await site.outcomes.get():
             pass
-    assert site.inbox.take(2).keys() == {"SR", "SEG"}
+    assert site.inbox.take().keys() == RESULTS
 
 
 async def test_a_call_that_ends_as_cancelled_costs_time_only(site, series, monkeypatch):
@@ -362,7 +358,7 @@ async def test_a_call_that_ends_as_cancelled_costs_time_only(site, series, monke
         await site.send(gateway, series)
         assert not await site.outcomes.get()
         assert await site.outcomes.get()
-    assert site.inbox.take(2).keys() == {"SR", "SEG"}
+    assert site.inbox.take().keys() == RESULTS
 
 
 async def test_an_instance_that_comes_while_its_series_is_worked_on(site, series):
@@ -375,7 +371,7 @@ async def test_an_instance_that_comes_while_its_series_is_worked_on(site, series
         site.service.go_on.set()
         assert await site.outcomes.get()
         assert await site.outcomes.get()
-    first, second = site.inbox.take(2)["SR"], site.inbox.take(2)["SR"]
+    first, second = site.inbox.take()["SR"], site.inbox.take()["SR"]
     assert evidence(first) == {ds.SOPInstanceUID for ds in series[:-1]}
     assert evidence(second) == {ds.SOPInstanceUID for ds in series}
 

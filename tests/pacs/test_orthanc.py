@@ -70,7 +70,7 @@ def orthanc(tmp_path) -> Iterator[Orthanc]:
 
 
 async def test_orthanc_sends_a_series_and_stores_its_results_once(site, series, orthanc, tmp_path):
-    """Series to gateway and back, twice from empty spools: one SR and one SEG more in the same study."""
+    """Series to gateway and back, twice from empty spools: three documents more in the same study."""
     for number, ds in enumerate(series):
         path = tmp_path / f"{number}.dcm"
         ds.save_as(path, enforce_file_format=True)
@@ -86,15 +86,17 @@ async def test_orthanc_sends_a_series_and_stores_its_results_once(site, series, 
     [study] = orthanc.call("/studies")
     stored = {}
     for one in (orthanc.call(f"/series/{s}") for s in orthanc.call(f"/studies/{study}")["Series"]):
-        stored[one["MainDicomTags"]["Modality"]] = one["Instances"]
-    assert {modality: len(instances) for modality, instances in stored.items()} == {
-        "CT": len(series),
-        "SEG": 1,
-        "SR": 1,
-    }
-    seg, sr = (orthanc.call(f"/instances/{stored[modality][0]}/simplified-tags") for modality in ("SEG", "SR"))
+        stored[one["MainDicomTags"]["SeriesNumber"]] = one["Instances"]
+    numbers = {"2": len(series), "9000": 1, "9001": 1, "9002": 1}
+    assert {number: len(instances) for number, instances in stored.items()} == numbers
+    seg, sr, measurements = (
+        orthanc.call(f"/instances/{stored[number][0]}/simplified-tags") for number in ("9000", "9001", "9002")
+    )
     named = ["Finding 1: The liver shows a 25 mm mass", "Finding 2: The spleen shows a 5 mm cyst", "liver"]
     assert [segment["SegmentLabel"] for segment in seg["SegmentSequence"]] == named
     said = json.dumps(sr["ContentSequence"])
     assert "The spleen shows a 5 mm cyst (segment 2)." in said
     assert "[SEG]" not in said
+    [group, *_] = [i["ContentSequence"] for i in measurements["ContentSequence"] if i["ValueType"] == "CONTAINER"]
+    identified = [item["TextValue"] for one in group if "ContentSequence" in one for item in one["ContentSequence"][:1]]
+    assert identified == named

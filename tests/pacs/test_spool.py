@@ -78,7 +78,7 @@ def test_a_new_instance_makes_a_finished_series_due(spool):
 
 
 def test_results_are_there_whole_or_not_at_all(spool, monkeypatch):
-    """A crash between two files leaves none of them, and the next start sweeps what is left. The report comes first."""
+    """A crash between two files leaves none of them. The report comes first, what refers to the masks after them."""
     spool.receive("1.2", "1.2.1", b"x")
     series = only(spool)
 
@@ -92,8 +92,8 @@ def test_results_are_there_whole_or_not_at_all(spool, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             series.keep_results("f", {"seg.dcm": b"1", "sr.dcm": b"2"})
     assert series.results("f") == []
-    series.keep_results("f", {"seg.dcm": b"1", "sr.dcm": b"2"})
-    assert [p.name for p in series.results("f")] == ["sr.dcm", "seg.dcm"]
+    series.keep_results("f", {"measurements.dcm": b"0", "seg.dcm": b"1", "sr.dcm": b"2"})
+    assert [p.name for p in series.results("f")] == ["sr.dcm", "seg.dcm", "measurements.dcm"]
 
 
 def test_a_write_that_fails_leaves_nothing(spool, tmp_path, monkeypatch):

@@ -1,1 +1,1 @@
-"""PACS gateway: CT series come in by DICOM C-STORE, reports and masks go out as Structured Report and Segmentation."""
+"""PACS gateway: CT series come in by DICOM C-STORE; reports, masks and measurements go out as SR, SEG and SR."""

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 
 from pydicom import Dataset
@@ -18,17 +20,21 @@ from medvl.client.prompts import ObjectPrompt
 from medvl.client.results import Answer, Label
 from medvl.contracts.errors import BackendUnavailable, InvalidRequest
 from medvl.imaging.headers import source_header
-from medvl.imaging.seg import SegUids, build_seg
+from medvl.imaging.seg import Segment, SegUids, build_seg
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.pacs.config import GatewayConfig
 from medvl.pacs.findings import findings, readable, running_numbers
-from medvl.pacs.spool import REPORT
+from medvl.pacs.measurement_report import build_measurements
+from medvl.pacs.spool import MASKS, MEASUREMENTS, REPORT
 from medvl.pacs.structured_report import ReportText, Uids, build_sr
 
 _LOG = logging.getLogger(__name__)
 
-_EDITION = "2"
-"""Of the documents: raised when the same inputs make other contents, which need UIDs of their own. 2: findings."""
+_EDITION = "3"
+"""Of the documents: raised when the same inputs make other contents, which need UIDs of their own.
+
+2: findings. 3: measurements, and the tracking UIDs by which they know the segments.
+"""
 _NAMESPACE = uuid.UUID("6f1c9a52-3a7b-5d0e-9b1e-0c3f5b1d7a44")
 """Of the UIDs that are derived; chosen once, never changed."""
 
@@ -52,7 +58,7 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     -------
     dict[str, bytes]
         DICOM files by name: the report, and the masks of its findings and of labels when any was found that fits on the
-        stored pixels; the report says when it does not.
+        stored pixels, with their measurements; the report says when it does not.
 
     Raises
     ------
@@ -95,33 +101,49 @@ def _documents(  # noqa: PLR0917 - all that the documents say
     outlined = [*(finding.mask for finding in named), *masks]
     numbers = running_numbers(outlined)
     found = [finding.segment(number) for finding, number in zip(named, numbers, strict=False) if number]
-    found += segments([mask for mask in masks if mask.found], classes)
+    found = _tracked([*found, *segments([mask for mask in masks if mask.found], classes)], identity)
+    device = derived_uid(provenance.software, *_weights(provenance))
+    origin = [*_notes(loaded, provenance), report.done.disclaimer]
     files, about_seg = {}, []
     if found:
         seg_uids = SegUids(derived_uid(identity, "SEG series"), derived_uid(identity, "SEG"))
         try:
-            files["seg.dcm"] = _encoded(build_seg(loaded, found, maker(provenance), seg_uids))
+            seg = build_seg(loaded, found, maker(provenance), seg_uids)
+            files[MASKS] = _encoded(seg)
             about_seg.append("The numbers of segments are those of the DICOM SEG that comes with this report.")
         except Exception as error:  # the report is not lost with the masks
             numbers = [None] * len(outlined)
-            about_seg.append(f"The masks are not given as DICOM SEG: {_refusal(error)}")
+            about_seg.append(f"The masks are not given as DICOM SEG: {_refusal('masks', error)}")
+        else:
+            measured = [mask.measurement for mask in outlined if mask is not None and mask.measurement is not None]
+            uids = _uids(identity, "measurements", device)
+            try:
+                files[MEASUREMENTS] = _encoded(build_measurements(seg, measured, origin, uids, headers))
+            except Exception as error:  # nor are report and masks with the measurements
+                about_seg.append(f"The measurements are not given as DICOM SR: {_refusal('measurements', error)}")
     names = [*(str(finding) for finding in named), *(mask.label for mask in masks)]
-    notes = [*map(_measured, names, outlined, numbers), *about_seg, *_notes(loaded, unknown, provenance)]
-    text = ReportText(readable(report.text, named, numbers[: len(named)]), [*notes, report.done.disclaimer])
-    uids = Uids(
-        series=derived_uid(identity, "SR series"),
-        instance=derived_uid(identity, "SR"),
-        device=derived_uid(provenance.software, *_weights(provenance)),
-    )
-    return {REPORT: _encoded(build_sr(text, uids, headers)), **files}
+    not_sought = (f"{label}: not looked for, the checkpoint does not know this class." for label in unknown)
+    notes = [*map(_measured, names, outlined, numbers), *about_seg, *not_sought, *origin]
+    text = ReportText(readable(report.text, named, numbers[: len(named)]), notes)
+    return {REPORT: _encoded(build_sr(text, _uids(identity, "SR", device), headers)), **files}
 
 
-def _refusal(error: Exception) -> str:
+def _tracked(found: Sequence[Segment], identity: str) -> list[Segment]:
+    """Return segments, in the order of their numbers, with the UIDs by which the measurements name them, too."""
+    uids = (derived_uid(identity, f"segment {number}") for number in count(1))
+    return [replace(segment, tracking_uid=uid) for segment, uid in zip(found, uids, strict=False)]
+
+
+def _refusal(what: str, error: Exception) -> str:
     """Return what the report may say of an error; the text of one that is not ours may hold values of a header."""
     if isinstance(error, InvalidRequest):
         return str(error)
-    _LOG.warning("the masks could not be made a DICOM SEG: %s", type(error).__name__)
+    _LOG.warning("the %s could not be made a DICOM object: %s", what, type(error).__name__)
     return "none could be made of this series."
+
+
+def _uids(identity: str, document: str, device: str) -> Uids:
+    return Uids(derived_uid(identity, f"{document} series"), derived_uid(identity, document), device)
 
 
 def _weights(provenance: Provenance) -> list[str]:
@@ -149,9 +171,8 @@ def _measured(name: str, mask: Mask | None, segment: int | None) -> str:
     )
 
 
-def _notes(loaded: LoadedSeries, unknown: Sequence[str], provenance: Provenance) -> Iterator[str]:
-    """Yield the sentences about what was not looked for, the source's geometry and the origin of the result."""
-    yield from (f"{label}: not looked for, the checkpoint does not know this class." for label in unknown)
+def _notes(loaded: LoadedSeries, provenance: Provenance) -> Iterator[str]:
+    """Yield the sentences about the source's geometry and the origin of the result."""
     yield from (str(finding) for finding in loaded.findings)
     windows = ", ".join(f"{use}: {window}" for use, window in sorted(provenance.windows.items()))
     training = "trained" if provenance.trained else "not trained"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def register(subparsers: Subparsers) -> None:
     """Add ``medvl pacs``."""
-    parser = subparsers.add_parser("pacs", help="take CT series from a PACS and send reports and masks back")
+    parser = subparsers.add_parser("pacs", help="take CT series from a PACS, send back reports, masks, measurements")
     parser.add_argument("--aet", default="MEDVL", metavar="TITLE", help="our AE title (MEDVL)")
     parser.add_argument("--host", default="0.0.0.0", metavar="HOST", help="address to listen on (all)")  # noqa: S104
     parser.add_argument("--port", type=int, default=11112, help="port of C-STORE and C-ECHO (11112)")

@@ -5,7 +5,7 @@
     <spool>/lock                                 held by the gateway that uses the spool
     <spool>/incoming/                            what is being written or deleted; swept at the start
     <spool>/series/<id>/instances/<id>.dcm       instances as they were received
-    <spool>/series/<id>/results/<fingerprint>/   sr.dcm, seg.dcm, made from that set of instances
+    <spool>/series/<id>/results/<fingerprint>/   sr.dcm, ..., made from that set of instances
     <spool>/series/<id>/state.json               what became of which set of instances
 
 Names are hashes of UIDs, never what a file or a header says. Every file comes into place by a rename after its bytes
@@ -31,6 +31,8 @@ from pathlib import Path
 from medvl.contracts.errors import SetupError
 
 REPORT = "sr.dcm"
+MASKS = "seg.dcm"
+MEASUREMENTS = "measurements.dcm"
 _FIRST_DELAY_S = 5.0
 _MAX_DELAY_S = 900.0
 
@@ -99,9 +101,12 @@ class SpooledSeries:
         return max((p.stat().st_mtime for p in self.instances.iterdir()), default=time.time()) + quiet_s
 
     def results(self, fingerprint: str) -> list[Path]:
-        """Return the files that were made from a set of instances, the report first; empty when there are none yet."""
+        """Return the files that were made from a set of instances; empty when there are none yet.
+
+        The report comes first, then the masks, then what refers to them.
+        """
         files = (self.folder / "results" / fingerprint).glob("*.dcm")
-        return sorted(files, key=lambda path: (path.name != REPORT, path.name))
+        return sorted(files, key=lambda path: (path.name != REPORT, path.name != MASKS, path.name))
 
     def keep_results(self, fingerprint: str, files: Mapping[str, bytes]) -> list[Path]:
         """Write the files made from a set of instances, all or none of them, and return their paths."""

@@ -73,29 +73,45 @@ def build_sr(text: ReportText, uids: Uids, evidence: Sequence[Dataset]) -> Datas
         Headers of the source instances, from :func:`medvl.imaging.headers.source_header`; patient and study come from
         the first, all are referenced.
     """
+    content = _content(text, uids.device)
+    return document(content, uids, evidence, number=9001, description="MedVL-SAM2 report, not verified")
+
+
+def document(content: Dataset, uids: Uids, evidence: Sequence[Dataset], *, number: int, description: str) -> Dataset:
+    """Return a root container as a document, the only one of its series, which ``number`` and ``description`` name."""
     return ComprehensiveSR(
         evidence=evidence,
-        content=_content(text, uids.device),
+        content=content,
         series_instance_uid=uids.series,
-        series_number=9001,
+        series_number=number,
         sop_instance_uid=uids.instance,
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=True,
         is_final=False,
         is_verified=False,
-        series_description="MedVL-SAM2 report, not verified",
+        series_description=description,
         specific_character_set="ISO_IR 192",
     )
+
+
+def language() -> LanguageOfContentItemAndDescendants:
+    """Return what language a document is in."""
+    return LanguageOfContentItemAndDescendants(_ENGLISH)
+
+
+def observation_context(device_uid: str) -> ObservationContext:
+    """Return who observed: our software, no person."""
+    device = DeviceObserverIdentifyingAttributes(uid=device_uid, name=MANUFACTURER)
+    return ObservationContext(observer_device_context=ObserverContext(_DEVICE, device))
 
 
 def _content(text: ReportText, device_uid: str) -> Dataset:
     """Return the root container, after DICOM PS3.16 TID 2000 Basic Diagnostic Imaging Report."""
     root = ContainerContentItem(_REPORT, template_id="2000")
-    device = DeviceObserverIdentifyingAttributes(uid=device_uid, name=MANUFACTURER)
     content = ContentSequence()
-    content.extend(LanguageOfContentItemAndDescendants(_ENGLISH))
-    content.extend(ObservationContext(observer_device_context=ObserverContext(_DEVICE, device)))
+    content.extend(language())
+    content.extend(observation_context(device_uid))
     content.append(CodeContentItem(_PROCEDURE_REPORTED, _CT, RelationshipTypeValues.HAS_CONCEPT_MOD))
     content.extend(_sections(text))
     root.ContentSequence = content

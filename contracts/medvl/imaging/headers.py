@@ -21,7 +21,7 @@ _SEXES = ("M", "F", "O")
 
 
 def source_header(path: Path) -> Dataset:
-    """Return the header of a source instance as SR and SEG take it over.
+    """Return the header of a source instance as SRs and SEG take it over.
 
     SOP class and instance are filled in from the file's own header where the data set lacks them. What a derived object
     cannot hold becomes empty, since none is better than a wrong one: dates and times that are none, a sex that DICOM

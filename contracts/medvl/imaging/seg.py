@@ -35,13 +35,15 @@ _LONGEST_LABEL = 64
 class Segment:
     """One mask bool [D, R, C] on the canonical grid, its name, and its SNOMED CT code and meaning where known.
 
-    ``finding`` says that it is something abnormal and no anatomy.
+    ``finding`` says that it is something abnormal and no anatomy. ``tracking_uid`` is by what other objects know it; it
+    is tracked under its name then.
     """
 
     mask: NDArray[np.bool_]
     label: str
     snomed: tuple[str, str] | None = None
     finding: bool = False
+    tracking_uid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,11 @@ def _description(number: int, segment: Segment, maker: Maker) -> highdicom.seg.S
     category, kind = (_ABNORMAL, _LESION) if segment.finding else (_ANATOMY, _TISSUE)
     if segment.snomed:
         kind = CodedConcept(segment.snomed[0], "SCT", segment.snomed[1])
+    # A backslash divides values; a size that is cut in the middle is another size.
+    label = shorten(segment.label.replace("\\", "/"), _LONGEST_LABEL, placeholder="...")
     return highdicom.seg.SegmentDescription(
         segment_number=number,
-        # A backslash divides values; a size that is cut in the middle is another size.
-        segment_label=shorten(segment.label.replace("\\", "/"), _LONGEST_LABEL, placeholder="..."),
+        segment_label=label,
         segmented_property_category=category,
         segmented_property_type=kind,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -166,5 +169,6 @@ def _description(number: int, segment: Segment, maker: Maker) -> highdicom.seg.S
             family=_FAMILY,
             parameters={"quantised language model": maker.quantised} if maker.quantised else None,
         ),
-        tracking_uid=None,
+        tracking_uid=segment.tracking_uid,
+        tracking_id=label if segment.tracking_uid else None,
     )
