@@ -125,6 +125,8 @@ class Case:
     def spot(self, organ: str, radius: float, *, over: frozenset[str], share: float = 1.0) -> Vector | None:
         """Return a place for a lesion: a centre in the organ, and ``share`` of the surface too, the rest in ``over``.
 
+        No lesion reaches into the wall of the trunk, whose ribs would divide it.
+
         Parameters
         ----------
         radius
@@ -133,10 +135,11 @@ class Case:
         pieces = self.anatomy.part(organ).pieces
         centres = self._candidates(pieces[0])
         probes = centres[:, None] + radius * 1.1 * directions(_PROBES)[None]
-        owners = self.anatomy.owners(np.concatenate([centres[:, None], probes], axis=1).reshape(-1, 3))
-        owners = owners.reshape(len(centres), _PROBES + 1)
-        mine = owners == organ
-        fits = mine[:, 0] & (mine.mean(axis=1) >= share) & np.isin(owners, [organ, *over]).all(axis=1)
+        points = np.concatenate([centres[:, None], probes], axis=1).reshape(-1, 3)
+        owners = self.anatomy.owners(points)
+        free = np.isin(owners, list(over)) & self.anatomy.torso.cavity.inside(*points.T)
+        mine, free = ((places.reshape(len(centres), _PROBES + 1)) for places in (owners == organ, free))
+        fits = mine[:, 0] & (mine.mean(axis=1) >= share) & (mine | free).all(axis=1)
         if share < 1.0:
             fits &= mine.mean(axis=1) < 0.8
         for x, y, z in centres[fits]:
