@@ -161,7 +161,7 @@ LOOK = LookSpec(kinds=(1,), likely=2, spots=1, channels=(2, 2, 2, 2, 2), window=
 def look() -> Look:
     """Looks at three of 2 x 4 x 4 cells of 8 voxels for the second of two kinds."""
     torch.manual_seed(0)
-    return Look(LOOK, 2, (2, 4, 4), 8).eval()
+    return Look(LOOK, (2, 4, 4), 8).eval()
 
 
 @torch.inference_mode()
@@ -197,13 +197,29 @@ def test_a_look_scores_its_own_kinds_anew(look: Look):
     anew = look(scores, volume)
     assert torch.equal(anew[0, at[0], 0], scores[0, at[0], 1])
     assert (anew.sigmoid() > 1e-9).sum() == 3
-    look.weigh[-1].bias.fill_(1.0)
+    look.whether.bias.fill_(1.0)
     assert torch.allclose(look(scores, volume)[0, at[0], 0], scores[0, at[0], 1] + 1.0)
-    look.weigh[-1].bias.fill_(-9.0)
+    look.whether.bias.fill_(-9.0)
     scores[0, at[0, 0], 1] = 2.0
     doubtful = look(scores, volume)[0, at[0], 0].sigmoid()
     assert 0.08 < doubtful[0] < 0.15, "what cells find likely stays doubtful, so that it can be told"
     assert (doubtful[1:] < 0.4).all()
+
+
+@torch.inference_mode()
+def test_what_is_seen_does_not_tell_one_kind_from_another():
+    """It tells whether; scores and the place tell which, and of two kinds at most one is likely."""
+    look = Look(LOOK.model_copy(update={"kinds": (0, 1)}), (2, 4, 4), 8).eval()
+    look.whether.weight.copy_(torch.tensor([[1.0, 0.0]]))
+    look.which.weight[0, -1] = 20.0
+    at = torch.tensor([[4 * 1 + 3, 4 * 1]])
+    seen = torch.tensor([[[3.0], [-3.0]]])
+    likely = look.weighed(seen, torch.zeros(1, 2, 2), at).sigmoid()[0]
+    assert likely[0, 0] > 0.9
+    assert likely[0, 1] < 0.1
+    assert (likely[1] < 0.1).all()
+    look.which.weight[0, -1] = 0.0
+    assert (look.weighed(seen, torch.zeros(1, 2, 2), at).exp().sum(-1) - seen[..., 0].exp()).abs().max() < 1e-4
 
 
 @torch.inference_mode()
@@ -224,7 +240,7 @@ def test_each_look_scores_its_own_kinds():
     regions = Regions(spec, ((2, 4, 4), 3), ((1, 2, 2), 8), 8).eval()
     scores, volume = torch.randn(1, 32, 3), torch.rand(1, 16, 32, 30)
     for look, bias in zip(regions.looks, (1.0, 2.0), strict=True):
-        look.weigh[-1].bias.fill_(bias)
+        look.whether.bias.fill_(bias)
     anew = regions.looked_at(scores, volume)
     assert torch.equal(anew[..., 2], scores[..., 2])
     for kind, (look, bias) in enumerate(zip(regions.looks, (1.0, 2.0), strict=True)):

@@ -40,8 +40,6 @@ CUBE = 20
 """Voxels along a side of what a look sees; they leave one place behind the last convolution."""
 _DOUBTFUL, _LESS = -2.4, 0.1
 """Logit above which one that a look turns down still tells, and how far: what cells find likely, tokens show, too."""
-_WEIGHED = 16
-"""Width of what weighs it with how the cell scored and where it lies."""
 _SPOT = (1, 2, 2)
 """Voxels of a spot along d, h and w."""
 _SURROUNDINGS, _DARK = 5, 0.42
@@ -57,8 +55,6 @@ class Look(nn.Module):
     ----------
     spec
         What is looked for, where, and how wide the network is.
-    kinds
-        Of all lesions that cells are scored for.
     cells
         Along d, h, w.
     stride
@@ -69,7 +65,7 @@ class Look(nn.Module):
     corners: Tensor
     offsets: Tensor
 
-    def __init__(self, spec: LookSpec, kinds: int, cells: Cells, stride: int) -> None:
+    def __init__(self, spec: LookSpec, cells: Cells, stride: int) -> None:
         super().__init__()
         self.kinds, self.likely, self.spots, self.window = spec.kinds, spec.likely, spec.spots, spec.window
         self.cells, self.stride = cells, stride
@@ -80,14 +76,21 @@ class Look(nn.Module):
         )
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in spec.channels[:-1])
         self.score = nn.Linear(widths[-1], 1)
-        self.weigh = nn.Sequential(nn.Linear(1 + kinds + 3, _WEIGHED), nn.GELU(), nn.Linear(_WEIGHED, len(spec.kinds)))
+        self.whether, self.which = nn.Linear(2, 1), nn.Linear(len(spec.kinds) + 3, len(spec.kinds))
         nn.init.constant_(self.score.bias, _SELDOM)
-        for parameter in self.weigh[-1].parameters():
-            nn.init.zeros_(parameter)
+        self._leave_scores()
         padded = tuple(n * stride + CUBE - stride for n in cells)
         self.register_buffer("places", places_of(cells), persistent=False)
         self.register_buffer("corners", _numbers(cells, padded, stride), persistent=False)
         self.register_buffer("offsets", _numbers((CUBE,) * 3, padded, 1), persistent=False)
+
+    @torch.no_grad()
+    def _leave_scores(self) -> None:
+        """Begin with the scores of the cells, whatever is seen."""
+        self.whether.weight.copy_(torch.tensor([[0.0, 1.0]]))
+        self.which.weight.copy_(torch.eye(*self.which.weight.shape))
+        self.whether.bias.zero_()
+        self.which.bias.zero_()
 
     def forward(self, scores: Tensor, volume: Tensor) -> Tensor:
         """Return the logits FP32 [B, cells, own kinds] of :meth:`Regions.read` anew.
@@ -142,10 +145,13 @@ class Look(nn.Module):
     def weighed(self, seen: Tensor, scores: Tensor, at: Tensor) -> Tensor:
         """Return the logits FP32 [B, n, own kinds] of cells INT64 [B, n].
 
-        Both sides look alike in a cube, so how cells have scored [B, n, kinds] and where they lie are weighed, too.
+        What is seen tells, with how cells have scored FP32 [B, n, kinds], whether there is a lesion. Both sides look
+        alike in a cube: which kind it is, these scores and the place tell.
         """
-        more: Tensor = self.weigh(torch.cat([seen, scores, self.places[at]], -1))
-        return scores[..., self.kinds] + more
+        own = scores[..., self.kinds]
+        whether: Tensor = self.whether(torch.cat([seen, own.logsumexp(-1, keepdim=True)], -1))
+        which: Tensor = self.which(torch.cat([own, 2.0 * self.places[at] - 1.0], -1))
+        return whether + which.log_softmax(-1)
 
     def doubtful(self, scores: Tensor) -> Tensor:
         """Return what the logits FP32 [B, n, own kinds] of cells are at least, whatever a look sees; in their order."""
@@ -180,7 +186,7 @@ class Regions(nn.Module):
         self.score = nn.Linear(width, spec.kinds)
         self.around = nn.Conv3d(width, _OUTLINE_CHANNELS, 3, padding=1)
         self.outline = nn.Linear(_OUTLINE_CHANNELS, OUTLINE)
-        self.looks = nn.ModuleList(Look(look, spec.kinds, self.cells, stride) for look in spec.looks)
+        self.looks = nn.ModuleList(Look(look, self.cells, stride) for look in spec.looks)
         nn.init.constant_(self.score.bias, _SELDOM)
         self.register_buffer("places", places_of(self.cells), persistent=False)
         self.register_buffer("share", 1.0 / torch.tensor(self.cells), persistent=False)
