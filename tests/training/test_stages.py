@@ -35,7 +35,7 @@ from medvl.training.cases import FIRST_SEED, Case, CaseStore
 from medvl.training.clips import clip_slices
 from medvl.training.descriptors import LENGTH, Place, absent, descriptor, places, targets
 from medvl.training.language import utterances
-from medvl.training.looks import Looked, LookLearner, erased, misread, right_of, with_nodule
+from medvl.training.looks import Looked, LookLearner, cubes_at, erased, misread, right_of, with_nodule
 from medvl.training.loop import on_device
 from medvl.training.perception import READ, Cells, Grids, Parts, by_kind, read_cells
 from medvl.training.proposals import Example, ProposalLearner, examples
@@ -154,6 +154,7 @@ def test_looks_teach_to_see_closer_and_to_tell(out: Path):
     assert regions is not None
     cells = sum(look.likely + look.spots for look in regions.looks)
     assert drawn.cubes.shape == (train.stages_on("cpu")["looks"].batch, cells, CUBE, CUBE, CUBE)
+    assert 0.3 < drawn.moved.float().mean() < 0.7
     assert [path.stem for path in out.glob("looks-*/seen/*.npz")] == [str(FIRST_SEED + 1_000_000)]
 
 
@@ -173,6 +174,7 @@ def test_how_much_tokens_show_is_learnt_with_lesions_and_without():
         pasted=nothing,
         scores=nothing,
         cells=nothing,
+        moved=nothing,
         right=nothing,
         kinds=torch.zeros(3, dtype=torch.int64),
         changed=changed,
@@ -189,6 +191,18 @@ def test_how_much_tokens_show_is_learnt_with_lesions_and_without():
     assert told.read.grad is not None
     assert told.read.grad[0].all()
     assert not told.read.grad[1].any()
+
+
+def test_cubes_are_cut_anywhere():
+    """Also beside the volume, where there is air."""
+    volume = np.random.default_rng(0).integers(1, 255, (16, 24, 32)).astype(np.uint8)
+    corners = np.array([[-6, -6, -6], [2, 1, 7], [6, 14, 20]])
+    first, within, last = cubes_at(volume, corners)
+    assert np.array_equal(first[6:, 6:, 6:], volume[:14, :14, :14])
+    assert not first[:6].any()
+    assert np.array_equal(within[:14], volume[2:, 1:21, 7:27])
+    assert np.array_equal(last[:10, :10, :12], volume[6:, 14:, 20:])
+    assert not last[:, :, 12:].any()
 
 
 def test_cells_beside_a_lesion_are_neither_right_nor_wrong():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
@@ -49,12 +50,19 @@ _LIKE, _FEW = 0.1, 8
 _AIRY = 0.4
 """Share of the window that voxels of a lung have at most."""
 
+_BESIDE_VOXELS, _MOVED = 4, 0.5
+"""How far a cube may be moved from its cell along each axis, and the share that is: a look is to see a lesion wherever
+in the middle of its cube it lies."""
+
 _PASTED, _INNER = 8, slice(8, 12)
 """Nodules that are pasted into cubes of each case, whose middle is in a lung."""
 _DIAMETER_MM, _NODULE = (6.0, 30.0), (0.725, 0.764)
 """Of pasted nodules: how large they are, the small ones more often, and their share of the window, 15 to 70 HU."""
 _SLICE_MM, _SOFT_MM, _LUMPY, _NOISE = (0.8, 5.0), (0.3, 0.65), 0.18, (0.002, 0.024)
 """How far their edges are blurred between and within slices, how uneven they are, and their noise."""
+
+_OF_CELLS = ("cubes", "scores", "cells", "moved", "right")
+"""Fields of :class:`Looked` with something of each cell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +77,10 @@ class Looked:
     """FP32 [B, n, kinds] of the cells."""
     cells: Tensor
     """INT64 [B, n]."""
+    moved: Tensor
+    """BOOL [B, n], cubes that lie beside their cells: nothing is to be learnt from these of how cells have scored."""
     right: Tensor
-    """FP32 [B, n, kinds]: 1 where the middle of one lies in the cell, NaN beside it."""
+    """FP32 [B, n, kinds]: 1 where the middle of one lies in the middle of the cube, NaN beside it."""
     kinds: Tensor
     """INT64 [m], which of the kinds that are told look like the lesions that were erased."""
     changed: Tensor
@@ -80,10 +90,9 @@ class Looked:
 
     def of(self, look: Look, span: slice) -> Looked:
         """Return what one look sees, in cells of its own, and what is right of its kinds."""
-        cubes, scores, cells, right = (t[:, span] for t in (self.cubes, self.scores, self.cells, self.right))
-        pasted = self.pasted if _seeks_nodules(look) else self.pasted[:0]
-        own = right[..., look.kinds]
-        return replace(self, cubes=cubes, scores=scores, cells=cells, right=own, pasted=pasted)
+        own = {name: getattr(self, name)[:, span] for name in _OF_CELLS}
+        own["right"] = own["right"][..., look.kinds]
+        return replace(self, **own, pasted=self.pasted if _seeks_nodules(look) else self.pasted[:0])
 
 
 class Looking(nn.Module):
@@ -151,9 +160,9 @@ class LookLearner:
         self.module.to(torch.get_default_device())
 
     def draw(self, step: int, rng: np.random.Generator) -> Looked:
-        """Return what is looked at in cases, nodules pasted into it, and what their lesions change."""
+        """Return what is looked at in cases, with nodules pasted into it, and what their lesions change."""
         cases = [self._store.shown(self._store.seed(rng, step)) for _ in range(self._batch)]
-        seen = [self._look(case) for case in cases]
+        seen = [self._cut(self._looked(case), rng) for case in cases]
         pasted = [np.zeros((0, CUBE, CUBE, CUBE), np.uint8)]
         for case, own in zip(cases, seen, strict=True):
             voxel_mm = np.array(case.geometry.extent_mm) / self._checkpoint.vision.grid
@@ -162,7 +171,7 @@ class LookLearner:
                 airy = cubes[cubes[:, _INNER, _INNER, _INNER].mean((1, 2, 3)) < 255 * _AIRY]
                 pasted.extend(with_nodule(cube, voxel_mm, rng)[None] for cube in rng.permutation(airy)[:_PASTED])
         joined = {name: np.concatenate([own[name] for own in seen]) for name in ("kinds", "changed", "tokens")}
-        stacked = {name: np.stack([own[name] for own in seen]) for name in ("cubes", "scores", "cells", "right")}
+        stacked = {name: np.stack([own[name] for own in seen]) for name in _OF_CELLS}
         arrays = {**stacked, **joined, "pasted": np.concatenate(pasted)}
         arrays |= {name: flipped(arrays[name], rng) for name in ("cubes", "pasted")}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -186,7 +195,18 @@ class LookLearner:
             loss, shown["told"], shown["read"] = loss + _TOLD_WEIGHT * (telling + reading), telling, reading
         return loss, shown
 
-    def _look(self, case: Case) -> dict[str, np.ndarray]:
+    def _cut(self, seen: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return what was seen of a case with the cubes about its cells, which of them are moved, and what is right."""
+        look, _ = next(self._before.spans())
+        at = np.stack(np.unravel_index(seen["cells"], look.cells), 1)
+        moved = rng.random(len(at)) < _MOVED
+        by = rng.integers(-_BESIDE_VOXELS, _BESIDE_VOXELS + 1, at.shape) * moved[:, None]
+        corners = at * look.stride + by - (CUBE - look.stride) // 2
+        places = ((at + 0.5 + by / look.stride) / look.cells).astype(np.float32)
+        right = right_of(places, seen["found"], look.cells, range(seen["scores"].shape[-1]))
+        return {**seen, "cubes": cubes_at(seen["volume"], corners), "moved": moved, "right": right}
+
+    def _looked(self, case: Case) -> dict[str, np.ndarray]:
         path = self._folder / f"{case.seed}.npz"
         if not path.is_file():
             keep_arrays(path, self._seen(case))
@@ -202,14 +222,12 @@ class LookLearner:
         found, looks = lesions_of(case), [look for look, _ in self._before.spans()]
         levels = self._encoder.levels(scaled)
         scores, _ = self._encoder.read_regions(levels)
-        at = [look.candidates(scores, scaled) for look in looks]
-        cubes = torch.cat([look.cubes(scaled, own)[0] for look, own in zip(looks, at, strict=True)])
-        cells, kinds = torch.cat(at, 1)[0], range(scores.shape[-1])
+        cells = torch.cat([look.candidates(scores, scaled) for look in looks], 1)[0]
         return {
-            "cubes": np.rint(255 * cubes.numpy()).astype(np.uint8),
+            "volume": np.rint(255 * scaled[0].numpy()).astype(np.uint8),
             "scores": scores[0, cells].half().numpy(),
             "cells": cells.numpy(),
-            "right": right_of(looks[0].places[cells].numpy(), found, looks[0].cells, kinds),
+            "found": found,
             **self._changes(scaled, self._projector.seen(*(levels[n] for n in self._encoder.stages)), found, case.seed),
         }
 
@@ -242,7 +260,7 @@ def _scored(look: Look, drawn: Looked) -> tuple[Tensor, ...]:
     natural, pasted = (look.seen(cubes.float() / 255.0) for cubes in (drawn.cubes, drawn.pasted[None]))
     seen = torch.cat([natural.flatten(), pasted.flatten()])
     there = torch.cat([drawn.right.amax(-1).flatten(), torch.ones_like(pasted.flatten())])
-    known, sure = there.isfinite(), drawn.right.isfinite()
+    known, sure = there.isfinite(), drawn.right.isfinite() & ~drawn.moved[..., None]
     off = (seen.detach().sigmoid() - there)[known].square()
     plain = binary_cross_entropy_with_logits(seen[known], there[known], reduction="none")
     finding = (plain * (off + 0.05)).sum() / there[known].sum().clamp(min=1)
@@ -261,6 +279,14 @@ def misread(told: Told, drawn: Looked) -> Tensor:
         right = torch.stack([changed.mean(-1), torch.zeros(changed.shape[:-1])])
     off = unit * (told.shown(torch.stack([tokens, tokens - changed])) - right)
     return off.gather(-1, drawn.kinds.expand(2, -1)[..., None]).square().mean()
+
+
+def cubes_at(volume: NDArray[np.uint8], corners: NDArray[np.intp]) -> NDArray[np.uint8]:
+    """Return cubes UINT8 [n, CUBE, CUBE, CUBE] at corners [n, 3] of a volume [d, h, w], with air beyond its ends."""
+    before, after = np.maximum(0, -corners.min(0)), np.maximum(0, corners.max(0) + CUBE - volume.shape)
+    padded = np.pad(volume, np.stack([before, after], 1))
+    cubes: NDArray[np.uint8] = sliding_window_view(padded, (CUBE,) * 3)[tuple((corners + before).T)]
+    return cubes
 
 
 def lesions_of(case: Case) -> Array:
