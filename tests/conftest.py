@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
@@ -23,6 +25,19 @@ from medvl.runtime.triton_home import TritonHome, install_triton
 ROOT = Path(__file__).parents[1]
 
 T = TypeVar("T")
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """For what sets up the logging of its process: others' is as it was afterwards, and so are Python's hooks."""
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning
+    with warnings.catch_warnings():
+        yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docker"
-NAMES = ("orchestrator", "triton-cpu", "triton-gpu")
+NAMES = ("orchestrator", "gateway", "triton-cpu", "triton-gpu")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from .dockerfile import FOLDER, NAMES, ROOT, Dockerfile, read
 PROFILES = {"triton-cpu": "none", "triton-gpu": "whole"}
 """Which of the chart's GPU profiles an image of Triton is for."""
 
+PACS = {"enabled": True, "destination": "PACS@10.0.0.7:104", "senders": [{"ipBlock": {"cidr": "10.0.0.7/32"}}]}
+
 
 @pytest.fixture(params=NAMES)
 def name(request) -> str:
@@ -41,8 +43,8 @@ def chart() -> Iterator[helm.Chart]:
 @pytest.fixture
 def pod(name: str, chart: helm.Chart) -> dict[str, Any]:
     """The pod in which the chart runs an image, under the profile that the image is for."""
-    component = name.partition("-")[0]
-    values = {"gpu": {"profile": PROFILES.get(name, "none")}}
+    component = {"gateway": "pacs"}.get(name, name.partition("-")[0])
+    values = {"gpu": {"profile": PROFILES.get(name, "none")}, "pacs": PACS}
     (text,) = [t for n, t in chart.render(values, name="demo").items() if n.endswith(f"/{component}.yaml")]
     (workload,) = [d for d in yaml.safe_load_all(text) if d["kind"] in {"Deployment", "StatefulSet"}]
     return workload["spec"]["template"]["spec"]
@@ -79,20 +81,29 @@ def test_it_runs_as_nobody_in_particular(dockerfile: Dockerfile, pod: dict[str, 
     assert not [i for i in dockerfile.final.all("COPY") if "--chown" in i.rest]
 
 
-def test_it_starts_as_the_chart_starts_it(dockerfile: Dockerfile, pod: dict[str, Any]):
+def test_it_starts_as_the_chart_starts_it(name: str, dockerfile: Dockerfile, pod: dict[str, Any]):
     """So that an image that is tried alone behaves as it will in a cluster."""
     (container,) = pod["containers"]
-    started = [*container["command"], *container.get("args", [])]
     final = dockerfile.final
-    assert final.one("ENTRYPOINT").arguments + final.one("CMD").arguments == started
+    if name == "gateway":
+        # Its other options are a site's own.
+        started, options = container["command"], final.all("CMD")
+        assert not options
+    else:
+        started, options = [*container["command"], *container.get("args", [])], final.one("CMD").arguments
+    assert final.one("ENTRYPOINT").arguments + options == started
     assert final.one("EXPOSE").rest.split() == [str(p["containerPort"]) for p in container["ports"]]
 
 
 def test_health_is_asked_as_the_chart_asks(dockerfile: Dockerfile, pod: dict[str, Any]):
-    probe = pod["containers"][0]["readinessProbe"]["grpc"]
-    _, script, *arguments = dockerfile.final.one("HEALTHCHECK").arguments
-    assert f"docker/healthcheck.py {script}" in [i.rest for i in dockerfile.final.all("COPY")]
-    assert arguments == [f"127.0.0.1:{probe['port']}", *filter(None, [probe.get("service")])]
+    probe = pod["containers"][0]["readinessProbe"]
+    command = dockerfile.final.one("HEALTHCHECK").arguments
+    assert f"docker/{Path(command[1]).name} {command[1]}" in [i.rest for i in dockerfile.final.all("COPY")]
+    if grpc := probe.get("grpc"):
+        assert Path(command[1]).name == "healthcheck.py"
+        assert command[2:] == [f"127.0.0.1:{grpc['port']}", *filter(None, [grpc.get("service")])]
+    else:
+        assert command == probe["exec"]["command"]
 
 
 def test_nothing_can_be_installed_where_it_runs(dockerfile: Dockerfile):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,14 +14,19 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
 
 from medvl.contracts.paths import data_folder
+from medvl.pacs.dimse import StorageScp
+from medvl.pacs.spool import Spool
 from medvl.runtime.ports import free_ports
 from medvl.runtime.triton_home import TritonHome
 
 from .dockerfile import FOLDER, read, run
 
 HEALTHCHECK = FOLDER / "healthcheck.py"
+C_ECHO = FOLDER / "dicom_echo.py"
 
 
 @contextmanager
@@ -48,6 +54,73 @@ def test_the_health_check_repeats_what_the_server_says(status: str, expected: in
 def test_the_health_check_fails_where_nobody_listens():
     done = run(sys.executable, HEALTHCHECK, "127.0.0.1:1")
     assert (done.returncode, done.stderr.strip()) == (1, "UNAVAILABLE")
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[str]:
+    """Address of what the PACS gateway listens with, under the title TESTED."""
+    spool = Spool(tmp_path / "spool")
+    scp = StorageScp("TESTED", "127.0.0.1", 0, spool)
+    yield f"127.0.0.1:{scp.port}"
+    scp.stop()
+    spool.close()
+
+
+def test_the_gateway_is_well_when_it_answers_to_its_title(gateway: str):
+    done = run(sys.executable, C_ECHO, gateway, "TESTED")
+    assert (done.returncode, done.stdout.strip()) == (0, "SUCCESS")
+    done = run(sys.executable, C_ECHO, gateway, "ANOTHER")
+    assert (done.returncode, done.stderr.strip()) == (1, "REJECTED")
+
+
+def test_a_gateway_that_is_busy_is_well(gateway: str):
+    """Restarting it would abort what it is busy with."""
+    entity = AE("SENDER")
+    entity.add_requested_context(Verification)
+    host, _, port = gateway.partition(":")
+    associations = [entity.associate(host, int(port), ae_title="TESTED") for _ in range(entity.maximum_associations)]
+    try:
+        assert all(a.is_established for a in associations)
+        done = run(sys.executable, C_ECHO, gateway, "TESTED")
+        assert (done.returncode, done.stdout.strip()) == (0, "BUSY")
+    finally:
+        for association in associations:
+            association.release()
+
+
+def test_asking_leaves_no_association_behind(gateway: str):
+    """Probes come for ever; the gateway has few associations to give."""
+    for _ in range(12):
+        assert run(sys.executable, C_ECHO, gateway, "TESTED").stdout.strip() == "SUCCESS"
+
+
+def test_a_gateway_that_is_not_there_is_not_well():
+    done = run(sys.executable, C_ECHO, "127.0.0.1:1", "TESTED")
+    assert (done.returncode, done.stderr.strip()) == (1, "ConnectionRefusedError")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "ValueError"),
+        (b"", "ConnectionError"),
+        (bytes([7, 0, 0, 0, 0, 4, 0, 0, 2, 0]), "ABORTED"),
+    ],
+    ids=["http", "nothing", "abort"],
+)
+def test_what_speaks_no_dicom_is_no_gateway(answer: bytes, said: str):
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        served = pool.submit(serve)
+        done = run(sys.executable, C_ECHO, f"127.0.0.1:{listener.getsockname()[1]}", "TESTED")
+        served.result()
+    assert (done.returncode, done.stderr.strip()) == (1, said)
 
 
 def embedded_server() -> dict[str, str]:

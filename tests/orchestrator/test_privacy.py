@@ -21,14 +21,6 @@ from .conftest import Series, System, collect
 NAME = "Jane Planted"
 
 
-@pytest.fixture
-def hooks(monkeypatch):
-    """Give Python's hooks back to the tests that follow."""
-    for module, name in ((sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-
 async def test_no_text_of_a_request_is_logged(system: System, series: Series, capfd):
     """Questions, descriptions, class names, answers and digests stay out of the log, also when a request fails."""
     await system.put(series)
@@ -87,7 +79,7 @@ def fail() -> None:
     raise ValueError(f"cannot parse {NAME}")
 
 
-@pytest.mark.usefixtures("hooks")
+@pytest.mark.usefixtures("own_logging")
 def test_what_libraries_log_is_json_without_their_words():
     """Who, how grave, where, and the type of an exception are told; a text may hold what a library was given."""
     stream = io.StringIO()
@@ -119,7 +111,7 @@ def test_what_libraries_log_is_json_without_their_words():
     assert lines[3]["frames"][0].startswith("test_privacy.py:")
 
 
-@pytest.mark.usefixtures("hooks")
+@pytest.mark.usefixtures("own_logging")
 def test_what_nothing_catches_is_json_without_its_words():
     """A thread that fails, a deletion that does, and the end of the process are lines of the log."""
     stream = io.StringIO()

@@ -60,6 +60,7 @@ def test_nonsense_is_refused_before_the_port_opens(arguments, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_a_port_that_is_taken_is_said(site, tmp_path, capsys):
     """With the exit code of a wrong setup; the spool is free again."""
     taken = str(site.inbox.destination.port)

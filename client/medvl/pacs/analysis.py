@@ -18,6 +18,7 @@ from medvl.client.events import Mask, Provenance
 from medvl.client.maskfiles import maker, segments
 from medvl.client.prompts import ObjectPrompt
 from medvl.client.results import Answer, Label
+from medvl.contracts.defects import cause_of
 from medvl.contracts.errors import BackendUnavailable, InvalidRequest
 from medvl.imaging.headers import source_header
 from medvl.imaging.seg import Segment, SegUids, build_seg
@@ -138,7 +139,7 @@ def _refusal(what: str, error: Exception) -> str:
     """Return what the report may say of an error; the text of one that is not ours may hold values of a header."""
     if isinstance(error, InvalidRequest):
         return str(error)
-    _LOG.warning("the %s could not be made a DICOM object: %s", what, type(error).__name__)
+    _LOG.warning("the %s could not be made a DICOM object: %s", what, cause_of(error))
     return "none could be made of this series."
 
 
