@@ -236,10 +236,14 @@ def test_a_nodule_is_pasted_into_the_middle_cell():
     cube[0, 0, 0] = 250
     for seed in range(20):
         pasted = with_nodule(cube, np.array([4.0, 2.0, 2.0]), np.random.default_rng(seed))
+        assert pasted is not None
         middle = pasted[6:14, 6:14, 6:14]
         assert middle.max() > 90
         assert pasted[0, 0, 0] == 250
         assert (pasted[:2, :2, :2].ravel()[1:] == 20).all()
+    cube[:, :, ::4] = 200
+    drawn = [with_nodule(cube, np.array([4.0, 2.0, 2.0]), np.random.default_rng(seed)) for seed in range(20)]
+    assert drawn == [None] * 20, "none is put among vessels"
 
 
 def test_reports_teach_what_regions_show(out: Path):

@@ -18,6 +18,8 @@ from medvl.imaging.geometry import Geometry
 
 LEAST_SEEN = 0.6
 """Share of a finding that must lie within the field of view; otherwise it is not drawn."""
+MOST_HIDDEN = 1 / 8
+"""Share of its surface that may lie where a lesion is not told from what is there: in vessels, or water in water."""
 PLEURAL = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 SIDES: tuple[Side, Side] = ("left", "right")
 _CANDIDATES, _PROBES, _LATTICE = 3000, 22, 14
@@ -113,7 +115,7 @@ class Case:
         return self.touched(organ, FindingKind.MISSING_ORGAN)
 
     def accept(self, draft: Draft) -> bool:
-        """Take a finding into the patient if enough is seen, and no nodule lies in fluid or gas about its lung."""
+        """Take a finding into the patient if enough is seen of it, and of the others with it."""
         seen = visible_share(draft.place, self.frame, self.geometry, _LATTICE) >= LEAST_SEEN
         if not seen or any(_lost(draft, other) or _lost(other, draft) for other in self.drafts):
             return False
@@ -122,7 +124,9 @@ class Case:
         self.drafts.append(draft)
         return True
 
-    def spot(self, organ: str, radius: float, *, over: frozenset[str], share: float = 1.0) -> Vector | None:
+    def spot(
+        self, organ: str, radius: float, *, over: frozenset[str], share: float = 1.0, hiding: Sequence[Shape] = ()
+    ) -> Vector | None:
         """Return a place for a lesion: a centre in the organ, and ``share`` of the surface too, the rest in ``over``.
 
         No lesion reaches into the wall of the trunk, whose ribs would divide it.
@@ -131,6 +135,8 @@ class Case:
         ----------
         radius
             Body millimetres.
+        hiding
+            Where it is not seen: at most :data:`MOST_HIDDEN` of the surface lies there, and not the centre.
         """
         pieces = self.anatomy.part(organ).pieces
         centres = self._candidates(pieces[0])
@@ -138,8 +144,10 @@ class Case:
         points = np.concatenate([centres[:, None], probes], axis=1).reshape(-1, 3)
         owners = self.anatomy.owners(points)
         free = np.isin(owners, list(over)) & self.anatomy.torso.cavity.inside(*points.T)
-        mine, free = ((places.reshape(len(centres), _PROBES + 1)) for places in (owners == organ, free))
+        hidden = np.any([piece.at(points) for piece in hiding], axis=0) if hiding else np.zeros(len(points), bool)
+        mine, free, hidden = (at.reshape(len(centres), _PROBES + 1) for at in (owners == organ, free, hidden))
         fits = mine[:, 0] & (mine.mean(axis=1) >= share) & (mine | free).all(axis=1)
+        fits &= ~hidden[:, 0] & (hidden[:, 1:].mean(axis=1) <= MOST_HIDDEN)
         if share < 1.0:
             fits &= mine.mean(axis=1) < 0.8
         for x, y, z in centres[fits]:
@@ -155,12 +163,18 @@ class Case:
         return points[shape.at(points)][:48]
 
 
-def _lost(nodule: Draft, layer: Draft) -> bool:
-    """Whether one is a nodule and the other fluid or gas about the same lung that most of the nodule lies in."""
-    if nodule.kind is not FindingKind.LUNG_NODULE or layer.kind not in PLEURAL or nodule.organ != layer.organ:
+def _lost(lesion: Draft, layer: Draft) -> bool:
+    """Whether a lesion is not seen in the other: most of a nodule in fluid or gas, or of a cyst in a dilated pelvis."""
+    if lesion.organ != layer.organ:
         return False
-    points = np.concatenate([samples(piece)[0] for piece in nodule.place])
-    return bool(layer.place[0].at(points).mean() > 0.5)
+    if lesion.kind is FindingKind.LUNG_NODULE and layer.kind in PLEURAL:
+        most = 0.5
+    elif lesion.kind is FindingKind.KIDNEY_CYST and layer.kind is FindingKind.HYDRONEPHROSIS:
+        most = MOST_HIDDEN
+    else:
+        return False
+    points = np.concatenate([samples(piece)[0] for piece in lesion.place])
+    return bool(layer.place[0].at(points).mean() > most)
 
 
 Maker = Callable[[Case], bool]

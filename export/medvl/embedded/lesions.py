@@ -40,7 +40,8 @@ def _nodule(case: Case, diameter_mm: float) -> bool:
     side = case.sides()[0]
     organ = f"lung_{side}"
     diameter = case.body_mm(diameter_mm)
-    centre = case.spot(organ, diameter / 2, over=frozenset())
+    vessels = case.anatomy.part(f"vessels of {organ}").pieces
+    centre = case.spot(organ, diameter / 2, over=frozenset(), hiding=vessels)
     if centre is None:
         return False
     shape = _ellipsoid(case, centre, diameter, irregular=0.25)
@@ -106,7 +107,9 @@ def kidney_cysts(case: Case) -> bool:
 
 def _kidney_cyst(case: Case, side: Side, diameter_mm: float) -> bool:
     organ, diameter = f"kidney_{side}", case.body_mm(diameter_mm)
-    centre = case.spot(organ, diameter / 2, over=frozenset({BODY}), share=0.3)
+    pelvis = [piece for name in ("sinus", "pelvis") for piece in case.anatomy.part(f"{name} of {organ}").pieces]
+    pelvis += [d.place[0] for d in case.drafts if d.kind is FindingKind.HYDRONEPHROSIS and d.organ == organ]
+    centre = case.spot(organ, diameter / 2, over=frozenset({BODY}), share=0.3, hiding=pelvis)
     if centre is None:
         return False
     shape = _ellipsoid(case, centre, diameter)

@@ -23,6 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from medvl.contracts.checkpoint import load_checkpoint
 from medvl.contracts.errors import CheckpointError
+from medvl.embedded.findings import MOST_HIDDEN
 from medvl.embedded.truth import FindingKind
 from medvl.imaging.resample import to_grid
 from medvl.imaging.windows import Window
@@ -60,6 +61,8 @@ _DIAMETER_MM, _NODULE = (6.0, 30.0), (0.725, 0.764)
 """Of pasted nodules: how large they are, the small ones more often, and their share of the window, 15 to 70 HU."""
 _SLICE_MM, _SOFT_MM, _LUMPY, _NOISE = (0.8, 5.0), (0.3, 0.65), 0.18, (0.002, 0.024)
 """How far their edges are blurred between and within slices, how uneven they are, and their noise."""
+_ABOUT_PASTED = 1.25
+"""Half extents from the middle of a pasted nodule within which there is air for the most part."""
 
 _OF_CELLS = ("cubes", "scores", "cells", "moved", "right")
 """Fields of :class:`Looked` with something of each cell."""
@@ -169,7 +172,8 @@ class LookLearner:
             for span in (span for look, span in self._before.spans() if _seeks_nodules(look)):
                 cubes = own["cubes"][span]
                 airy = cubes[cubes[:, _INNER, _INNER, _INNER].mean((1, 2, 3)) < 255 * _AIRY]
-                pasted.extend(with_nodule(cube, voxel_mm, rng)[None] for cube in rng.permutation(airy)[:_PASTED])
+                nodules = [with_nodule(cube, voxel_mm, rng) for cube in rng.permutation(airy)[:_PASTED]]
+                pasted.extend(cube[None] for cube in nodules if cube is not None)
         joined = {name: np.concatenate([own[name] for own in seen]) for name in ("kinds", "changed", "tokens")}
         stacked = {name: np.stack([own[name] for own in seen]) for name in _OF_CELLS}
         arrays = {**stacked, **joined, "pasted": np.concatenate(pasted)}
@@ -347,8 +351,13 @@ def erased(volume: Array, lesion: Array, rng: np.random.Generator) -> Array | No
     return without
 
 
-def with_nodule(cube: NDArray[np.uint8], voxel_mm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return a cube UINT8 [CUBE, CUBE, CUBE] with a nodule whose middle is in its middle cell."""
+def with_nodule(
+    cube: NDArray[np.uint8], voxel_mm: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.uint8] | None:
+    """Return a cube UINT8 [CUBE, CUBE, CUBE] with a nodule whose middle is in its middle cell.
+
+    None where it would not be told from what is about it: too much of that is no air.
+    """
     least, most = _DIAMETER_MM
     diameter = least + (most - least) * rng.beta(1.1, 2.2)
     half = diameter / 2 * np.array([1.0, *rng.uniform(0.82, 1.0, 2)])
@@ -356,6 +365,8 @@ def with_nodule(cube: NDArray[np.uint8], voxel_mm: NDArray[np.float64], rng: np.
     middle = CUBE / 2 + rng.uniform(-4.0, 4.0, 3)
     voxels = np.stack(np.meshgrid(*[np.arange(CUBE) + 0.5] * 3, indexing="ij"), -1)
     away = (voxels - middle) * voxel_mm
+    if (cube[np.linalg.norm((away @ turn) / half, axis=-1) < _ABOUT_PASTED] > 255 * _AIRY).mean() > MOST_HIDDEN:
+        return None
     waves = rng.normal(size=(3, 3)) * 2 * np.pi / (0.9 * diameter)
     lumps = _LUMPY * half.mean() * np.sin(away @ waves + rng.uniform(0.0, 2 * np.pi, 3)).mean(-1)
     soft, share = rng.uniform(*_SOFT_MM), np.zeros(cube.shape)
