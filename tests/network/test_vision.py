@@ -195,7 +195,7 @@ def test_a_look_scores_its_own_kinds_anew(look: Look):
     scores, volume = torch.randn(1, 32, 2), torch.rand(1, 16, 32, 30)
     at = look.candidates(scores, volume)
     anew = look(scores, volume)
-    assert torch.equal(anew[0, at[0], 0], scores[0, at[0], 1])
+    assert torch.allclose(anew[0, at[0], 0], scores[0, at[0], 1])
     assert (anew.sigmoid() > 1e-9).sum() == 3
     look.whether.bias.fill_(1.0)
     assert torch.allclose(look(scores, volume)[0, at[0], 0], scores[0, at[0], 1] + 1.0)
@@ -214,12 +214,18 @@ def test_what_is_seen_does_not_tell_one_kind_from_another():
     look.which.weight[0, -1] = 20.0
     at = torch.tensor([[4 * 1 + 3, 4 * 1]])
     seen = torch.tensor([[[3.0], [-3.0]]])
-    likely = look.weighed(seen, torch.zeros(1, 2, 2), at).sigmoid()[0]
+    scores = torch.zeros(1, 2, 2)
+    likely = look.weighed(seen, scores, at).sigmoid()[0]
     assert likely[0, 0] > 0.9
     assert likely[0, 1] < 0.1
     assert (likely[1] < 0.1).all()
+    certain = look.weighed(seen + 50.0, scores, at)[0, 0]
+    assert certain[0] > 14.0
+    assert certain[1] < -14.0, "however plain a lesion is, it is on one side"
     look.which.weight[0, -1] = 0.0
-    assert (look.weighed(seen, torch.zeros(1, 2, 2), at).exp().sum(-1) - seen[..., 0].exp()).abs().max() < 1e-4
+    likely = look.weighed(seen, scores, at).sigmoid()
+    assert torch.allclose(likely.sum(-1), seen[..., 0].sigmoid())
+    assert look.weighed(seen - 500.0, scores, at).isfinite().all()
 
 
 @torch.inference_mode()

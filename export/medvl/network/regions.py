@@ -40,6 +40,8 @@ CUBE = 20
 """Voxels along a side of what a look sees; they leave one place behind the last convolution."""
 _DOUBTFUL, _LESS = -2.4, 0.1
 """Logit above which one that a look turns down still tells, and how far: what cells find likely, tokens show, too."""
+_NEVER = 60.0
+"""Logit of nothing beyond which it is as good as certain; its exponential can be written."""
 _SPOT = (1, 2, 2)
 """Voxels of a spot along d, h and w."""
 _SURROUNDINGS, _DARK = 5, 0.42
@@ -86,7 +88,7 @@ class Look(nn.Module):
 
     @torch.no_grad()
     def _leave_scores(self) -> None:
-        """Begin with the scores of the cells, whatever is seen."""
+        """Begin with what the scores of the cells tell, whatever is seen."""
         self.whether.weight.copy_(torch.tensor([[0.0, 1.0]]))
         self.which.weight.copy_(torch.eye(*self.which.weight.shape))
         self.whether.bias.zero_()
@@ -146,12 +148,13 @@ class Look(nn.Module):
         """Return the logits FP32 [B, n, own kinds] of cells INT64 [B, n].
 
         What is seen tells, with how cells have scored FP32 [B, n, kinds], whether there is a lesion. Both sides look
-        alike in a cube: which kind it is, these scores and the place tell.
+        alike in a cube: which kind it is, these scores and the place tell. One of a kind is as likely as both together.
         """
         own = scores[..., self.kinds]
         whether: Tensor = self.whether(torch.cat([seen, own.logsumexp(-1, keepdim=True)], -1))
         which: Tensor = self.which(torch.cat([own, 2.0 * self.places[at] - 1.0], -1))
-        return whether + which.log_softmax(-1)
+        kind = which.log_softmax(-1)
+        return kind - ((-whether).clamp(max=_NEVER).exp() + 1.0 - kind.exp()).log()
 
     def doubtful(self, scores: Tensor) -> Tensor:
         """Return what the logits FP32 [B, n, own kinds] of cells are at least, whatever a look sees; in their order."""
