@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from medvl.embedded.findings import MOST_HIDDEN, PLEURAL
+from medvl.embedded.findings import ILL, MOST_HIDDEN, PLEURAL, SMALL_LESIONS
 from medvl.embedded.lesions import LEAST_CONTRAST_HU
 from medvl.embedded.phantom import FIRST_FINDING, make_phantom
 from medvl.embedded.truth import Coverage, FindingKind
@@ -38,9 +38,20 @@ def test_every_kind_comes_often_enough():
 def test_who_is_ill_has_findings_of_many_kinds():
     """Up to eight, of which the field of view shows most; it is the same patient otherwise."""
     for seed in SEEDS[:6]:
-        ill = make_phantom(seed, SMALL, ill=True)
+        ill = make_phantom(seed, SMALL, illness=ILL)
         assert 3 <= len({f.kind for f in ill.truth.findings}) <= 8
         assert ill.geometry == small(seed).geometry
+
+
+def test_small_lesions_are_drawn_again():
+    """In the end, so that findings before stay what and where they are."""
+    more = 0
+    for seed in SEEDS[:6]:
+        ill, again = (make_phantom(seed, SMALL, illness=illness).truth.findings for illness in (ILL, SMALL_LESIONS))
+        assert [(f.kind, f.size_mm) for f in again[: len(ill)]] == [(f.kind, f.size_mm) for f in ill]
+        assert {f.kind for f in again[len(ill) :]} <= {FindingKind.LUNG_NODULE, FindingKind.KIDNEY_CYST}
+        more += len(again) - len(ill)
+    assert more > 15
 
 
 def test_values_and_voxels():
@@ -125,7 +136,7 @@ def test_several_cysts_of_a_kidney_differ_in_size():
 @pytest.mark.parametrize("seed", [247, 292, 321, 352, 420, 432, 478])
 def test_no_nodule_lies_in_fluid_or_gas_about_its_lung(seed):
     """These had one; where a nodule touches fluid or gas, at least half of what lies about it is lung."""
-    phantom = make_phantom(seed, ill=True)
+    phantom = make_phantom(seed, illness=ILL)
     about_lungs = np.zeros(phantom.labels.shape, bool)
     for finding in phantom.truth.findings:
         if finding.kind in PLEURAL:

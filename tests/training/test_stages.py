@@ -17,6 +17,7 @@ from torch import nn
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.facts import findings_named
+from medvl.embedded.findings import ILL
 from medvl.embedded.phantom import make_phantom
 from medvl.embedded.preset import TOLD, WINDOW, phantom_checkpoint
 from medvl.embedded.report_reader import parse_report
@@ -445,7 +446,7 @@ def case(out: Path) -> Case:
 
 def test_a_case_is_the_phantom_of_its_seed(case: Case):
     """Windowed voxels, labels, geometry and truth survive the way to disk."""
-    phantom = make_phantom(FIRST_SEED, ill=True)
+    phantom = make_phantom(FIRST_SEED, illness=ILL)
     assert np.array_equal(case.voxels.grey, to_uint8(phantom.hu, WIDE))
     assert np.array_equal(case.voxels.labels, phantom.labels)
     assert (case.geometry, case.truth) == (phantom.geometry, phantom.truth)
@@ -483,7 +484,7 @@ def test_the_vision_grid_is_that_of_the_runtime(case: Case):
     cut = np.array([[3, 30], [10, 200], [40, 250]])
     parts = Parts.of([case, wide, case], [np.array([(0, n) for n in c.geometry.shape]) for c in (case, wide)] + [cut])
     views = grids.views(parts.seeds, parts.edges)
-    phantom = make_phantom(FIRST_SEED, ill=True)
+    phantom = make_phantom(FIRST_SEED, illness=ILL)
     shown = [
         (phantom.hu, phantom.labels),
         tuple(

@@ -186,10 +186,13 @@ class Illness:
 
     normal: float
     kinds: tuple[float, ...]
+    again: tuple[FindingKind, ...] = ()
+    """What is drawn once more in the end, whether or not it was drawn."""
 
 
 USUAL = Illness(0.25, (0.3, 0.35, 0.2, 0.15))
 ILL = Illness(0.0, (0.0, 0.0, 0.0, 0.25, 0.25, 0.2, 0.2, 0.1))
+SMALL_LESIONS = replace(ILL, again=(FindingKind.LUNG_NODULE,) * 3 + (FindingKind.KIDNEY_CYST,) * 2)
 
 
 def draw_findings(case: Case, makers: Sequence[tuple[FindingKind, Maker]], illness: Illness = USUAL) -> None:
@@ -200,8 +203,10 @@ def draw_findings(case: Case, makers: Sequence[tuple[FindingKind, Maker]], illne
     found = 0
     for i in case.rng.permutation(len(makers)):
         if found == wanted:
-            return
+            break
         found += makers[int(i)][1](case)
+    for kind in illness.again:
+        dict(makers)[kind](case)
 
 
 def numbered(draft: Draft, number: int) -> Draft:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medvl.embedded.anatomy import ORGANS, Anatomy, draw_anatomy
 from medvl.embedded.conditions import MAKERS
-from medvl.embedded.findings import ILL, USUAL, Case, Draft, draw_findings
+from medvl.embedded.findings import USUAL, Case, Draft, Illness, draw_findings
 from medvl.embedded.frame import PIVOT, BodyFrame, draw_frame
 from medvl.embedded.parts import AIR_HU, BODY
 from medvl.embedded.render import Codes, paint, visible_share
@@ -90,7 +90,7 @@ class Phantom:
         return np.asarray(self.labels == finding.value)
 
 
-def make_phantom(seed: int, protocol: Protocol | None = None, *, ill: bool = False) -> Phantom:
+def make_phantom(seed: int, protocol: Protocol | None = None, *, illness: Illness = USUAL) -> Phantom:
     """Return a phantom; the same bytes for the same arguments.
 
     Parameters
@@ -99,8 +99,8 @@ def make_phantom(seed: int, protocol: Protocol | None = None, *, ill: bool = Fal
         Of patient, findings, acquisition and noise, each with a stream of its own.
     protocol
         Ranges of the acquisition; the default is :class:`Protocol`'s.
-    ill
-        Whether to draw findings of many kinds.
+    illness
+        How many findings to draw.
     """
     body, scan, disease, noise = (np.random.default_rng([seed, stream]) for stream in range(4))
     torso = draw_torso(body)
@@ -108,7 +108,7 @@ def make_phantom(seed: int, protocol: Protocol | None = None, *, ill: bool = Fal
     frame = draw_frame(scan, acquisition.tilt_deg, acquisition.place_mm)
     healthy = draw_anatomy(body, torso, acquisition.phase, frame)
     case = Case(disease, healthy, frame, acquisition.geometry)
-    draw_findings(case, MAKERS, ILL if ill else USUAL)
+    draw_findings(case, MAKERS, illness)
     painting = _painted(healthy, case.drafts, frame, acquisition.geometry)
     hu, labels = painting.looked_up(painting.densities()), painting.looked_up(painting.values())
     add_table(hu, labels == 0, acquisition.geometry, _back_mm(painting.codes, acquisition.geometry))

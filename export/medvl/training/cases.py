@@ -20,6 +20,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import SegmentationSpec
+from medvl.embedded.findings import ILL, USUAL, Illness
 from medvl.embedded.phantom import make_blank, make_phantom
 from medvl.embedded.truth import Truth
 from medvl.imaging.geometry import Geometry
@@ -144,6 +145,8 @@ class CaseStore:
         Of all networks.
     first, more
         Cases that are known at first, and that become known with each step; all of them after the first by default.
+    illness
+        Of every second patient.
     """
 
     folder: Path
@@ -151,6 +154,7 @@ class CaseStore:
     window: Window
     first: int = 1
     more: int = 1_000_000
+    illness: Illness = ILL
 
     def draw(self, rng: np.random.Generator, step: int) -> Case:
         """Return one of the cases that a step knows, every second one in a wider field of view."""
@@ -184,7 +188,8 @@ class CaseStore:
         """Make a case, unless it is there."""
         if self._path(seed, "json").is_file():
             return
-        phantom = make_blank(seed) if (seed + 1) % _BLANK == 0 else make_phantom(seed, ill=seed % _ILL == 0)
+        illness = self.illness if seed % _ILL == 0 else USUAL
+        phantom = make_blank(seed) if (seed + 1) % _BLANK == 0 else make_phantom(seed, illness=illness)
         known = {
             "shape": phantom.labels.shape,
             "truth": phantom.truth.model_dump(mode="json"),

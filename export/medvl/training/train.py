@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.errors import InvalidRequest
+from medvl.embedded.findings import SMALL_LESIONS
 from medvl.embedded.preset import WINDOW, enliven, phantom_checkpoint, phantom_language_model, write_checkpoint
 from medvl.embedded.vocabulary import train_tokenizer
 from medvl.export.folders import locked, replacement
@@ -284,7 +285,8 @@ def learner(name: str, out: Path, device: str, cases: range | None = None) -> Le
         store = replace(unseen, first=store.first, more=store.more)
         folder = _reference(out, name, device)
         if name == "looks":
-            return LookLearner(folder / _REFERENCE, store, folder / "seen", stage.batch)
+            lesions = replace(store, illness=SMALL_LESIONS)
+            return LookLearner(folder / _REFERENCE, lesions, folder / "seen", stage.batch)
         if name == "reports":
             return ReportLearner(folder / _REFERENCE, store, folder / "seen", stage.batch)
         return ProposalLearner(folder / _REFERENCE, store, folder / "choices", stage.batch)
