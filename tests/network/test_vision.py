@@ -225,7 +225,9 @@ def test_what_is_seen_does_not_tell_one_kind_from_another():
     look.which.weight[0, -1] = 0.0
     likely = look.weighed(seen, scores, at).sigmoid()
     assert torch.allclose(likely.sum(-1), seen[..., 0].sigmoid())
-    assert look.weighed(seen - 500.0, scores, at).isfinite().all()
+    for far in (-500.0, 500.0):
+        look.which.weight[0, -1] = far
+        assert look.weighed(seen + far, scores, at).isfinite().all()
 
 
 @torch.inference_mode()

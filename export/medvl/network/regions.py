@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool3d, dropout, gelu, interpolate, max_pool3d, pad
+from torch.nn.functional import avg_pool3d, dropout, gelu, interpolate, max_pool3d, pad, softplus
 
 from medvl.contracts.checkpoint import LookSpec, RegionSpec
 from medvl.network.region_choice import OUTLINE
@@ -40,8 +40,8 @@ CUBE = 20
 """Voxels along a side of what a look sees; they leave one place behind the last convolution."""
 _DOUBTFUL, _LESS = -2.4, 0.1
 """Logit above which one that a look turns down still tells, and how far: what cells find likely, tokens show, too."""
-_NEVER = 60.0
-"""Logit of nothing beyond which it is as good as certain; its exponential can be written."""
+_BARRED = -1e4
+"""Added to what is left out of a sum of exponentials."""
 _SPOT = (1, 2, 2)
 """Voxels of a spot along d, h and w."""
 _SURROUNDINGS, _DARK = 5, 0.42
@@ -154,7 +154,9 @@ class Look(nn.Module):
         whether: Tensor = self.whether(torch.cat([seen, own.logsumexp(-1, keepdim=True)], -1))
         which: Tensor = self.which(torch.cat([own, 2.0 * self.places[at] - 1.0], -1))
         kind = which.log_softmax(-1)
-        return kind - ((-whether).clamp(max=_NEVER).exp() + 1.0 - kind.exp()).log()
+        others = (kind[..., None, :] + _BARRED * torch.eye(len(self.kinds), device=kind.device)).logsumexp(-1)
+        # The logit of the product of two likelihoods, whose exponentials are never written.
+        return kind + whether - softplus(others + whether)
 
     def doubtful(self, scores: Tensor) -> Tensor:
         """Return what the logits FP32 [B, n, own kinds] of cells are at least, whatever a look sees; in their order."""
