@@ -164,7 +164,7 @@ class Case:
 
 
 def _lost(lesion: Draft, layer: Draft) -> bool:
-    """Whether a lesion is not seen in the other: most of a nodule in fluid or gas, or of a cyst in a dilated pelvis."""
+    """Whether a lesion is not seen in the other: half of a nodule in fluid or gas, an eighth of a cyst in a pelvis."""
     if lesion.organ != layer.organ:
         return False
     if lesion.kind is FindingKind.LUNG_NODULE and layer.kind in PLEURAL:

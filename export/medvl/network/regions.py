@@ -148,7 +148,7 @@ class Look(nn.Module):
         """Return the logits FP32 [B, n, own kinds] of cells INT64 [B, n].
 
         What is seen tells, with how cells have scored FP32 [B, n, kinds], whether there is a lesion. Both sides look
-        alike in a cube: which kind it is, these scores and the place tell. One of a kind is as likely as both together.
+        alike in a cube: which kind it is, these scores and the place tell. The likelihood of a kind is their product.
         """
         own = scores[..., self.kinds]
         whether: Tensor = self.whether(torch.cat([seen, own.logsumexp(-1, keepdim=True)], -1))
