@@ -11,7 +11,21 @@ import sys
 import pytest
 
 from medvl.client.cli import main
-from medvl.pacs.spool import Spool
+from medvl.pacs.spool import Phase, Spool
+
+from .conftest import RESULTS
+
+
+async def start(site, spool):
+    """The command at work: the process, its first line and the port that it names."""
+    command = [
+        sys.executable, "-m", "medvl.client.cli", "pacs", "--host", "127.0.0.1", "--port", "0", "--endpoint",
+        site.service.endpoint, "--destination", f"INBOX@127.0.0.1:{site.inbox.destination.port}", "--labels",
+        "liver,spleen", "--spool", str(spool), "--quiet-s", "0.2",
+    ]  # fmt: skip
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    listening = await process.stderr.readline()
+    return process, listening, int(listening.split()[-1])
 
 
 async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_path):
@@ -21,14 +35,7 @@ async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_p
         ds.PatientName = "PLANTED"
         ds.add_new("PatientBirthDate", "LO", "PLANTED-DATE")
     spool = tmp_path / "spool"
-    command = [
-        sys.executable, "-m", "medvl.client.cli", "pacs", "--host", "127.0.0.1", "--port", "0", "--endpoint",
-        site.service.endpoint, "--destination", f"INBOX@127.0.0.1:{site.inbox.destination.port}", "--labels",
-        "liver,spleen", "--spool", str(spool), "--quiet-s", "0.2",
-    ]  # fmt: skip
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    listening = await process.stderr.readline()
-    port = int(listening.split()[-1])
+    process, listening, port = await start(site, spool)
     assert await site.send_to(port, series) == [0] * len(series)
     lines = [listening, await process.stderr.readline()]
     process.send_signal(signal.SIGTERM)
@@ -41,6 +48,23 @@ async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_p
     assert not [p for p in spool.rglob("*") if "PLANTED" in p.name.upper()]
     states = [json.loads(p.read_text()) for p in spool.rglob("state.json")]
     assert [s["phase"] for s in states] == ["delivered"]
+
+
+async def test_a_series_that_ends_the_process_waits_behind_the_others(site, series):
+    """As one does that does not fit into memory: it is known to have been begun, and is tried again after a while."""
+    site.service.pause()
+    process, _, port = await start(site, site.config.spool)
+    assert await site.send_to(port, series) == [0] * len(series)
+    await asyncio.to_thread(site.service.asked.wait)
+    process.kill()
+    await process.wait()
+    state = site.spooled().state()
+    assert (state.phase, state.attempts, state.again_at_s > state.changed_at_s) == (Phase.BEGUN, 1, True)
+    site.service.go_on.set()
+    async with site.gateway():
+        assert await site.outcomes.get()
+    assert site.spooled().state().attempts == 2
+    assert site.inbox.take().keys() == RESULTS
 
 
 @pytest.mark.parametrize(

@@ -385,16 +385,17 @@ async def test_a_gateway_that_dies_fails_its_test_at_once(site, monkeypatch):
     assert died.group_contains(OSError, match="the spool is gone")
 
 
-async def test_a_series_whose_state_cannot_be_written_holds_up_no_other(site, series, monkeypatch):
-    """A disk that is full when the outcome is to be kept: that series rests, the gateway lives and serves the next."""
+@pytest.mark.parametrize(("phase", "reports"), [(Phase.BEGUN, 1), (Phase.DELIVERED, 2)])
+async def test_a_series_whose_state_cannot_be_written_holds_up_no_other(site, series, monkeypatch, phase, reports):
+    """A disk that is full before or after the work: that series rests, the gateway lives and serves the next."""
     monkeypatch.setattr(gateway_module, "_REST_S", 3600.0)
     record, full = SpooledSeries.record, asyncio.Event()
 
-    def fails_once(self, fingerprint, phase):
-        if not full.is_set():
+    def fails_once(self, fingerprint, now):
+        if now is phase and not full.is_set():
             full.set()
             raise OSError(errno.ENOSPC, "No space left on device")
-        return record(self, fingerprint, phase)
+        return record(self, fingerprint, now)
 
     monkeypatch.setattr(SpooledSeries, "record", fails_once)
     async with site.gateway() as gateway:
@@ -402,7 +403,7 @@ async def test_a_series_whose_state_cannot_be_written_holds_up_no_other(site, se
         await full.wait()
         await site.send(gateway, make_series())
         assert await site.outcomes.get()
-    assert site.service.reports == 2
+    assert site.service.reports == reports
 
 
 async def test_a_series_that_cannot_be_read_is_refused_once(site, series):

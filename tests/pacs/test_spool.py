@@ -67,6 +67,18 @@ def test_a_failure_waits_twice_as_long_each_time_and_survives_a_restart(spool):
     assert delays[-1] == 900
 
 
+def test_what_ended_its_gateway_waits_as_what_failed(spool):
+    """Begun and never told of: each time counts, and what is told of it is no attempt of its own."""
+    spool.receive("1.2", "1.2.1", b"x")
+    series = only(spool)
+    for attempts, delay_s in ((1, 5), (2, 10), (3, 20)):
+        state = series.record(series.fingerprint(), Phase.BEGUN)
+        assert (state.attempts, round(state.again_at_s - state.changed_at_s)) == (attempts, delay_s)
+        assert series.due_at_s(1.0) == state.again_at_s
+    state = series.record(series.fingerprint(), Phase.FAILED)
+    assert (state.attempts, round(state.again_at_s - state.changed_at_s)) == (3, 20)
+
+
 def test_a_new_instance_makes_a_finished_series_due(spool):
     """What became of other instances says nothing about these."""
     spool.receive("1.2", "1.2.1", b"x")

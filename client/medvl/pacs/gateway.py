@@ -109,6 +109,9 @@ class Gateway:
 
     async def _answer(self, client: AsyncClient, series: SpooledSeries) -> None:
         fingerprint = series.fingerprint()
+        # One that ends the process, as a series that does not fit into memory does, then waits behind all others.
+        begun = series.record(fingerprint, Phase.BEGUN)
+        _LOG.info("series %s begun (attempt %d)", series.name, begun.attempts)
         try:
             files = series.results(fingerprint)
             if not files:
@@ -119,8 +122,8 @@ class Gateway:
             series.record(fingerprint, Phase.REFUSED)
             _LOG.warning("series %s refused: %s", series.name, error.reason)
         except Exception as error:
-            state = series.record(fingerprint, Phase.FAILED)
-            _LOG.warning("series %s failed (attempt %d): %s", series.name, state.attempts, cause_of(error))
+            series.record(fingerprint, Phase.FAILED)
+            _LOG.warning("series %s failed (attempt %d): %s", series.name, begun.attempts, cause_of(error))
         else:
             series.record(fingerprint, Phase.DELIVERED)
             _LOG.info("series %s delivered: %d results", series.name, len(files))

@@ -43,8 +43,13 @@ class Phase(StrEnum):
     DELIVERED = "delivered"
     REFUSED = "refused"
     """It is no series that can be worked on; only further instances can change that."""
+    BEGUN = "begun"
+    """It is worked on; or what worked on it was ended, by itself perhaps, and it is tried again as one that failed."""
     FAILED = "failed"
     """To be tried again at ``again_at_s``."""
+
+
+_TRIED_AGAIN = (Phase.BEGUN, Phase.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +90,13 @@ class SpooledSeries:
         return state if state.fingerprint == self.fingerprint() else None
 
     def record(self, fingerprint: str, phase: Phase) -> State:
-        """Write what became of a set of instances; failures in a row wait twice as long each time."""
+        """Write what became of a set of instances; failures in a row wait twice as long each time.
+
+        What was begun and what came of it are one attempt.
+        """
         before, now_s = self.state(), time.time()
-        attempts = 1 + (before.attempts if before else 0)
+        known = before is not None and before.phase is Phase.BEGUN and phase is not Phase.BEGUN
+        attempts = (before.attempts if before else 0) + (not known)
         delay_s = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2 ** min(attempts - 1, 16))
         state = State(fingerprint, phase, attempts, now_s, now_s + delay_s)
         write_durably(self.folder / "state.json", json.dumps(asdict(state)).encode())
@@ -97,7 +106,7 @@ class SpooledSeries:
         """Return when to work on this series, in seconds since the epoch; None when there is nothing to do."""
         state = self.state()
         if state is not None:
-            return state.again_at_s if state.phase is Phase.FAILED else None
+            return state.again_at_s if state.phase in _TRIED_AGAIN else None
         return max((p.stat().st_mtime for p in self.instances.iterdir()), default=time.time()) + quiet_s
 
     def results(self, fingerprint: str) -> list[Path]:
