@@ -62,8 +62,11 @@ PROPOSAL_RULE = ProposalRule(min_score=0.1, min_share=0.05, regions=REGION_RULE)
 _SOFT_TISSUE = (0.62, 0.9)
 """-132 to 260 HU in the window of the encoder."""
 LOOKS = tuple(
-    LookSpec(kinds=kinds, likely=64, spots=spots, channels=channels, window=_SOFT_TISSUE)
-    for kinds, spots, channels in (((0, 1), 32, (32, 48, 64, 64, 96)), ((2, 3), 0, (24, 32, 48, 48, 64)))
+    LookSpec(kinds=kinds, likely=likely, spots=spots, channels=channels, window=_SOFT_TISSUE)
+    for kinds, likely, spots, channels in (
+        ((0, 1), 96, 32, (32, 48, 64, 64, 96)),
+        ((2, 3), 64, 0, (24, 32, 48, 48, 64)),
+    )
 )
 """For nodules, of which many are smaller than a cell, and cysts of kidneys, of which some differ from what lies about
 them by a sixtieth of the window; kinds are numbers of :data:`medvl.training.regions.LESIONS`."""

@@ -261,7 +261,8 @@ def _seeks_nodules(look: Look) -> bool:
 
 def _scored(look: Look, drawn: Looked) -> tuple[Tensor, ...]:
     """Return how wrong a look is, what it sees and what is there, what it weighs and what is right."""
-    natural, pasted = (look.seen(cubes.float() / 255.0) for cubes in (drawn.cubes, drawn.pasted[None]))
+    with torch.autocast(drawn.cubes.device.type, torch.bfloat16):
+        natural, pasted = (look.seen(cubes.float() / 255.0).float() for cubes in (drawn.cubes, drawn.pasted[None]))
     seen = torch.cat([natural.flatten(), pasted.flatten()])
     there = torch.cat([drawn.right.amax(-1).flatten(), torch.ones_like(pasted.flatten())])
     known, sure = there.isfinite(), drawn.right.isfinite() & ~drawn.moved[..., None]
