@@ -145,7 +145,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.quantisation = ""
         self.vision_dtype = np.float32
         self.resident: set[tuple[str, tuple[float, float]]] = set()
-        self.arrival = Gate()
+        self.arrival, self.ending = Gate(), Gate()
         self.slices_error: MedvlError | None = None
         self.seen = Seen()
         self._slices: dict[str, int] = {}
@@ -194,6 +194,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 yield service_pb2.ModelStreamInferResponse(error_message=to_triton_text(error))
             except RuntimeError as error:
                 yield service_pb2.ModelStreamInferResponse(error_message=str(error))
+            if request.id != "canary":
+                await self.ending.passed()
 
     async def _generate(self, inputs, context):
         options = messages.LanguageOptions.model_validate_json(inputs["options"].tobytes())

@@ -108,6 +108,28 @@ async def test_cancelling_reaches_the_segmenter(system: System, series: Series):
         await system.fake.segmenter.cancelled.wait()
 
 
+async def test_a_call_that_ends_is_heard_out(system: System, series: Series):
+    """Triton may die of one that is cancelled while it ends: of a series that is not resident, or of a refusal."""
+    await system.put(series)
+    system.fake.ending.close()
+    wanted = asyncio.ensure_future(collect(segment(system, series)))
+    await system.fake.ending.held.wait()
+    await asyncio.sleep(0.1)
+    assert not system.fake.seen.slices, "they are sent when the call that asked for them has ended"
+    system.fake.ending.open()
+    await wanted
+    system.fake.ending.held.clear()
+    system.fake.ending.close()
+    system.fake.language_error = errors.Overloaded("No room.", retry_after_s=1.0)
+    refused = asyncio.ensure_future(failure(report(system, series)))
+    await system.fake.ending.held.wait()
+    await asyncio.sleep(0.1)
+    assert not refused.done()
+    system.fake.ending.open()
+    assert type((await refused)[1]) is errors.Overloaded
+    assert not system.fake.ending.cancelled.is_set()
+
+
 @pytest.mark.parametrize("task", [report, segment])
 async def test_the_deadline_travels_to_triton(system: System, series: Series, task):
     """Every call of a request carries what is left of its caller's time."""

@@ -295,3 +295,27 @@ async def test_a_caller_who_leaves_ends_the_work(segmenter: Segmenter):
     done = after[-1].said
     assert isinstance(done, SegmenterDone)
     assert done.slices_encoded < depth
+
+
+async def test_the_server_outlives_refusals_and_series_that_it_does_not_have(segmenter: Segmenter):
+    """Of calls that were cancelled when they had told it, it died after some ten to a thousand."""
+    rounds, callers = 250, 8
+    unknown = np.frombuffer(request("nobody has it", POINT).to_bytes(), np.uint8)
+    wrong = np.frombuffer(b"{}", np.uint8)
+    process = segmenter.server.process.pid
+
+    async def call() -> None:
+        for _ in range(rounds):
+            soon = Call("test", asyncio.get_running_loop().time() + 60)
+            async with aclosing(client.stream("volume_segmenter", {"request": unknown}, soon)) as responses:
+                assert [parse_event(r["event"].tobytes()) async for r in responses] == [NotResident()]
+            with pytest.raises(InvalidRequest):
+                await anext(client.stream("volume_segmenter", {"request": wrong}, soon))
+
+    async with (
+        Triton(segmenter.server.endpoint, segmenter.server.config.key) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(callers):
+            group.create_task(call())
+    assert segmenter.server.process.pid == process

@@ -109,15 +109,13 @@ async def segment(work: Work, prompted: PromptedObjects) -> AsyncGenerator[Segme
 
 
 async def _attempt(work: Work, inputs: Tensors) -> AsyncGenerator[SegmenterReply, None]:
-    done = False
+    done = wanted = False
     async with aclosing(work.triton.stream(MODEL, inputs, work.call)) as responses:
         async for response in responses:
             event = _event(response)
             match event:
-                case NotResident() if "slices" not in inputs:
-                    raise _SlicesWanted
                 case NotResident():
-                    break
+                    wanted = True
                 case SegmenterDone():
                     work.confirm(MODEL, event.weights)
                     _record(work.call, event)
@@ -125,6 +123,8 @@ async def _attempt(work: Work, inputs: Tensors) -> AsyncGenerator[SegmenterReply
                 case _:
                     packed = response.get("mask")
                     yield SegmenterReply(event, b"" if packed is None else packed.tobytes())
+    if wanted and "slices" not in inputs:
+        raise _SlicesWanted
     if not done:
         raise BackendUnavailable("The segmenter ended its answer early: try again.")
 
