@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from medvl.contracts.paths import data_folder
 from medvl.export.presets import PHANTOM, resolve_checkpoint
@@ -25,6 +26,10 @@ from medvl.runtime.triton_home import TritonHome, install_triton
 ROOT = Path(__file__).parents[1]
 
 T = TypeVar("T")
+
+# On a busy machine a test takes as long as it takes.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture

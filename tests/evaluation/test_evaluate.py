@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 
 import numpy as np
 import pytest
 
+from medvl.contracts.errors import BackendUnavailable
 from medvl.embedded.facts import seg_targets
+from medvl.evaluation import evaluate as evaluate_module
 from medvl.evaluation.comparison import compare
 from medvl.evaluation.evaluate import Participant, Plan, evaluate
 from medvl.evaluation.figures import Figure, figures
@@ -107,6 +110,24 @@ def test_a_second_run_asks_for_nothing(tmp_path, contract, case, perfect):
     results(tmp_path, contract, case, perfect, plan=longer, told=told)
     assert told
     assert all(line.startswith("case 8,") for line in told)
+
+
+def test_a_service_that_ends_and_starts_again_costs_time_only(tmp_path, contract, case, perfect, monkeypatch):
+    """Also in the middle of a task: that is done again. One that stays away ends the evaluation."""
+    undisturbed = results(tmp_path / "undisturbed", contract, case, perfect)
+    monkeypatch.setattr(evaluate_module, "_PAUSE_S", 0.0)
+    ask, calls, left = perfect.ask, count(), [7, 8, 40]
+
+    def breaking(*given):
+        if next(calls) in left:
+            raise BackendUnavailable("The connection ended.", retry_after_s=0.0)
+        return ask(*given)
+
+    monkeypatch.setattr(perfect, "ask", breaking)
+    assert results(tmp_path / "disturbed", contract, case, perfect) == undisturbed
+    left.extend(range(next(calls), 10_000))
+    with pytest.raises(BackendUnavailable):
+        results(tmp_path / "ended", contract, case, perfect)
 
 
 def test_the_truth_stays_here(tmp_path, contract, case, perfect, monkeypatch):

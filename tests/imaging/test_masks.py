@@ -46,7 +46,6 @@ def parts(mask: np.ndarray) -> list[set[tuple[int, ...]]]:
     return found
 
 
-@settings(deadline=None)
 @given(masks())
 def test_the_largest_part_stays(mask):
     """As large as any, one of them, and nothing else."""
@@ -56,7 +55,6 @@ def test_the_largest_part_stays(mask):
     assert kept in every or not every
 
 
-@settings(deadline=None)
 @given(masks())
 def test_what_is_enclosed_is_filled(mask):
     """Every part of the background that does not reach the edge of the volume, and nothing else."""
@@ -79,7 +77,7 @@ def test_a_cleanup_keeps_first_and_fills_then():
     assert Cleanup()(mask) is mask
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(masks())
 def test_diameters_are_those_of_the_farthest_voxels(mask):
     """In a slice and through all slices, between centres plus a voxel's width along the line: by trying all pairs."""
@@ -107,7 +105,6 @@ def test_a_sphere_is_as_long_as_it_is_wide():
     assert measure(sphere, geometry).diameter_mm == pytest.approx(90.0, abs=1.0)
 
 
-@settings(deadline=None)
 @given(masks(), masks((0.0, 0.01, 0.3)))
 def test_the_changed_box_holds_every_difference(mask, difference):
     """And is no larger; without a difference there is none."""
@@ -116,7 +113,6 @@ def test_the_changed_box_holds_every_difference(mask, difference):
     assert box == (None if not len(places) else (tuple(places.min(0).tolist()), tuple(places.max(0).tolist())))
 
 
-@settings(deadline=None)
 @given(masks((0.0, 0.01, 0.3)))
 def test_a_mask_is_taken_apart_into_the_slices_that_have_a_voxel(mask):
     """Each is packed as a mask of one slice; slices here do not begin with whole bytes."""

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medvl.client import Client, RetryPolicy
+from medvl.client import Client
 from medvl.contracts.checkpoint import Checkpoint, load_checkpoint
 from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import InvalidRequest
@@ -31,8 +31,6 @@ from medvl.export.presets import PHANTOM, resolve_checkpoint
 COMPARED_CASES = 20
 """The first cases, on which the reference answers beside the served system."""
 MASK_CASES, CONTROL_CASES = 60, 20
-_PATIENT = RetryPolicy(max_attempts=100, max_tokens=200.0)
-"""An hour's work waits for a service that starts again after a fault."""
 _SOURCES = ("medvl.contracts", "medvl.imaging", "medvl.network", "medvl.embedded", "medvl.evaluation")
 """Packages whose code decides what a result is."""
 
@@ -156,7 +154,7 @@ def _participants(settings: Settings, folder: Path, checkpoint: Checkpoint) -> I
     if settings.served is None:
         yield [Participant(reference, own, settings.cases)]
         return
-    with Client(settings.served, retry=_PATIENT) as client:
+    with Client(settings.served) as client:
         served = ServedSubject(client, checkpoint.digest)
         software = f"{served.software}, Triton {served.triton_version}, judged by {own}"
         yield [Participant(served, software, settings.cases), Participant(reference, own, COMPARED_CASES)]

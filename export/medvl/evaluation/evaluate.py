@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 
 from medvl.contracts.checkpoint import Checkpoint
+from medvl.contracts.errors import BackendUnavailable
 from medvl.evaluation import language, masks
 from medvl.evaluation.cases import Case, Condition, partner, shown
 from medvl.evaluation.comparison import is_compared
@@ -19,6 +21,8 @@ from medvl.imaging.volume import Volume
 Tell = Callable[[str], None]
 _CASES_IN_MEMORY = 2
 """A case and its partner, which is the next case."""
+_TRIES, _PAUSE_S = 60, 5.0
+"""Of a task whose service ends, in the middle of an answer perhaps: an hour's work waits for one that starts again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +125,18 @@ class _Scene:
 def _timed(task: _Task, scene: _Scene, subject: Subject, tell: Tell) -> Sequence[Item]:
     case, volume = scene.case, scene.volume
     start_s = time.perf_counter()
-    items = task.run(case, volume, subject)
+    items = _done(task, case, volume, subject)
     took_s = time.perf_counter() - start_s
     tell(f"case {scene.seed}, {subject.name}, {scene.condition}: {task.name}, {took_s:.1f} s")
     return [_kept(item, scene.condition) for item in items]
+
+
+def _done(task: _Task, case: Case, volume: Volume, subject: Subject) -> Sequence[Item]:
+    for _ in range(_TRIES - 1):
+        with suppress(BackendUnavailable):
+            return task.run(case, volume, subject)
+        time.sleep(_PAUSE_S)
+    return task.run(case, volume, subject)
 
 
 def _kept(item: Item, condition: Condition) -> Item:
