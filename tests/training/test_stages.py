@@ -610,6 +610,18 @@ def test_every_fiftieth_case_shows_no_patient(tmp_path: Path):
     assert not any(target.place for one in said for target in one.targets)
 
 
+def test_a_case_that_is_looked_at_once_keeps_no_voxels(tmp_path: Path):
+    """They are the same as those that are kept, when it is new and when it is made anew."""
+    kept = CaseStore(tmp_path / "kept", range(FIRST_SEED, FIRST_SEED + 1), WIDE)
+    once = replace(kept, folder=tmp_path / "once", once=True)
+    case, *others = kept.get(FIRST_SEED), once.get(FIRST_SEED), once.get(FIRST_SEED)
+    for other in others:
+        assert np.array_equal(other.voxels.grey, case.voxels.grey)
+        assert np.array_equal(other.voxels.labels, case.voxels.labels)
+        assert (other.voxels.shape, other.truth, other.places) == (case.voxels.shape, case.truth, case.places)
+    assert [path.suffix for path in (tmp_path / "once").iterdir()] == [".json"]
+
+
 def test_places_are_shares_of_the_volume():
     """Half-open boxes of every value, whatever their shape."""
     labels = np.zeros((4, 8, 16), np.uint8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import SegmentationSpec
 from medvl.embedded.findings import ILL, USUAL, Illness
-from medvl.embedded.phantom import make_blank, make_phantom
+from medvl.embedded.phantom import Phantom, make_blank, make_phantom
 from medvl.embedded.truth import Truth
 from medvl.imaging.geometry import Geometry
 from medvl.imaging.resample import FitTransform, fit_slices
@@ -65,21 +65,44 @@ class Voxels:
 
 
 @dataclass(frozen=True, eq=False)
+class MadeVoxels:
+    """A case's image and label map, made where they are looked at: see :class:`Voxels`."""
+
+    shape: tuple[int, int, int]
+    window: Window
+    make: Callable[[], Phantom]
+
+    @cached_property
+    def grey(self) -> NDArray[np.uint8]:
+        """The image, uint8 [D, R, C], windowed as the networks see it."""
+        return to_uint8(self._phantom.hu, self.window)
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """The label map, uint8 [D, R, C]."""
+        return self._phantom.labels
+
+    @cached_property
+    def _phantom(self) -> Phantom:
+        return self.make()
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """One phantom, maybe with air around it.
 
     Attributes
     ----------
     voxels
-        As they are stored.
+        Without air.
     air
-        Rows and columns, before and after those that are stored: black, and nothing in the label map.
+        Rows and columns, before and after those of the voxels: black, and nothing in the label map.
     geometry, places
         Of the image with its air; where every value of the label map lies.
     """
 
     seed: int
-    voxels: Voxels
+    voxels: Voxels | MadeVoxels
     geometry: Geometry
     truth: Truth
     places: Mapping[int, Place]
@@ -138,7 +161,8 @@ class CaseStore:
     Attributes
     ----------
     folder
-        Holds three files for each case; the JSON comes last and says that it is whole.
+        Holds three files for each case; the JSON comes last and says that it is whole. Of cases that are looked at once
+        it holds nothing else.
     seeds
         Of all cases that are drawn.
     window
@@ -147,6 +171,8 @@ class CaseStore:
         Cases that are known at first, and that become known with each step; all of them after the first by default.
     illness
         Of every second patient.
+    once
+        Whether a case is looked at once: its voxels, which are nearly all of it, are not kept.
     """
 
     folder: Path
@@ -155,6 +181,7 @@ class CaseStore:
     first: int = 1
     more: int = 1_000_000
     illness: Illness = ILL
+    once: bool = False
 
     def draw(self, rng: np.random.Generator, step: int) -> Case:
         """Return one of the cases that a step knows, every second one in a wider field of view."""
@@ -173,12 +200,13 @@ class CaseStore:
 
     def get(self, seed: int) -> Case:
         """Return a case, made the first time."""
-        self.make(seed)
+        phantom = None if self._path(seed, "json").is_file() else self._keep(seed)
         known = json.loads(self._path(seed, "json").read_text("utf-8"))
         shape = tuple(known["shape"])
+        voxels = MadeVoxels(shape, self.window, lambda: phantom or self._phantom(seed))
         return Case(
             seed,
-            Voxels(self._path(seed, "npy"), shape),
+            voxels if self.once else Voxels(self._path(seed, "npy"), shape),
             Geometry(shape, *(known["geometry"][name] for name in _GEOMETRY)),
             Truth.model_validate(known["truth"]),
             {int(value): Place(tuple(p["centre"]), tuple(p["half_extent"])) for value, p in known["places"].items()},
@@ -186,25 +214,33 @@ class CaseStore:
 
     def make(self, seed: int) -> None:
         """Make a case, unless it is there."""
-        if self._path(seed, "json").is_file():
-            return
-        illness = self.illness if seed % _ILL == 0 else USUAL
-        phantom = make_blank(seed) if (seed + 1) % _BLANK == 0 else make_phantom(seed, illness=illness)
+        if not self._path(seed, "json").is_file():
+            self._keep(seed)
+
+    def _keep(self, seed: int) -> Phantom:
+        phantom = self._phantom(seed)
         known = {
             "shape": phantom.labels.shape,
             "truth": phantom.truth.model_dump(mode="json"),
             "geometry": {name: np.asarray(getattr(phantom.geometry, name)).tolist() for name in _GEOMETRY},
             "places": {value: asdict(place) for value, place in places(phantom.labels).items()},
         }
-        packed = zstandard.compress(np.ascontiguousarray(phantom.labels).data, _COMPRESSION)
         # Written under the name of this process first: several may make the same case.
         self.folder.mkdir(parents=True, exist_ok=True)
-        own = str(os.getpid())
-        np.save(self._path(seed, f"{own}.npy"), to_uint8(phantom.hu, self.window))
-        self._path(seed, f"{own}.zst").write_bytes(packed)
+        own, suffixes = str(os.getpid()), ["json"] if self.once else ["npy", "zst", "json"]
+        if not self.once:
+            np.save(self._path(seed, f"{own}.npy"), to_uint8(phantom.hu, self.window))
+            packed = zstandard.compress(np.ascontiguousarray(phantom.labels).data, _COMPRESSION)
+            self._path(seed, f"{own}.zst").write_bytes(packed)
         self._path(seed, f"{own}.json").write_text(json.dumps(known), "utf-8")
-        for suffix in ("npy", "zst", "json"):
+        for suffix in suffixes:
             self._path(seed, f"{own}.{suffix}").replace(self._path(seed, suffix))
+        return phantom
+
+    def _phantom(self, seed: int) -> Phantom:
+        if (seed + 1) % _BLANK == 0:
+            return make_blank(seed)
+        return make_phantom(seed, illness=self.illness if seed % _ILL == 0 else USUAL)
 
     def _path(self, seed: int, suffix: str) -> Path:
         return self.folder / f"{seed}.{suffix}"

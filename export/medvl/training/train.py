@@ -282,7 +282,7 @@ def learner(name: str, out: Path, device: str, cases: range | None = None) -> Le
     if name in _BY_REGIONS:
         numbers, further = CASES[device] if cases is None else cases, _UNSEEN * (1 + _BY_REGIONS.index(name))
         unseen = _store(out, device, range(numbers.start + further, numbers.stop + further))
-        store = replace(unseen, first=store.first, more=store.more)
+        store = replace(unseen, first=store.first, more=store.more, once=True)
         folder = _reference(out, name, device)
         if name == "looks":
             lesions = replace(store, illness=SMALL_LESIONS)
