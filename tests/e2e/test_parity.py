@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from medvl.client import Box, Client, ObjectPrompt, Point
 from medvl.imaging.series import LoadedSeries
 from medvl.network.model import ReferenceModel
-from medvl.network.prompts import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE, PromptPoint
+from medvl.network.prompts import (
+    BOX_FIRST,
+    BOX_SECOND,
+    NEGATIVE,
+    POSITIVE,
+    PromptPoint,
+    SlicePrompt,
+    prompt_arrays,
+)
 from medvl.network.prompts import ObjectPrompt as Prompted
+from medvl.network.steps import Decoded
+from medvl.orchestrator.calls import Call
+from medvl.orchestrator.triton import Triton
+from medvl.runtime.triton import TritonServer
 
 QUESTION = "Is there a lesion in the liver?"
 
@@ -131,6 +145,34 @@ def test_masks_are_the_references(kind: str, client: Client, series: LoadedSerie
     assert 0.0 < served.mean() < 0.9
     assert not any(np.array_equal(served, np.flip(served, axis)) for axis in range(3))
     assert dice(served, expected_mask(reference, series, prompt)) >= 0.99
+
+
+def test_a_slice_alone_is_segmented_as_by_the_reference(
+    triton_server: TritonServer, series: LoadedSeries, reference: ReferenceModel
+):
+    """The ensemble ``segment_slice``, without the orchestrator: a click on one slice, words on another, both in one batch."""
+    volume, templates = series.volume, reference.checkpoint.language.prompts
+    source = reference.slice_source(volume, reference.checkpoint.segmentation.window)
+    _, rows, columns = volume.geometry.shape
+    click = reference.point(volume, 0.45 * rows, 0.3 * columns, POSITIVE)
+    state = reference.seg_state(volume, templates.for_label("liver", volume.geometry.extent_mm))
+    asked = [SlicePrompt((click,)), SlicePrompt((), state)]
+    numbers, steps = [12, 15], reference.steps
+
+    async def expect() -> Decoded[torch.Tensor]:
+        return await steps.decode(await source.get(numbers), asked)
+
+    async def ask() -> dict[str, np.ndarray]:
+        inputs = prompt_arrays(asked, side=steps.side, hidden_size=steps.hidden_size)
+        async with Triton(triton_server.endpoint, triton_server.config.key) as triton:
+            call = Call("slice", asyncio.get_running_loop().time() + 60)
+            return await triton.infer("segment_slice", {"slices": source.slices[numbers], **inputs}, call)
+
+    served = asyncio.run(ask())
+    for name, expected in asdict(asyncio.run(expect())).items():
+        np.testing.assert_allclose(served[name], expected.numpy(), atol=1e-2, err_msg=name)
+    assert (served["object_score"] > 0).all()
+    assert ((served["mask_logits"] > 0).mean((1, 2, 3)) > 0.01).all()
 
 
 def test_corrections_cost_no_memory_of_the_service(client: Client, series: LoadedSeries):

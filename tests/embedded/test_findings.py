@@ -163,6 +163,26 @@ def test_no_cyst_lies_in_a_dilated_pelvis():
         assert phantom.finding_mask(dilated)[_grown(lesion) & ~lesion].mean() < MOST_HIDDEN
 
 
+@pytest.mark.parametrize("seed", [725, 1203])
+def test_no_spleen_grows_into_a_cyst(seed):
+    """These had a cyst that was half spleen; a cyst is nearly the ball that its diameter tells."""
+    phantom = make_phantom(seed)
+    cysts = phantom.truth.of(FindingKind.KIDNEY_CYST, "kidney_left")
+    assert cysts
+    for cyst in cysts:
+        volume_mm3 = phantom.finding_mask(cyst).sum() * np.prod(phantom.geometry.spacing_mm)
+        assert volume_mm3 > 0.7 * np.pi / 6 * cyst.size_mm**3
+
+
+def test_a_stone_lies_in_what_is_dilated_behind_it():
+    """In this one the stone was drawn first, and the dilated pelvis over it."""
+    phantom = make_phantom(601092)
+    stone, dilated = (phantom.truth.of(k) for k in (FindingKind.KIDNEY_STONE, FindingKind.HYDRONEPHROSIS))
+    assert stone[0].organ == dilated[0].organ
+    lesion = phantom.finding_mask(stone[0])
+    assert phantom.finding_mask(dilated[0])[_grown(lesion) & ~lesion].mean() > 0.5
+
+
 @pytest.mark.parametrize("seed", [600039, 600209])
 def test_no_nodule_lies_among_vessels(seed):
     """These had one; most of what lies about a nodule is air."""

@@ -305,7 +305,7 @@ _MODELS = (
     ModelSpec(
         "segment_slice",
         Kind.ENSEMBLE,
-        "one slice and one prompt to a mask: a preview when the series is not resident",
+        "one slice and one prompt to a mask, for those who call Triton themselves: the orchestrator does not",
         (_SLICES, *_PROMPT),
         _DECODED,
         max_batch_size=16,

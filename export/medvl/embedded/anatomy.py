@@ -52,10 +52,10 @@ class Anatomy:
         """Return the shapes of all parts of an organ."""
         return tuple(piece for part in self.parts if part.organ == organ for piece in part.pieces)
 
-    def after(self, name: str, added: Sequence[Part]) -> Anatomy:
-        """Return the anatomy with parts painted after that of a name, and after what was added there before."""
+    def after(self, name: str, added: Sequence[Part], *, beneath: bool = False) -> Anatomy:
+        """Return the anatomy with parts painted after that of a name, after or beneath what was added there before."""
         place = next(i for i, p in enumerate(self.parts) if p.name == name) + 1
-        while place < len(self.parts) and self.parts[place].name.startswith(ADDED):
+        while not beneath and place < len(self.parts) and self.parts[place].name.startswith(ADDED):
             place += 1
         return replace(self, parts=(*self.parts[:place], *added, *self.parts[place:]))
 

@@ -131,7 +131,7 @@ def score_answer(expected: QuestionAnswer, text: str) -> bool:
     if expected.expected == NOT_ASSESSABLE:
         return NOT_ASSESSABLE in " ".join(said.split())
     said = re.sub(r"^((it is|it s|in|on|the) )+", "", " ".join(said.split()) + " ")
-    return any(re.match(f"{word} (?!or )", said) for word in _decisive(expected.expected))
+    return any(re.match(f"{word} (?!{_alternative(word)})", said) for word in _decisive(expected.expected))
 
 
 _ONE_ANSWER_WEIGHT = 0.25
@@ -160,6 +160,11 @@ def _typed(question: str, rng: np.random.Generator) -> str:
     if rng.random() < _LOWER_CASE:
         question = question.lower()
     return question.rstrip("?.") if rng.random() < _NO_MARK else question
+
+
+def _alternative(word: str) -> str:
+    """Return the pattern of what may not follow a decisive word: one side is none beside the other."""
+    return "or |(and )?(the )?(left|right) " if word.startswith(("left", "right")) else "or "
 
 
 def _decisive(expected: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ LEAST_SEEN = 0.6
 MOST_HIDDEN = 1 / 8
 """Share of its surface that may lie where a lesion is not told from what is there: in vessels, or water in water."""
 PLEURAL = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
+_SOLID = (FindingKind.LUNG_NODULE, FindingKind.LIVER_CYST, FindingKind.LIVER_MASS, FindingKind.KIDNEY_CYST)
 SIDES: tuple[Side, Side] = ("left", "right")
 _CANDIDATES, _PROBES, _LATTICE = 3000, 22, 14
 
@@ -36,7 +37,9 @@ class Draft:
     parts
         What is painted with the finding's own value; empty when it has none.
     after
-        Name of the part that they follow in painting order.
+        Name of the part that they follow in painting order, behind findings that follow it already.
+    beneath
+        Whether they are painted before those.
     background
         Painted before ``parts``, with the value of its organ.
     removed
@@ -54,6 +57,7 @@ class Draft:
     place: tuple[Shape, ...]
     parts: tuple[Part, ...] = ()
     after: str = ""
+    beneath: bool = False
     background: tuple[Part, ...] = ()
     removed: tuple[str, ...] = ()
     exchanged: Part | None = None
@@ -64,7 +68,9 @@ class Draft:
             anatomy = anatomy.without(self.removed)
         if self.exchanged:
             anatomy = anatomy.with_part(self.exchanged)
-        return anatomy.after(self.after, (*self.background, *self.parts)) if self.parts else anatomy
+        if not self.parts:
+            return anatomy
+        return anatomy.after(self.after, (*self.background, *self.parts), beneath=self.beneath)
 
     def centre(self) -> Vector:
         """Return the middle of its place, body millimetres."""
@@ -120,7 +126,10 @@ class Case:
         if not seen or any(_lost(draft, other) or _lost(other, draft) for other in self.drafts):
             return False
         draft = numbered(draft, len(self.drafts))
-        self.anatomy = draft.applied(self.anatomy)
+        anatomy = draft.applied(self.anatomy)
+        if draft.exchanged and any(_crowded_out(other, anatomy) for other in self.drafts):
+            return False
+        self.anatomy = anatomy
         self.drafts.append(draft)
         return True
 
@@ -175,6 +184,14 @@ def _lost(lesion: Draft, layer: Draft) -> bool:
         return False
     points = np.concatenate([samples(piece)[0] for piece in lesion.place])
     return bool(layer.place[0].at(points).mean() > most)
+
+
+def _crowded_out(lesion: Draft, anatomy: Anatomy) -> bool:
+    """Whether too much of a solid lesion lies in another organ than its own by now."""
+    if lesion.kind not in _SOLID:
+        return False
+    points = np.concatenate([samples(piece)[0] for piece in lesion.place])
+    return bool((anatomy.owners(points) != lesion.organ).mean() > MOST_HIDDEN)
 
 
 Maker = Callable[[Case], bool]

@@ -130,8 +130,9 @@ def hydronephrosis(case: Case) -> bool:
         shape, centre = _dilated(case, side)
         part = Part("hydronephrosis", organ, case.anatomy.densities.urine, (shape,), frozenset({organ, BODY}))
         size = case.measured(shape, centre)
-        draft = Draft(FindingKind.HYDRONEPHROSIS, organ, side, size, (shape,), (part,), after=f"pelvis of {organ}")
-        if case.accept(draft):
+        # A stone lies in what is dilated, whichever was drawn first.
+        after = f"pelvis of {organ}"
+        if case.accept(Draft(FindingKind.HYDRONEPHROSIS, organ, side, size, (shape,), (part,), after, beneath=True)):
             return True
     return False
 
@@ -162,10 +163,8 @@ def kidney_stone(case: Case) -> bool:
         centre = (x, y, z + case.uniform(-4.0, 4.0))
         shape = _ellipsoid(case, centre, case.body_mm(_skewed(case, least, 20.0)), irregular=0.2)
         part = Part("kidney stone", organ, case.uniform(350.0, 1200.0), (shape,), frozenset({organ, BODY}))
-        dilated = [d.parts[0].name for d in case.drafts if d.kind is FindingKind.HYDRONEPHROSIS and d.organ == organ]
-        after = dilated[0] if dilated else f"pelvis of {organ}"
-        size = case.measured(shape, centre)
-        if case.accept(Draft(FindingKind.KIDNEY_STONE, organ, side, size, (shape,), (part,), after=after)):
+        size, after = case.measured(shape, centre), f"pelvis of {organ}"
+        if case.accept(Draft(FindingKind.KIDNEY_STONE, organ, side, size, (shape,), (part,), after)):
             case.taken.append((centre, float(np.max(np.subtract(shape.high, shape.low))) / 2))
             return True
     return False
