@@ -161,5 +161,22 @@ def test_the_average_follows_the_weights(tmp_path: Path):
     assert 0 < abs(weight - learner.module.weight).item() < 1
 
 
+def test_a_state_that_does_not_fit_is_refused(tmp_path: Path):
+    """Cut off, or of other networks: with the file to remove."""
+
+    class Wider(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(1, 2)
+
+    run(tmp_path, Line())
+    with pytest.raises(SetupError, match=r"with other networks .* remove toy\.pt"):
+        run(tmp_path, Wider())
+    for cut in (b"", (tmp_path / "toy.pt").read_bytes()[:500]):
+        (tmp_path / "toy.pt").write_bytes(cut)
+        with pytest.raises(SetupError, match=r"toy\.pt cannot be read: remove it"):
+            run(tmp_path, Line())
+
+
 if __name__ == "__main__":
     run(Path(sys.argv[1]), Line(), workers=2)

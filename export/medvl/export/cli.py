@@ -405,10 +405,10 @@ def _train(options: argparse.Namespace) -> None:
         raise SetupError(f"{checkpoint} is not a checkpoint that could be replaced: name another with --checkpoint.")
     torch.set_num_threads(options.threads)
     done = train(options.out, names, options.minutes, _progress, options.device, options.workers, options.cases)
+    draw_curves(options.out, options.out / "curves.png")
     if checkpoint:
         with locked(checkpoint), replacement(checkpoint) as staging:
             finish(options.out, staging, options.device)
-    draw_curves(options.out, options.out / "curves.png")
     sys.stdout.write("trained\n" if done else "not finished: run the command again to go on\n")
 
 

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import cv2
@@ -186,9 +187,15 @@ class Loop:
     def _load(self) -> None:
         state = _state(self._folder, self._stage.name)
         self._step = state["step"]
-        self._learner.module.load_state_dict(state["module"])
+        try:
+            self._learner.module.load_state_dict(state["module"])
+            self._optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError) as error:
+            raise SetupError(
+                f"The stage {self._stage.name} was begun in {self._folder} with other networks than are there now: "
+                f"remove {self._state.name} to begin it again."
+            ) from error
         self._average = state["average"]
-        self._optimiser.load_state_dict(state["optimiser"])
         self._run, self._begun_from = state["run"], state["begun_from"]
 
     def _check(self, shown: Mapping[str, Sequence[Tensor]]) -> None:
@@ -307,9 +314,11 @@ def origin(folder: Path, stage: str) -> dict[str, str]:
 
 
 def _state(folder: Path, stage: str) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(
-        folder / f"{stage}.pt", map_location=torch.get_default_device(), weights_only=True, mmap=True
-    )
+    path = folder / f"{stage}.pt"
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=torch.get_default_device(), weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise SetupError(f"{path} cannot be read: remove it to begin the stage {stage} again.") from error
     if "begun_from" not in state:
         raise SetupError(f"An earlier version began the stage {stage} in {folder}: name another folder with --out.")
     return state

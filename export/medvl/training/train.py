@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from medvl.contracts.checkpoint import Checkpoint
-from medvl.contracts.errors import InvalidRequest
+from medvl.contracts.errors import InvalidRequest, SetupError
 from medvl.embedded.findings import SMALL_LESIONS
 from medvl.embedded.preset import WINDOW, enliven, phantom_checkpoint, phantom_language_model, write_checkpoint
 from medvl.embedded.vocabulary import train_tokenizer
@@ -87,7 +87,7 @@ RECIPES = {
 _AFTER = {
     "slices": ("coarse",),
     "clips": ("slices",),
-    "language": ("perception",),
+    "language": ("perception", "coarse"),
     "joint": ("language", "slices"),
     "looks": ("joint",),
     "reports": ("looks",),
@@ -340,7 +340,7 @@ def _language_learner(  # noqa: PLR0917 - what it is made of
         modules,
         phantom_language_model(tokenizer),
         tokenizer,
-        teacher=_teacher(out, modules),
+        teacher=_teacher(out, modules, stage.name),
         store=store,
         batch=stage.batch,
         pooling=(_LOW_POOLED, _HIGH_POOLED),
@@ -357,11 +357,11 @@ def _language_learner(  # noqa: PLR0917 - what it is made of
     return own
 
 
-def _teacher(out: Path, modules: Modules) -> Teacher | None:
-    if not any(_begun(out, name) for name in _SEGMENTATION):
-        return None
+def _teacher(out: Path, modules: Modules, name: str) -> Teacher:
+    """Return the teacher as the last of the stages of SAM2 left it that a stage waits for."""
+    last = [before for before in _AFTER[name] if before in _SEGMENTATION][-1]
     teacher = Teacher(modules.sam2.hidden_dim)
-    _take(teacher, _averaged(out, _segmenter_stage(out)), "teacher.")
+    _take(teacher, _averaged(out, last), "teacher.")
     return teacher.requires_grad_(requires_grad=False)
 
 
@@ -392,4 +392,10 @@ def _need(out: Path, name: str) -> None:
 
 def _take(module: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
     own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    module.load_state_dict(own)
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        raise SetupError(
+            "What the stages before have learnt does not fit the networks that are there now: name another folder "
+            "with --out."
+        ) from error
