@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 
-from medvl.client import Client
-from medvl.contracts.checkpoint import load_checkpoint
+import pytest
+
 from medvl.embedded.scanner import Protocol
 from medvl.evaluation.cases import Case
-from medvl.evaluation.comparison import compare
-from medvl.evaluation.evaluate import Participant, Plan, evaluate
-from medvl.evaluation.records import Records
-from medvl.evaluation.subjects import ReferenceSubject, ServedSubject
+from medvl.export.cli import main
+from medvl.runtime.system import EmbeddedSystem
 
 TINY = Protocol(slices=(8, 8), side=64, spacing_mm=(20.0, 45.0))
 
 
-def test_served_equals_reference(client: Client, phantom_checkpoint: Path, tmp_path: Path):
-    """On one small case: the same texts, the same masks for the report, some classes, words, points and boxes."""
-    whole = load_checkpoint(phantom_checkpoint)
-    checkpoint = whole.model_copy(update={"labels": whole.labels[::6]})
-    participants = [
-        Participant(ServedSubject(client, whole.digest), "test", 1),
-        Participant(ReferenceSubject(phantom_checkpoint), "test", 1),
-    ]
-    plan = Plan(seeds=range(2, 3), mask_cases=1, control_cases=0, objects=1, texts=1)
-    with Records(tmp_path) as records:
-        results = evaluate(
-            plan,
-            participants,
-            checkpoint,
-            records,
-            make=lambda seed: Case.make(seed, TINY),
-            tell=lambda line: None,
-        )
-    agreement = compare(results, "served", "reference")
-    assert agreement.cases == 1
-    assert agreement.identical_texts == agreement.texts > 1
-    assert agreement.found_alike == agreement.masks > 4
-    assert agreement.least_dice >= 0.99
+def test_served_equals_reference(
+    embedded_system: EmbeddedSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """On one small case: the same texts, the same masks for the report, every class, words, points and boxes."""
+    monkeypatch.setattr(Case, "make", partial(Case.make, protocol=TINY))
+    out = tmp_path / "served.json"
+    which = ["--cases", "1", "--seed", "2", "--control-cases", "0", "--objects", "1", "--texts", "1"]
+    where = ["--served", embedded_system.endpoint, "--json", str(out)]
+    assert main(["evaluate", "--checkpoint", "phantom", *which, *where]) == 0
+    assert "served against reference" in capsys.readouterr().out
+    compared = json.loads(out.read_text("utf-8"))["comparison"]
+    assert compared["cases"] == 1
+    assert compared["identical_texts"] == compared["texts"] > 1
+    assert compared["found_alike"] == compared["masks"] > 20
+    assert compared["least_dice"] >= 0.99

@@ -150,14 +150,14 @@ def test_masks_are_the_references(kind: str, client: Client, series: LoadedSerie
 def test_a_slice_alone_is_segmented_as_by_the_reference(
     triton_server: TritonServer, series: LoadedSeries, reference: ReferenceModel
 ):
-    """The ensemble ``segment_slice``, without the orchestrator: a click on one slice, words on another, both in one batch."""
+    """The ensemble ``segment_slice``, without the orchestrator: a click on one slice, words on another, in a batch."""
     volume, templates = series.volume, reference.checkpoint.language.prompts
     source = reference.slice_source(volume, reference.checkpoint.segmentation.window)
     _, rows, columns = volume.geometry.shape
     click = reference.point(volume, 0.45 * rows, 0.3 * columns, POSITIVE)
     state = reference.seg_state(volume, templates.for_label("liver", volume.geometry.extent_mm))
     asked = [SlicePrompt((click,)), SlicePrompt((), state)]
-    numbers, steps = [12, 15], reference.steps
+    numbers, steps = [12, 6], reference.steps
 
     async def expect() -> Decoded[torch.Tensor]:
         return await steps.decode(await source.get(numbers), asked)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -18,6 +21,7 @@ from medvl.embedded.files import (
     write_series,
     write_truth,
 )
+from medvl.embedded.parts import Phase
 from medvl.embedded.phantom import make_phantom, sized
 from medvl.embedded.truth import Truth
 from medvl.export.cli import main
@@ -42,6 +46,18 @@ def test_every_transfer_syntax_reads_back(name, phantom, tmp_path):
     write_series(tmp_path, phantom, transfer_syntax=TRANSFER_SYNTAXES[name])
     assert dcmread(tmp_path / "0000.dcm").file_meta.TransferSyntaxUID == TRANSFER_SYNTAXES[name]
     assert_same(tmp_path, phantom)
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed: apt-get install dicom3tools")
+@pytest.mark.parametrize("name", TRANSFER_SYNTAXES)
+def test_headers_are_valid(name, tmp_path):
+    """As the information object definition wants them, with contrast medium and without."""
+    for phase in (Phase.NATIVE, Phase.ARTERIAL):
+        phantom = make_phantom(5, replace(sized(3, 32), phases=(phase,)))
+        write_series(tmp_path / phase, phantom, transfer_syntax=TRANSFER_SYNTAXES[name])
+        told = subprocess.run(["dciodvfy", tmp_path / phase / "0001.dcm"], capture_output=True, text=True, check=False)
+        assert not [line for line in told.stderr.splitlines() if line.startswith(("Error", "Warning"))]
+        assert told.stderr.startswith("CTImage")
 
 
 @pytest.mark.parametrize("descending", [False, True])
@@ -116,7 +132,14 @@ def test_the_command_replaces_an_earlier_series_only(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [["--slices", "0"], ["--number", "0"], ["--seed", "-1"], ["--orientation", "x"], ["--transfer-syntax", "x"]],
+    [
+        ["--slices", "0"],
+        ["--number", "0"],
+        ["--seed", "-1"],
+        ["--orientation", "x"],
+        ["--transfer-syntax", "x"],
+        ["--transfer-syntax", "jpeg2000", "--side", "16"],
+    ],
 )
 def test_the_command_refuses_what_it_cannot_make(options, tmp_path, capsys):
     """In words, and nothing is written."""

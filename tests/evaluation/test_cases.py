@@ -34,11 +34,11 @@ def test_controls_keep_the_grid_and_show_something_else(case):
     """Nothing but water and air, or another patient, at the places of the case's own voxels."""
     own, other = case(2), case(4)
     for condition in Condition:
-        volume = shown(own, condition, other)
+        volume = shown(own.volume, condition, other.volume)
         assert volume.geometry == own.volume.geometry
         assert np.array_equal(volume.hu, own.volume.hu) == (condition is Condition.OWN)
-    assert set(np.unique(shown(own, Condition.EMPTY).hu)) == {AIR_HU, WATER_HU}
-    assert np.isin(shown(own, Condition.SHUFFLED, other).hu, other.volume.hu).all()
+    assert set(np.unique(shown(own.volume, Condition.EMPTY).hu)) == {AIR_HU, WATER_HU}
+    assert np.isin(shown(own.volume, Condition.SHUFFLED, other.volume).hu, other.volume.hu).all()
 
 
 def test_an_organ_holds_its_lesions(case):

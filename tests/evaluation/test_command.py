@@ -92,11 +92,11 @@ def test_a_run_that_fails_leaves_no_file(checkpoint, tmp_path, monkeypatch, caps
 
 
 def test_a_path_that_cannot_be_written_is_told_before_the_hours(checkpoint, tmp_path, capsys):
-    """A folder in the place of the file, and a file in the place of its folder."""
+    """A folder in the place of the file, a file in the place of its folder, and the place of what is kept."""
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
     file.touch()
-    for out in (folder, file / "figures.json"):
+    for out in (folder, file / "figures.json", tmp_path / "work"):
         assert run(checkpoint, tmp_path / "work", "--json", str(out)) == 1
         assert str(tmp_path) in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
@@ -130,3 +130,4 @@ def test_real_ct_comes_with_its_caveat(checkpoint, tmp_path, capsys, test_data):
         ("Dice, 3 clicks", "vertebrae"),
         ("Dice, box", "aorta"),
     }
+    assert {f["condition"] for f in real} == {"own", "empty", "shuffled"}

@@ -173,6 +173,7 @@ def test_served_and_reference_are_compared(tmp_path, contract, case, perfect, si
     assert same.identical_texts == same.texts > len(SEEDS)
     assert same.found_alike == same.masks > 0
     assert (same.mean_dice, same.least_dice) == (1.0, 1.0)
+    assert same.agrees
     other = compare(records, "perfect", "silent")
     assert other.texts == same.texts
     assert 0 < other.masks < same.masks  # of reports that name nothing there is none
@@ -180,6 +181,7 @@ def test_served_and_reference_are_compared(tmp_path, contract, case, perfect, si
     assert other.least_dice == 0.0
     assert 0.0 < other.mean_dice < 1.0
     assert other.found_alike < other.masks
+    assert not other.agrees
 
 
 def test_a_comparison_of_nothing_has_no_figure(tmp_path, contract, case, perfect):
@@ -187,6 +189,7 @@ def test_a_comparison_of_nothing_has_no_figure(tmp_path, contract, case, perfect
     records = results(tmp_path, contract, case, perfect)
     nothing = compare(records, "perfect", "served")
     assert (nothing.cases, nothing.texts, nothing.masks, nothing.mean_dice) == (0, 0, 0, None)
+    assert nothing.agrees
 
 
 @pytest.mark.parametrize("layout", [plain, markdown])

@@ -11,7 +11,7 @@ import pytest
 
 from medvl.contracts.errors import SetupError
 from medvl.evaluation.masks import pointed
-from medvl.evaluation.real import CLICKS, SERIES, RealSeries, labels_on_grid, load
+from medvl.evaluation.real import CLASS_MAP, CLICKS, SERIES, RealSeries, labels_on_grid, load, require
 from medvl.imaging.series import read_series
 
 SHAPE = (7, 8, 9)
@@ -58,6 +58,16 @@ def test_a_folder_without_the_series_is_refused(tmp_path):
     """With the name of what is missing."""
     with pytest.raises(SetupError, match="example_ct"):
         load(tmp_path, SERIES[0])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"total": {"x": "liver"}}'])
+def test_a_map_without_classes_is_refused(text: str, tmp_path):
+    """Before anything else is done."""
+    for part in (CLASS_MAP, *(part for series in SERIES for part in (series.images, series.labels))):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).write_text(text)
+    with pytest.raises(SetupError, match="does not name the classes"):
+        require(tmp_path)
 
 
 @pytest.mark.parametrize("series", SERIES, ids=lambda series: series.name)

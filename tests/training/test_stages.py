@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from medvl.contracts.errors import InvalidRequest
+from medvl.contracts.errors import InvalidRequest, SetupError
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.facts import findings_named
 from medvl.embedded.findings import ILL
@@ -637,7 +637,11 @@ def test_a_case_that_is_looked_at_once_keeps_no_voxels(tmp_path: Path):
         assert np.array_equal(other.voxels.grey, case.voxels.grey)
         assert np.array_equal(other.voxels.labels, case.voxels.labels)
         assert (other.voxels.shape, other.truth, other.places) == (case.voxels.shape, case.truth, case.places)
-    assert [path.suffix for path in (tmp_path / "once").iterdir()] == [".json"]
+    (path,) = (tmp_path / "once").iterdir()
+    assert path.suffix == ".json"
+    path.write_text(path.read_text("utf-8").replace(f'"seed": {FIRST_SEED}', '"seed": 1'), "utf-8")
+    with pytest.raises(SetupError, match="does not draw the phantom"):
+        once.get(FIRST_SEED).voxels.labels.any()
 
 
 def test_places_are_shares_of_the_volume():

@@ -18,8 +18,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from medvl.embedded.parts import Phase
 from medvl.embedded.phantom import Phantom, make_phantom, sized
-from medvl.embedded.scanner import Acquisition
+from medvl.embedded.scanner import Acquisition, Region
 from medvl.imaging.nifti import RAS_TO_LPS
 
 TRUTH_FILE, LABELS_FILE, NIFTI_FILE = "truth.json", "labels.nii.gz", "ct.nii.gz"
@@ -47,6 +48,13 @@ _POSITIONS = {
     "feet first decubitus left": "FFDL",
 }
 """PatientPosition of each orientation: what lies down is what columns run to (PS3.3 C.7.3.1.1.2)."""
+_BODY_PARTS = {
+    Region.CHEST: "CHEST",
+    Region.ABDOMEN: "ABDOMEN",
+    Region.ABDOMEN_PELVIS: "ABDOMENPELVIS",
+    Region.CHEST_ABDOMEN: "CHESTABDOMEN",
+}
+"""Defined terms of PS3.16, annex L."""
 TRANSFER_SYNTAXES = {
     "explicit": ExplicitVRLittleEndian,
     "implicit": ImplicitVRLittleEndian,
@@ -55,6 +63,8 @@ TRANSFER_SYNTAXES = {
     "jpegls": JPEGLSLossless,
 }
 """By short name; all without loss."""
+LEAST_SIDE = {"jpeg2000": 32, "jpegls": 2}
+"""Pixels along a side of a slice below which a codec refuses it: JPEG 2000 halves it five times."""
 
 
 def write_series(
@@ -175,7 +185,7 @@ def _identify(dataset: FileDataset, series_identity: str, seed: int, number: int
     uids = (generate_uid(entropy_srcs=["medvl phantom", series_identity, kind]) for kind in kinds)
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID, instance = uids
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = instance
-    dataset.PatientName, dataset.PatientID = "PHANTOM", f"PHANTOM-{seed}"
+    dataset.PatientName, dataset.PatientID = "PHANTOM^CT", f"PHANTOM-{seed}"
     dataset.InstanceNumber = number + 1
 
 
@@ -191,5 +201,8 @@ def _dataset(acquisition: Acquisition) -> FileDataset:
     dataset.ImageType, dataset.KVP, dataset.AcquisitionNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], 120, 1
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    dataset.BodyPartExamined = _BODY_PARTS[acquisition.region]
+    if acquisition.phase is not Phase.NATIVE:
+        dataset.ContrastBolusAgent = "phantom"
     dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, INTERCEPT_HU, "HU"
     return dataset

@@ -89,7 +89,7 @@ def partner(seed: int) -> int:
     return seed + 1 if seed + 1 < FIRST_SEED else seed - 1
 
 
-def shown(case: Case, condition: Condition, other: Case | None = None) -> Volume:
+def shown(own: Volume, condition: Condition, other: Volume | None = None) -> Volume:
     """Return what a subject sees; always on the case's own grid, so that prompts and masks mean the same places.
 
     Parameters
@@ -99,11 +99,11 @@ def shown(case: Case, condition: Condition, other: Case | None = None) -> Volume
         nearest neighbour: only the image is exchanged, neither extent nor prompt.
     """
     if condition is Condition.OWN:
-        return case.volume
+        return own
     if condition is Condition.EMPTY:
-        return Volume(_water(case.volume.geometry.shape), case.volume.geometry)
+        return Volume(_water(own.geometry.shape), own.geometry)
     assert other is not None
-    return Volume(_stretched(other.volume.hu, case.volume.geometry.shape), case.volume.geometry)
+    return Volume(_stretched(other.hu, own.geometry.shape), own.geometry)
 
 
 def _water(shape: tuple[int, int, int]) -> NDArray[np.int16]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from typing import Any
 from medvl.client import Client
 from medvl.contracts.checkpoint import Checkpoint, load_checkpoint
 from medvl.contracts.disclaimer import DISCLAIMER
-from medvl.contracts.errors import InvalidRequest
+from medvl.contracts.errors import InvalidRequest, ParityError
 from medvl.contracts.paths import data_folder
 from medvl.evaluation import masks, real, statistics
 from medvl.evaluation.cases import Case, held_out
@@ -80,13 +80,15 @@ class Settings:
         return self.json.with_suffix(".work") if self.json is not None else data_folder() / "evaluation"
 
 
-def run(settings: Settings, tell: Tell) -> str:
-    """Evaluate, write the JSON if one is asked for, and return the tables.
+def run(settings: Settings, tell: Tell, show: Callable[[str], object]) -> None:
+    """Evaluate, write the JSON if one is asked for, and show the tables.
 
     Raises
     ------
     InvalidRequest
         As :attr:`Settings.plan`, or where the JSON would have to replace what is no file.
+    ParityError
+        In the end, where what is served is not what the reference says.
     OSError
         Where the JSON cannot be written; before anything is evaluated.
     """
@@ -97,6 +99,8 @@ def run(settings: Settings, tell: Tell) -> str:
         real.require(settings.real)
     if settings.json is not None:
         require_place(settings.json)
+        if settings.json.resolve() == settings.folder.resolve():
+            raise InvalidRequest(f"{settings.json} is where results are kept: name another file for the JSON.")
     checkpoint = load_checkpoint(folder)
     with Records(settings.folder) as records, _participants(settings, folder, checkpoint) as participants:
         results = evaluate(plan, participants, checkpoint, records, make=Case.make, tell=tell)
@@ -108,7 +112,12 @@ def run(settings: Settings, tell: Tell) -> str:
     document = describe(settings, checkpoint, software, found, compared)
     if settings.json is not None:
         write_document(settings.json, document)
-    return _printed(settings, checkpoint, found, compared)
+    show(_printed(settings, checkpoint, found, compared))
+    if compared is not None and not compared.agrees:
+        raise ParityError(
+            "What is served is not what the torch reference says of the same checkpoint: build the repository again, "
+            "and look into what the tables compare."
+        )
 
 
 def describe(

@@ -10,6 +10,9 @@ from medvl.evaluation.items import Answered, Item, Reported, Segmented
 from medvl.evaluation.metrics import dice
 from medvl.evaluation.records import Record
 
+LEAST_ALIKE = 0.99
+"""Share of texts that are the same and of masks that both find, and mean Dice of masks, of two subjects that agree."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -36,6 +39,12 @@ class Comparison:
     found_alike: int
     mean_dice: float | None
     least_dice: float | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether texts, what is found and masks are alike as far as :data:`LEAST_ALIKE`; so is nothing to compare."""
+        found = self.identical_texts >= LEAST_ALIKE * self.texts and self.found_alike >= LEAST_ALIKE * self.masks
+        return found and (self.mean_dice is None or self.mean_dice >= LEAST_ALIKE)
 
 
 def compare(records: Iterable[Record], first: str, second: str) -> Comparison:

@@ -118,8 +118,8 @@ class _Scene:
     @cached_property
     def volume(self) -> Volume:
         """The same object for all tasks, which know it by its digest."""
-        other = self.make(partner(self.seed)) if self.condition is Condition.SHUFFLED else None
-        return shown(self.case, self.condition, other)
+        other = self.make(partner(self.seed)).volume if self.condition is Condition.SHUFFLED else None
+        return shown(self.case.volume, self.condition, other)
 
 
 def _timed(task: _Task, scene: _Scene, subject: Subject, tell: Tell) -> Sequence[Item]:
@@ -153,5 +153,4 @@ def _tasks(plan: Plan, index: int, condition: Condition, checkpoint: Checkpoint)
         yield _Task("masks by name", partial(masks.by_name, checkpoint=checkpoint))
         yield _Task("masks of the report", masks.of_report)
         yield _Task(f"masks by text {plan.texts}", partial(masks.by_text, count=plan.texts))
-        clicks = masks.MAX_CLICKS if own else 1
-        yield _Task(f"points {plan.objects} x {clicks}", partial(masks.by_points, count=plan.objects, clicks=clicks))
+        yield _Task(f"points {plan.objects} x {masks.MAX_CLICKS}", partial(masks.by_points, count=plan.objects))

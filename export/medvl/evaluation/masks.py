@@ -124,11 +124,9 @@ def chosen_texts(case: Case, count: int, rng: np.random.Generator) -> list[Wante
     return [*list(present.values())[:count], *list(absent.values())[:count]]
 
 
-def by_points(
-    case: Case, volume: Volume, subject: Subject, count: int, clicks: int = MAX_CLICKS
-) -> tuple[Segmented, ...]:
-    """Point at ``count`` organs and ``count`` findings of a case: up to so many clicks, and a box."""
-    return tuple(item for target in targets(case, count) for item in pointed(target, volume, subject, clicks=clicks))
+def by_points(case: Case, volume: Volume, subject: Subject, count: int) -> tuple[Segmented, ...]:
+    """Point at ``count`` organs and ``count`` findings of a case: up to :data:`MAX_CLICKS` clicks, and a box."""
+    return tuple(i for target in targets(case, count) for i in pointed(target, volume, subject, clicks=MAX_CLICKS))
 
 
 def targets(case: Case, count: int) -> list[Target]:

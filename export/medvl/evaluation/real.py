@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvl.contracts.errors import SetupError
+from medvl.evaluation.cases import Condition, shown
 from medvl.evaluation.evaluate import Participant, Tell
 from medvl.evaluation.items import Segmented
 from medvl.evaluation.masks import Target, pointed
@@ -57,20 +58,23 @@ def evaluate_real(
 ) -> list[Record]:
     """Return the results of all participants on the real series of a folder."""
     results = []
-    for series in SERIES:
-        volume, targets = load(folder, series)
+    loaded = [load(folder, series) for series in SERIES]
+    for number, (series, (own, targets)) in enumerate(zip(SERIES, loaded, strict=True)):
         labels = hashlib.sha256((folder / series.labels).read_bytes()).hexdigest()
-        for participant in participants:
-            identity = Identity(
-                checkpoint=checkpoint_digest,
-                software=participant.software,
-                case=series.name,
-                task=f"real {volume.digest[:12]} {labels[:12]} x {CLICKS}",
-                subject=participant.subject.name,
-                condition="own",
-            )
-            work = partial(_pointed, series, volume, targets, participant.subject, tell)
-            results.append(records.get(identity, work))
+        other, _ = loaded[number - 1]
+        for condition in Condition:
+            volume = shown(own, condition, other)
+            for participant in participants:
+                identity = Identity(
+                    checkpoint=checkpoint_digest,
+                    software=participant.software,
+                    case=series.name,
+                    task=f"real {volume.digest[:12]} {labels[:12]} x {CLICKS}",
+                    subject=participant.subject.name,
+                    condition=condition.value,
+                )
+                work = partial(_pointed, series, volume, targets, participant.subject, tell)
+                results.append(records.get(identity, work))
     return results
 
 
@@ -85,6 +89,7 @@ def require(folder: Path) -> None:
     for part in (CLASS_MAP, *(part for series in SERIES for part in (series.images, series.labels))):
         if not (folder / part).exists():
             raise SetupError(f"The folder of real CT holds no {part}: name the folder with the example series.")
+    _names(folder)
 
 
 def load(folder: Path, series: RealSeries) -> tuple[Volume, list[Target]]:
@@ -100,11 +105,20 @@ def load(folder: Path, series: RealSeries) -> tuple[Volume, list[Target]]:
     require(folder)
     volume = read_series(folder / series.images).volume
     labels = labels_on_grid(folder / series.labels, volume)
-    names = {int(value): name for value, name in json.loads((folder / CLASS_MAP).read_text("utf-8"))["total"].items()}
+    names = _names(folder)
     masks = {name: _mask(labels, names, begin) for name, begin in _OBJECTS.items()}
     return volume, [
         Target(name, name, "organ", mask) for name, mask in masks.items() if np.count_nonzero(mask) >= _LEAST_VOXELS
     ]
+
+
+def _names(folder: Path) -> dict[int, str]:
+    """Return the names of the values of the label maps."""
+    try:
+        known = json.loads((folder / CLASS_MAP).read_text("utf-8"))["total"]
+        return {int(value): str(name) for value, name in known.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SetupError(f"{CLASS_MAP} of the folder of real CT does not name the classes: fetch it again.") from error
 
 
 def labels_on_grid(path: Path, volume: Volume) -> NDArray[np.int16]:

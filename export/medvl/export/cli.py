@@ -300,7 +300,7 @@ def _add_phantom(parser: argparse.ArgumentParser) -> None:
 
 
 def _phantom(options: argparse.Namespace) -> None:
-    from medvl.embedded.files import IN_PLANE, NIFTI_FILE, TRANSFER_SYNTAXES
+    from medvl.embedded.files import IN_PLANE, LEAST_SIDE, NIFTI_FILE, TRANSFER_SYNTAXES
     from medvl.embedded.phantom import Protocol, make_phantom, sized
 
     if options.seed < 0 or min(n for n in (options.slices, options.side, options.number, 1) if n is not None) < 1:
@@ -315,6 +315,8 @@ def _phantom(options: argparse.Namespace) -> None:
         if given not in known:
             raise InvalidRequest(f"{name} {given} is not one of: {', '.join(known)}.")
     side = options.side or 256
+    if side < (least := LEAST_SIDE.get(options.transfer_syntax, 1)):
+        raise InvalidRequest(f"{options.transfer_syntax} takes slices of {least} pixels a side: give --side {least}.")
     protocol = sized(options.slices, side) if options.slices else Protocol(side=side)
     for seed in range(options.seed, options.seed + options.number):
         folder = options.out if options.number == 1 else options.out / f"{seed}"
@@ -451,7 +453,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         work=options.work,
         markdown=options.markdown,
     )
-    sys.stdout.write(run(settings, _progress))
+    run(settings, _progress, sys.stdout.write)
 
 
 def _add_ladder(parser: argparse.ArgumentParser) -> None:

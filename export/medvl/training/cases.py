@@ -1,7 +1,8 @@
 """Training cases: phantoms as the networks see them, with what is true of every object in them.
 
-A case follows from its seed. Seeds of training start at :data:`FIRST_SEED`; what lies below is for evaluation and is
-never trained or tuned on.
+A case follows from its seed. Seeds of training start at :data:`FIRST_SEED`; what lies below is never trained on.
+Weights may be chosen on some of these (development phantoms), but not on the first 200, which are for the published
+evaluation.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from medvl.contracts.checkpoint import SegmentationSpec
+from medvl.contracts.errors import SetupError
 from medvl.embedded.findings import ILL, USUAL, Illness
 from medvl.embedded.phantom import Phantom, make_blank, make_phantom
 from medvl.embedded.truth import Truth
@@ -199,16 +201,23 @@ class CaseStore:
         return case.widened(rng) if rng.random() < _WIDENED else case
 
     def get(self, seed: int) -> Case:
-        """Return a case, made the first time."""
+        """Return a case, made the first time.
+
+        Raises
+        ------
+        SetupError
+            From its voxels, where they are not kept and would not be those that its truth was told of.
+        """
         phantom = None if self._path(seed, "json").is_file() else self._keep(seed)
         known = json.loads(self._path(seed, "json").read_text("utf-8"))
         shape = tuple(known["shape"])
-        voxels = MadeVoxels(shape, self.window, lambda: phantom or self._phantom(seed))
+        truth = Truth.model_validate(known["truth"])
+        voxels = MadeVoxels(shape, self.window, lambda: phantom or self._again(seed, truth))
         return Case(
             seed,
             voxels if self.once else Voxels(self._path(seed, "npy"), shape),
             Geometry(shape, *(known["geometry"][name] for name in _GEOMETRY)),
-            Truth.model_validate(known["truth"]),
+            truth,
             {int(value): Place(tuple(p["centre"]), tuple(p["half_extent"])) for value, p in known["places"].items()},
         )
 
@@ -235,6 +244,14 @@ class CaseStore:
         self._path(seed, f"{own}.json").write_text(json.dumps(known), "utf-8")
         for suffix in suffixes:
             self._path(seed, f"{own}.{suffix}").replace(self._path(seed, suffix))
+        return phantom
+
+    def _again(self, seed: int, truth: Truth) -> Phantom:
+        phantom = self._phantom(seed)
+        if phantom.truth != truth:
+            raise SetupError(
+                f"The generator does not draw the phantom {seed} as when {self.folder} was begun: remove that folder."
+            )
         return phantom
 
     def _phantom(self, seed: int) -> Phantom:
