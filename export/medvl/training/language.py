@@ -28,7 +28,18 @@ from medvl.network.modules import Modules
 from medvl.network.projector import MixerLayer
 from medvl.network.vision import scaled_to
 from medvl.training.cases import Case, CaseStore
-from medvl.training.descriptors import LENGTH, Target, Teacher, absent, descriptor, finding_target, targets
+from medvl.training.descriptors import (
+    KINDS,
+    LENGTH,
+    PLACE,
+    PRESENT,
+    Target,
+    Teacher,
+    absent,
+    descriptor,
+    finding_target,
+    targets,
+)
 from medvl.training.perception import (
     REGION_WEIGHT,
     Grids,
@@ -245,12 +256,12 @@ class LanguageLearner:
     def _states(self, states: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of [SEG] states FP32 [n, H] against the descriptors [n, LENGTH] that they should say."""
         read = self.module.state_head(states)
-        there = truth[:, -8] > 0
-        kinds, kind = read[:, : LENGTH - 8], truth[:, : LENGTH - 8].argmax(1)
-        apart = ((read[:, -6:] - truth[:, -6:]).abs().mean(1) * there).sum() / there.sum().clamp(min=1)
-        loss = cross_entropy(kinds, kind) + binary_cross_entropy_with_logits(read[:, -8], truth[:, -8])
+        there = truth[:, PRESENT] > 0
+        kinds, kind = read[:, KINDS], truth[:, KINDS].argmax(1)
+        apart = ((read[:, PLACE] - truth[:, PLACE]).abs().mean(1) * there).sum() / there.sum().clamp(min=1)
+        loss = cross_entropy(kinds, kind) + binary_cross_entropy_with_logits(read[:, PRESENT], truth[:, PRESENT])
         loss = _STATE_WEIGHT * (loss + _PLACE_WEIGHT * apart)
-        shown = {"present": ((read[:, -8] > 0) == there).float().mean(), "place_error": apart}
+        shown = {"present": ((read[:, PRESENT] > 0) == there).float().mean(), "place_error": apart}
         if self._teacher is not None:
             with torch.no_grad():
                 token = self._teacher(truth)
