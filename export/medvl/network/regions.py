@@ -21,8 +21,8 @@ from medvl.network.region_choice import OUTLINE
 
 _BESIDE = -30.0
 """Logit of cells that are no region, and of those that a look passes by."""
-_SELDOM = -4.5
-"""Logit of every cell before anything is learnt."""
+SELDOM_LOGIT = -4.5
+"""Logit of what few cells hold, before anything is learnt: with none, the first losses are of 20,000 and more."""
 _DROPPED_INPUT, _DROPPED = 0.1, 0.2
 """Shares of what is left out in training."""
 _AMONG = 64
@@ -79,7 +79,7 @@ class Look(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in spec.channels[:-1])
         self.score = nn.Linear(widths[-1], 1)
         self.whether, self.which = nn.Linear(2, 1), nn.Linear(len(spec.kinds) + 3, len(spec.kinds))
-        nn.init.constant_(self.score.bias, _SELDOM)
+        nn.init.constant_(self.score.bias, SELDOM_LOGIT)
         self._leave_scores()
         padded = tuple(n * stride + CUBE - stride for n in cells)
         self.register_buffer("places", places_of(cells), persistent=False)
@@ -192,7 +192,7 @@ class Regions(nn.Module):
         self.around = nn.Conv3d(width, _OUTLINE_CHANNELS, 3, padding=1)
         self.outline = nn.Linear(_OUTLINE_CHANNELS, OUTLINE)
         self.looks = nn.ModuleList(Look(look, self.cells, stride) for look in spec.looks)
-        nn.init.constant_(self.score.bias, _SELDOM)
+        nn.init.constant_(self.score.bias, SELDOM_LOGIT)
         self.register_buffer("places", places_of(self.cells), persistent=False)
         self.register_buffer("share", 1.0 / torch.tensor(self.cells), persistent=False)
 
