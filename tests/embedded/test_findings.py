@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from medvl.embedded.findings import ILL, MOST_HIDDEN, PLEURAL, SMALL_LESIONS
+from medvl.embedded.findings import ILL, MOST_HIDDEN, SMALL_LESIONS
 from medvl.embedded.lesions import LEAST_CONTRAST_HU
 from medvl.embedded.phantom import FIRST_FINDING, make_phantom
-from medvl.embedded.truth import Coverage, FindingKind
+from medvl.embedded.truth import PLEURAL, Coverage, FindingKind
 
 from .phantoms import SEEDS, SMALL, all_findings, extent_mm, places, small
 
