@@ -65,7 +65,7 @@ _DECISIVE = 2
 _DECISIVE_WEIGHT = 3.0
 _LINEAR_BIAS = 2.0
 """Where a GELU is nearly a straight line for what a layer norm gives."""
-_NEAR = 0.1
+_RANDOM_SHARE = 0.1
 """Share of a random initialisation that stays."""
 _STATE_WEIGHT, _PLACE_WEIGHT, _TOKEN_WEIGHT, _LEVELS_WEIGHT = 0.5, 4.0, 1.0, 0.3
 
@@ -98,7 +98,7 @@ def begin_locally(mixer: nn.ModuleList, cells: tuple[int, int, int], pooled: tup
 
 
 def _set_near(linear: nn.Linear, weight: Tensor, bias: float) -> None:
-    linear.weight.mul_(_NEAR).add_(weight)
+    linear.weight.mul_(_RANDOM_SHARE).add_(weight)
     linear.bias.fill_(bias)
 
 
