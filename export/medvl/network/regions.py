@@ -229,7 +229,8 @@ class Regions(nn.Module):
         -------
         Tensor
             FP32 [B, G, OUTLINE + kinds], the most likely first: their middle and half extents in shares of d, h and w,
-            and their logits. Those that see the middle of a more likely one come last and are nothing.
+            and their logits. One whose middle lies within the extents of a more likely one tells of the same lesion: it
+            comes last, with logits of no region.
         """
         scores, outlines = self.read(fine, low)
         scores = self.looked_at(scores, volume)

@@ -1,4 +1,4 @@
-"""SAM2 as the four networks of the contract: arguments and results are exactly its tensors, in its order."""
+"""SAM2 as the five networks of the contract: arguments and results are exactly its tensors, in its order."""
 
 from __future__ import annotations
 
