@@ -242,15 +242,9 @@ class SegmentationLearner:
         f0, f1, f2 = _rows(maps, at)
         tokens, _ = no_prompt(self.module.sam, len(at))
         own, memory = given(self.module.sam, f2, (f0, f1), masks[at, None].float(), tokens)
-        return Remembered(
-            Decoded(
-                decoded.decoded.mask_logits.index_copy(0, at, own.mask_logits),
-                decoded.decoded.iou.index_copy(0, at, own.iou),
-                decoded.decoded.object_pointer.index_copy(0, at, own.object_pointer),
-                decoded.decoded.object_score.index_copy(0, at, own.object_score),
-            ),
-            decoded.memory.index_copy(0, at, memory),
-        )
+        both = zip(decoded.decoded.astuple(), own.astuple(), strict=True)
+        laid_over = Decoded(*(every.index_copy(0, at, some) for every, some in both))
+        return Remembered(laid_over, decoded.memory.index_copy(0, at, memory))
 
     def _remember(self, f2: Tensor, masks: AllMasks, multimask: Tensor) -> Remembered[Tensor]:
         decoded = _chosen(self.module.sam, masks, multimask)
