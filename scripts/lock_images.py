@@ -26,9 +26,6 @@ HEADER = "# Written by scripts/lock_images.py (make lock-images): do not edit. {
 EXPORT_ONLY = frozenset({"sam2"})
 """Of the extra ``serving``: graphs are made from it before, and elsewhere."""
 
-MASKS = "opencv-python-headless"
-"""Of the extra ``imaging``: the segmenter fits slices and maps masks; it reads no DICOM."""
-
 AT_A_TERMINAL = frozenset({"matplotlib", "rich"})
 """Of the extra ``client``, which ``pacs`` brings: the gateway draws no pictures and no progress."""
 
@@ -52,10 +49,7 @@ def main() -> None:
     gateway = [r for r in requirements(project, ("pacs",)) if name_of(r) not in AT_A_TERMINAL]
     write("gateway", "CPython 3.11, Linux x86_64.", [resolved(gateway, tested)])
     serving = [r for r in requirements(project, ("serving",)) if name_of(r) not in EXPORT_ONLY]
-    serving += [r for r in requirements(project, ("imaging",)) if name_of(r) == MASKS]
-    # Its server is started by the embedded runtime, which minds processes.
-    runtime = [r for r in requirements(project, ("orchestrator",)) if name_of(r) == "psutil"]
-    write("triton-cpu", "CPython 3.11, Linux x86_64.", [resolved([*serving, *runtime], tested)])
+    write("triton-cpu", "CPython 3.11, Linux x86_64.", [resolved(serving, tested)])
 
     cuda = map(cuda_build, serving)
     same = {name: version for name, version in tested.items() if name not in OTHERWISE_ON_GPU}

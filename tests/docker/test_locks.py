@@ -49,7 +49,7 @@ def test_the_gateway_has_what_it_asks_for_and_nothing_of_the_service():
 def test_triton_has_what_the_models_ask_for(image: str, vllm: str):
     """Without sam2: its graphs are made before, and elsewhere."""
     packages = lock(image)
-    wanted = BASE | names("serving") - {"vllm"} | names("network") - {"sam2"} | {vllm, "opencv-python-headless"}
+    wanted = BASE | names("serving") - {"vllm"} | names("network") - {"sam2"} | {vllm}
     assert wanted <= packages.keys()
     assert not {"sam2", "torchvision", "pydicom", "pytest"} & packages.keys()
     version = next(r for r in PROJECT["optional-dependencies"]["serving"] if r.startswith("vllm=="))

@@ -83,10 +83,6 @@ class FitTransform:
         """Return model pixels [..., 2] (x, y; centres at +0.5) of source points [..., 2] (column, row indices)."""
         return (np.asarray(points, np.float64) + 0.5) * self._scale_xy
 
-    def to_source_xy(self, points: NDArray[Any]) -> NDArray[np.float64]:
-        """Return source points [..., 2] (column, row indices) of model pixels [..., 2]; undoes :meth:`to_model_xy`."""
-        return np.asarray(points, np.float64) / self._scale_xy - 0.5
-
     def to_model(self, plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a slice uint8 [rows, cols] as uint8 [side, side]; smoothed over its pixels where it shrinks."""
         height, width = self.fitted_shape

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from medvl.embedded.abdomen import spleen_shape
-from medvl.embedded.findings import PLEURAL, Case, Draft
+from medvl.embedded.findings import Case, Draft
 from medvl.embedded.lesions import (
     hydronephrosis,
     kidney_cysts,
@@ -21,7 +21,8 @@ from medvl.embedded.parts import AIR_HU, BODY, Part
 from medvl.embedded.shapes import Bools, Floats, Shape, Vector, capsule
 from medvl.embedded.skeleton import Vertebra
 from medvl.embedded.torso import Z_LOW
-from medvl.embedded.truth import FindingKind, Side
+from medvl.embedded.truth import PLEURAL, FindingKind, Side
+from medvl.embedded.words import side_of
 
 LARGE_SPLEEN_MM = 140.0
 
@@ -153,12 +154,12 @@ def missing_organ(case: Case) -> bool:
     organs = ["kidney_left", "kidney_right", "spleen", "gallbladder"]
     for i in case.rng.permutation(len(organs)):
         organ = organs[int(i)]
-        side: Side | None = "left" if organ.endswith("left") else "right" if organ.endswith("right") else None
         if case.touched(organ):
             continue
         names = [p.name for p in case.anatomy.parts if p.organ == organ or p.name.endswith(f" of {organ}")]
         place = case.anatomy.part(organ).pieces
-        if case.accept(Draft(FindingKind.MISSING_ORGAN, organ, side, 0.0, place, removed=tuple(names))):
+        draft = Draft(FindingKind.MISSING_ORGAN, organ, side_of(organ), 0.0, place, removed=tuple(names))
+        if case.accept(draft):
             return True
     return False
 

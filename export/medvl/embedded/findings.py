@@ -13,14 +13,13 @@ from medvl.embedded.frame import BodyFrame
 from medvl.embedded.parts import Part
 from medvl.embedded.render import in_view, visible_share
 from medvl.embedded.shapes import Shape, Vector, directions, longest_diameter, samples, surface
-from medvl.embedded.truth import FindingKind, Side
+from medvl.embedded.truth import PLEURAL, FindingKind, Side
 from medvl.imaging.geometry import Geometry
 
 LEAST_SEEN = 0.6
 """Share of a finding that must lie within the field of view; otherwise it is not drawn."""
 MOST_HIDDEN = 1 / 8
 """Share of its surface that may lie where a lesion is not told from what is there: in vessels, or water in water."""
-PLEURAL = (FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX)
 _SOLID = (FindingKind.LUNG_NODULE, FindingKind.LIVER_CYST, FindingKind.LIVER_MASS, FindingKind.KIDNEY_CYST)
 SIDES: tuple[Side, Side] = ("left", "right")
 _CANDIDATES, _PROBES, _LATTICE = 3000, 22, 14

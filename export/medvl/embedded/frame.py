@@ -57,12 +57,8 @@ class BodyFrame:
         """Bound of how far the warp moves anything in the patient."""
         return self.scale * float(np.linalg.norm(np.abs(self.amplitude_mm).sum(axis=1)))
 
-    def to_body(self, lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return body positions [..., 3] of LPS positions [..., 3]."""
-        return np.asarray((lps_mm - self.place_mm) @ self.rotation.T / self.scale + PIVOT + self._warp(lps_mm))
-
     def to_lps(self, body_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return LPS positions [..., 3] of body positions [..., 3]; undoes :meth:`to_body` to a thousandth of a mm."""
+        """Return LPS positions [..., 3] of body positions [..., 3]; undoes the map to a thousandth of a mm."""
         lps = self.unwarped(body_mm)
         for _ in range(_INVERSIONS):
             lps = self.unwarped(body_mm - self._warp(lps))

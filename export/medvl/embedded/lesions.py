@@ -9,9 +9,6 @@ from medvl.embedded.parts import BODY, Part, Phase, lumpy
 from medvl.embedded.shapes import Shape, blob, turned, union
 from medvl.embedded.truth import FindingKind, Side
 
-LEAST_CONTRAST_HU = 20.0
-"""Between the densities of a lesion and of the tissue around it, in every phase; most have more."""
-
 
 def _ellipsoid(case: Case, centre: tuple[float, float, float], diameter: float, irregular: float = 0.0) -> Shape:
     a, b = case.uniform(0.82, 1.0), case.uniform(0.82, 1.0)

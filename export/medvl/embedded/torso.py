@@ -114,8 +114,6 @@ class Torso:
         Factors of positions along x and y.
     breath_mm
         How far the upper abdomen is moved up.
-    fat_mm
-        Subcutaneous fat at the waist.
     """
 
     skin: Section
@@ -126,7 +124,6 @@ class Torso:
     width: float
     depth: float
     breath_mm: float
-    fat_mm: float
 
     def place(self, x: float, y: float, z: float) -> tuple[float, float, float]:
         """Return where a point of the blueprint lies in this patient."""
@@ -163,7 +160,7 @@ def draw_torso(rng: np.random.Generator) -> Torso:
     )
     tops = 388.0 + breath + rng.normal(0.0, 4.0), 376.0 + breath + rng.normal(0.0, 4.0)
     dome = Diaphragm(float(tops[0]), float(tops[1]), float(rng.uniform(0.95, 1.08)) * width)
-    return Torso(skin, wall, cavity.grown(9.0), cavity, dome, width, depth, breath, fat)
+    return Torso(skin, wall, cavity.grown(9.0), cavity, dome, width, depth, breath)
 
 
 def _table(values: tuple[float, ...], factor: float) -> NDArray[np.float32]:

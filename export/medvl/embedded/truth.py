@@ -28,8 +28,8 @@ class FindingKind(StrEnum):
     VERTEBRAL_FRACTURE = "vertebral_fracture"
 
 
-BESIDE = frozenset({FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX})
-"""Findings beside their organ: its mask does not hold them."""
+PLEURAL = frozenset({FindingKind.PLEURAL_EFFUSION, FindingKind.PNEUMOTHORAX})
+"""Findings beside their lung: its mask does not hold them."""
 
 
 class Coverage(StrEnum):
@@ -84,7 +84,7 @@ class Truth(BaseModel):
         if organ == "body":
             return tuple(self.names)
         own = (value for value, name in self.names.items() if name == organ)
-        inside = (f.value for f in self.findings if f.organ == organ and f.kind not in BESIDE and f.value is not None)
+        inside = (f.value for f in self.findings if f.organ == organ and f.kind not in PLEURAL and f.value is not None)
         return (*own, *inside)
 
     def seen(self, organ: str) -> bool:

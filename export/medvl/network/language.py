@@ -45,6 +45,11 @@ class LanguageModel:
         A checkpoint folder.
     spec
         Its language part.
+
+    Attributes
+    ----------
+    model
+        That of transformers, in the dtype of the checkpoint.
     """
 
     def __init__(self, folder: Path, spec: LanguageSpec) -> None:
@@ -54,8 +59,8 @@ class LanguageModel:
         self._plain: Any = Tokenizer.from_str(json.dumps(json.loads(text) | {"added_tokens": []}))
         self._spec = spec
         dtype = getattr(torch, spec.dtype)
-        self._model: Any = Qwen2ForCausalLM.from_pretrained(folder / LANGUAGE_FOLDER, dtype=dtype).eval()
-        ends = self._model.generation_config.eos_token_id
+        self.model: Any = Qwen2ForCausalLM.from_pretrained(folder / LANGUAGE_FOLDER, dtype=dtype).eval()
+        ends = self.model.generation_config.eos_token_id
         self._ends = set(ends) if isinstance(ends, list) else {ends}
         self._seg: Any = self._full.token_to_id(spec.seg_token)
         self._image: Any = self._full.token_to_id(spec.image_token)
@@ -63,7 +68,7 @@ class LanguageModel:
     @property
     def embedding_size(self) -> float:
         """Root mean square of the values of word embeddings."""
-        some: Tensor = self._model.get_input_embeddings().weight[:1024].detach().float()
+        some: Tensor = self.model.get_input_embeddings().weight[:1024].detach().float()
         return float(some.square().mean().sqrt())
 
     @torch.inference_mode()
@@ -79,13 +84,13 @@ class LanguageModel:
         tokens: list[int] = []
         states: list[Tensor] = []
         while True:
-            out = self._model.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+            out = self.model.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
             cache, state = out.past_key_values, out.last_hidden_state[0, -1]
             if self._spec.seg_state == "at" and tokens and tokens[-1] == self._seg:
                 states.append(state)
             if len(tokens) == max_tokens or (tokens and tokens[-1] in self._ends):
                 break
-            tokens.append(int(self._model.lm_head(state).argmax()))
+            tokens.append(int(self.model.lm_head(state).argmax()))
             if self._spec.seg_state == "predicting" and tokens[-1] == self._seg:
                 states.append(state)
             embeddings = self._words(tokens[-1:])
@@ -101,7 +106,7 @@ class LanguageModel:
         embeddings = self._embedded(vision_tokens, prompt)
         if end:
             embeddings = torch.cat([embeddings, self._words(tokens[:end])], dim=1)
-        state = self._model.model(inputs_embeds=embeddings).last_hidden_state[0, -1]
+        state = self.model.model(inputs_embeds=embeddings).last_hidden_state[0, -1]
         return np.asarray(state.float().numpy())
 
     def _embedded(self, vision_tokens: Tensor, prompt: str) -> Tensor:
@@ -111,7 +116,7 @@ class LanguageModel:
         return torch.cat([before, vision_tokens[None].to(behind.dtype), behind], dim=1)
 
     def _words(self, token_ids: list[int]) -> Tensor:
-        embedded: Tensor = self._model.get_input_embeddings()(torch.tensor([token_ids], dtype=torch.long))
+        embedded: Tensor = self.model.get_input_embeddings()(torch.tensor([token_ids], dtype=torch.long))
         return embedded
 
     def _rows(self, states: list[Tensor]) -> NDArray[np.float32]:

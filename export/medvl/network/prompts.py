@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import MAX_POINTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shares = TypeVar("Shares", NDArray[np.float32], "Tensor")
 
 NEGATIVE, POSITIVE, BOX_FIRST, BOX_SECOND = 0, 1, 2, 3
 """SAM2's labels of points and of the two corners of a box."""
@@ -181,13 +187,17 @@ def given_masks(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
     return np.stack(masks)[:, None].view(np.uint8)
 
 
+def logits_of(covered: Shares) -> Shares:
+    """Return SAM2's logits of a mask, 10 and -10, from how much of each place it covers: averaged where an edge is."""
+    return 20.0 * covered - 10.0
+
+
 def _mask_logits(prompts: Sequence[SlicePrompt], side: int) -> NDArray[np.float32]:
-    """Return masks as prompts FP32 [N, 1, S/4, S/4]: SAM2's logits of 10 and -10, averaged where an edge passes."""
+    """Return masks as prompts, logits FP32 [N, 1, S/4, S/4]."""
     logits = np.zeros((len(prompts), 1, side // 4, side // 4), np.float32)
     for row, mask in enumerate(p.mask for p in prompts):
         if mask is not None:
-            shares = mask.reshape(side // 4, 4, side // 4, 4).mean((1, 3), dtype=np.float32)
-            logits[row, 0] = 20.0 * shares - 10.0
+            logits[row, 0] = logits_of(mask.reshape(side // 4, 4, side // 4, 4).mean((1, 3), dtype=np.float32))
     return logits
 
 

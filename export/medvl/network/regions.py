@@ -19,10 +19,10 @@ from torch.nn.functional import avg_pool3d, dropout, gelu, interpolate, max_pool
 from medvl.contracts.checkpoint import LookSpec, RegionSpec
 from medvl.network.region_choice import OUTLINE
 
-_BESIDE = -30.0
+_NO_REGION_LOGIT = -30.0
 """Logit of cells that are no region, and of those that a look passes by."""
-_SELDOM = -4.5
-"""Logit of every cell before anything is learnt."""
+SELDOM_LOGIT = -4.5
+"""Logit of what few cells hold, before anything is learnt: with none, the first losses are of 20,000 and more."""
 _DROPPED_INPUT, _DROPPED = 0.1, 0.2
 """Shares of what is left out in training."""
 _AMONG = 64
@@ -31,7 +31,7 @@ _APART = 0.2
 """Cells, beside half extents, by which two middles differ at least."""
 
 _OUTLINE_CHANNELS = 64
-NOTHING = ((0.0,) * OUTLINE + (_BESIDE,),)
+NOTHING = ((0.0,) * OUTLINE + (_NO_REGION_LOGIT,),)
 """The regions [1, OUTLINE + 1] of an encoder that finds none."""
 
 _KERNELS, _STRIDES = (4, 3, 3, 3, 3), (2, 1, 1, 1, 1)
@@ -79,7 +79,7 @@ class Look(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in spec.channels[:-1])
         self.score = nn.Linear(widths[-1], 1)
         self.whether, self.which = nn.Linear(2, 1), nn.Linear(len(spec.kinds) + 3, len(spec.kinds))
-        nn.init.constant_(self.score.bias, _SELDOM)
+        nn.init.constant_(self.score.bias, SELDOM_LOGIT)
         self._leave_scores()
         padded = tuple(n * stride + CUBE - stride for n in cells)
         self.register_buffer("places", places_of(cells), persistent=False)
@@ -107,7 +107,7 @@ class Look(nn.Module):
         at = self.candidates(scores, volume)
         own = _rows(scores, at)
         anew = self.weighed(self.seen(self.cubes(volume, at)), own, at).maximum(self.doubtful(own))
-        passed_by = torch.full_like(scores[..., self.kinds], _BESIDE)
+        passed_by = torch.full_like(scores[..., self.kinds], _NO_REGION_LOGIT)
         return passed_by.scatter(1, at[..., None].expand_as(anew), anew)
 
     def candidates(self, scores: Tensor, volume: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class Regions(nn.Module):
         self.around = nn.Conv3d(width, _OUTLINE_CHANNELS, 3, padding=1)
         self.outline = nn.Linear(_OUTLINE_CHANNELS, OUTLINE)
         self.looks = nn.ModuleList(Look(look, self.cells, stride) for look in spec.looks)
-        nn.init.constant_(self.score.bias, _SELDOM)
+        nn.init.constant_(self.score.bias, SELDOM_LOGIT)
         self.register_buffer("places", places_of(self.cells), persistent=False)
         self.register_buffer("share", 1.0 / torch.tensor(self.cells), persistent=False)
 
@@ -229,7 +229,8 @@ class Regions(nn.Module):
         -------
         Tensor
             FP32 [B, G, OUTLINE + kinds], the most likely first: their middle and half extents in shares of d, h and w,
-            and their logits. Those that see the middle of a more likely one come last and are nothing.
+            and their logits. One whose middle lies within the extents of a more likely one tells of the same lesion: it
+            comes last, with logits of no region.
         """
         scores, outlines = self.read(fine, low)
         scores = self.looked_at(scores, volume)
@@ -239,8 +240,8 @@ class Regions(nn.Module):
         room = half + _APART * self.share
         same = ((middle[:, :, None] - middle[:, None]).abs() <= room[:, None]).all(-1)
         own = same.tril(-1).any(-1).logical_not()
-        scores = torch.where(own[..., None], scores, _BESIDE)
-        _, first = torch.where(own, best, best + _BESIDE).topk(self.count, 1)
+        scores = torch.where(own[..., None], scores, _NO_REGION_LOGIT)
+        _, first = torch.where(own, best, best + _NO_REGION_LOGIT).topk(self.count, 1)
         return _rows(torch.cat([middle, half, scores], -1), first)
 
     def looked_at(self, scores: Tensor, volume: Tensor) -> Tensor:

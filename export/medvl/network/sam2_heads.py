@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 
 from medvl.network.sam2_attention import two_way
+from medvl.network.steps import Decoded
 
 _SURE = 10.0
 """SAM2's logit of what somebody gave."""
@@ -27,27 +28,9 @@ class Tokens:
     """BOOL [N, K], False where a token has no effect."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What the mask heads say about N objects on a slice; the outputs of the contract, in its order."""
-
-    mask_logits: Tensor
-    """FP32 [N, 1, f_4, f_4]; -1024 everywhere where the object is absent."""
-    iou: Tensor
-    """FP32 [N, 1]."""
-    object_pointer: Tensor
-    """FP32 [N, C]; ``no_obj_ptr`` where absent."""
-    object_score: Tensor
-    """FP32 [N, 1], logit."""
-
-    def astuple(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the tensors in the order of the contract."""
-        return self.mask_logits, self.iou, self.object_pointer, self.object_score
-
-
 def decode(  # noqa: PLR0917 - the inputs of one graph
     sam: SAM2Base, image: Tensor, fine: tuple[Tensor, Tensor], tokens: Tokens, dense: Tensor, multimask: Tensor
-) -> Decoded:
+) -> Decoded[Tensor]:
     """Run SAM2's mask decoder and choose one of its four masks.
 
     Parameters
@@ -135,7 +118,7 @@ def _pick(rows: Tensor, chosen: Tensor) -> Tensor:
 
 def given(
     sam: SAM2Base, f2: Tensor, fine: tuple[Tensor, Tensor], mask: Tensor, tokens: Tokens
-) -> tuple[Decoded, Tensor]:
+) -> tuple[Decoded[Tensor], Tensor]:
     """Take masks that somebody gave for what is on a slice, as SAM2 does: they are not decoded, only remembered.
 
     Parameters
@@ -149,7 +132,7 @@ def given(
 
     Returns
     -------
-    tuple[Decoded, Tensor]
+    tuple[Decoded[Tensor], Tensor]
         As of a decoded slice, with a predicted IoU of 1; and the memory FP32 [N, HW, Cm].
     """
     dense = sam.sam_prompt_encoder.mask_downscaling(sam.mask_downsample(mask))

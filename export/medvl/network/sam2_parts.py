@@ -1,4 +1,4 @@
-"""SAM2 as the four networks of the contract: arguments and results are exactly its tensors, in its order."""
+"""SAM2 as the five networks of the contract: arguments and results are exactly its tensors, in its order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
 
+from medvl.network.prompts import PADDING
 from medvl.network.sam2_attention import RotaryAttention
 from medvl.network.sam2_heads import Tokens, decode, given, remember
 from medvl.network.sam2_trunk import neck, trunk
@@ -15,9 +16,6 @@ from medvl.network.seg_projector import SegProjector
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """What SAM2's trunk was trained with, of values in 0 to 1."""
-
-NOT_A_POINT, PADDING = -1, -2
-"""Labels: SAM2's token of its own, and a point without effect."""
 
 LARGEST_LOGIT = 32.0
 """To which SAM2's video predictor clamps the last mask of a slice before it corrects it."""

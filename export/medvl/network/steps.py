@@ -46,14 +46,14 @@ F_co = TypeVar("F_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Decoded(Generic[A]):
-    """What the mask heads say about N objects, FP32."""
+    """What the mask heads say about N objects on a slice, FP32; the outputs of the contract, in its order."""
 
     mask_logits: A
     """[N, 1, f_4, f_4]; -1024 everywhere where the object is absent."""
     iou: A
     """[N, 1], predicted IoU."""
     object_pointer: A
-    """[N, C]."""
+    """[N, C]; ``no_obj_ptr`` where absent."""
     object_score: A
     """[N, 1], logit that the object is on the slice."""
 
@@ -62,10 +62,14 @@ class Decoded(Generic[A]):
         """Where the objects are, bool [N, f_4, f_4]."""
         return np.asarray(np.asarray(self.mask_logits)[:, 0] > 0)
 
+    def astuple(self) -> tuple[A, A, A, A]:
+        """Return the arrays in the order of the contract."""
+        return self.mask_logits, self.iou, self.object_pointer, self.object_score
+
     def rows(self, indices: Sequence[int]) -> Decoded[A]:
         """Return some of the objects."""
         own = list(indices)
-        return Decoded(self.mask_logits[own], self.iou[own], self.object_pointer[own], self.object_score[own])
+        return Decoded(*(array[own] for array in self.astuple()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,7 @@ class Remembered(Generic[A]):
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
-        own = self.decoded
-        arrays = (own.mask_logits, own.iou, own.object_pointer, own.object_score, self.memory)
-        return sum(array.nbytes for array in arrays)
+        return sum(array.nbytes for array in (*self.decoded.astuple(), self.memory))
 
 
 @dataclass(frozen=True, slots=True)

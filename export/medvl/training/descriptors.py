@@ -20,8 +20,11 @@ from medvl.embedded.truth import Finding, FindingKind, Truth
 
 KIND_NAMES: tuple[str, ...] = (*ORGANS, *FindingKind)
 """Organs and kinds of findings, in the order of a descriptor's first numbers."""
-LENGTH = len(KIND_NAMES) + 8
-"""Of a descriptor: kinds one-hot, present, placed, centre (3), half extent (3)."""
+KINDS, PRESENT, PLACED = slice(0, len(KIND_NAMES)), len(KIND_NAMES), len(KIND_NAMES) + 1
+"""Numbers of a descriptor: kinds one-hot; whether it is there, and whether its place is told."""
+CENTRE, HALF_EXTENT, PLACE = slice(PLACED + 1, PLACED + 4), slice(PLACED + 4, PLACED + 7), slice(PLACED + 1, PLACED + 7)
+"""Those behind these: the centre (3) and the half extent (3), and both together."""
+LENGTH = PLACED + 7
 _PLACE_NOISE, _SIZE_NOISE = 0.02, 0.15
 """Spread of the errors that a language model is likely to make: of a centre as a share of the volume's extents, of a
 half extent in its logarithm."""
@@ -75,13 +78,13 @@ def descriptor(target: Target, rng: np.random.Generator | None, *, placed: bool)
     numbers = np.zeros(LENGTH, np.float32)
     numbers[KIND_NAMES.index(target.kind)] = 1.0
     if target.place is not None:
-        numbers[-8] = 1.0
+        numbers[PRESENT] = 1.0
         if placed:
-            numbers[-7] = 1.0
-            numbers[-6:] = *target.place.centre, *target.place.half_extent
+            numbers[PLACED] = 1.0
+            numbers[CENTRE], numbers[HALF_EXTENT] = target.place.centre, target.place.half_extent
             if rng is not None:
-                numbers[-6:-3] += rng.normal(0.0, _PLACE_NOISE, 3)
-                numbers[-3:] *= rng.lognormal(0.0, _SIZE_NOISE, 3)
+                numbers[CENTRE] += rng.normal(0.0, _PLACE_NOISE, 3)
+                numbers[HALF_EXTENT] *= rng.lognormal(0.0, _SIZE_NOISE, 3)
     return numbers
 
 
@@ -94,7 +97,7 @@ class Teacher(nn.Sequential):
     def forward(self, descriptors: Tensor) -> Tensor:
         """Return the tokens; places are spread to the size of the other numbers."""
         scale = torch.ones(LENGTH)
-        scale[-6:] = 4.0
+        scale[PLACE] = 4.0
         token: Tensor = super().forward(descriptors * scale)  # type: ignore[no-untyped-call]
         return token
 

@@ -28,7 +28,18 @@ from medvl.network.modules import Modules
 from medvl.network.projector import MixerLayer
 from medvl.network.vision import scaled_to
 from medvl.training.cases import Case, CaseStore
-from medvl.training.descriptors import LENGTH, Target, Teacher, absent, descriptor, finding_target, targets
+from medvl.training.descriptors import (
+    KINDS,
+    LENGTH,
+    PLACE,
+    PRESENT,
+    Target,
+    Teacher,
+    absent,
+    descriptor,
+    finding_target,
+    targets,
+)
 from medvl.training.perception import (
     REGION_WEIGHT,
     Grids,
@@ -54,7 +65,7 @@ _DECISIVE = 2
 _DECISIVE_WEIGHT = 3.0
 _LINEAR_BIAS = 2.0
 """Where a GELU is nearly a straight line for what a layer norm gives."""
-_NEAR = 0.1
+_RANDOM_SHARE = 0.1
 """Share of a random initialisation that stays."""
 _STATE_WEIGHT, _PLACE_WEIGHT, _TOKEN_WEIGHT, _LEVELS_WEIGHT = 0.5, 4.0, 1.0, 0.3
 
@@ -87,7 +98,7 @@ def begin_locally(mixer: nn.ModuleList, cells: tuple[int, int, int], pooled: tup
 
 
 def _set_near(linear: nn.Linear, weight: Tensor, bias: float) -> None:
-    linear.weight.mul_(_NEAR).add_(weight)
+    linear.weight.mul_(_RANDOM_SHARE).add_(weight)
     linear.bias.fill_(bias)
 
 
@@ -245,12 +256,12 @@ class LanguageLearner:
     def _states(self, states: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of [SEG] states FP32 [n, H] against the descriptors [n, LENGTH] that they should say."""
         read = self.module.state_head(states)
-        there = truth[:, -8] > 0
-        kinds, kind = read[:, : LENGTH - 8], truth[:, : LENGTH - 8].argmax(1)
-        apart = ((read[:, -6:] - truth[:, -6:]).abs().mean(1) * there).sum() / there.sum().clamp(min=1)
-        loss = cross_entropy(kinds, kind) + binary_cross_entropy_with_logits(read[:, -8], truth[:, -8])
+        there = truth[:, PRESENT] > 0
+        kinds, kind = read[:, KINDS], truth[:, KINDS].argmax(1)
+        apart = ((read[:, PLACE] - truth[:, PLACE]).abs().mean(1) * there).sum() / there.sum().clamp(min=1)
+        loss = cross_entropy(kinds, kind) + binary_cross_entropy_with_logits(read[:, PRESENT], truth[:, PRESENT])
         loss = _STATE_WEIGHT * (loss + _PLACE_WEIGHT * apart)
-        shown = {"present": ((read[:, -8] > 0) == there).float().mean(), "place_error": apart}
+        shown = {"present": ((read[:, PRESENT] > 0) == there).float().mean(), "place_error": apart}
         if self._teacher is not None:
             with torch.no_grad():
                 token = self._teacher(truth)

@@ -35,9 +35,8 @@ from medvl.training.cases import Case, CaseStore, keep_arrays
 from medvl.training.regions import LESIONS, lesions
 
 Array = NDArray[np.float32]
-Span = tuple[float, float]
 
-_BESIDE = 1.4
+_UNDECIDED_CELLS = 0.7
 """Cells along each axis, beside its half extents, from the middle of a lesion up to which a cell is neither right nor
 wrong."""
 _SEEN_WEIGHT, _TOLD_WEIGHT = 4.0, 1.0
@@ -324,7 +323,7 @@ def right_of(places: Array, found: Array, cells: tuple[int, int, int], kinds: Se
         if kind in kinds:
             away = np.abs(places - rest[:3]) * cells
             column = right[:, kinds.index(int(kind))]
-            column[(away <= np.array(rest[3:]) * cells + _BESIDE / 2).all(1) & (column == 0)] = np.nan
+            column[(away <= np.array(rest[3:]) * cells + _UNDECIDED_CELLS).all(1) & (column == 0)] = np.nan
             column[(away <= 0.5).all(1)] = 1.0
     return right
 

@@ -21,6 +21,7 @@ from medvl.contracts.checkpoint import Checkpoint
 from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.truth import FindingKind, Truth
 from medvl.network.modules import Modules
+from medvl.network.regions import SELDOM_LOGIT
 from medvl.network.vision import STEM_STRIDE, VisionEncoder, scaled_to
 from medvl.training.cases import Case, CaseStore
 from medvl.training.regions import lesions, padded, region_loss
@@ -38,8 +39,6 @@ _SPARE = 0.25
 _FINDING_WEIGHT, _AMOUNT_WEIGHT = 0.1, 1.0
 REGION_WEIGHT = 0.3
 """Of the loss of regions beside that of what the heads read."""
-_SELDOM = -4.5
-"""Logit of every kind of finding before anything is learnt: with none, the first losses are of 20,000 and more."""
 _FEWEST = 0.25
 """Cells with a kind of finding, by volume, that its loss is divided by at least."""
 _SCALED, _SHIFTED_HU, _NOISE_HU = 0.03, 15.0, 15.0
@@ -160,7 +159,7 @@ def heads(channels: Sequence[int]) -> nn.ModuleList:
     """Return what reads from the cells of the stem and of every stage, of so many channels."""
     made = [nn.Linear(c, READ) for c in channels]
     for head in made:
-        nn.init.constant_(head.bias[len(ORGANS) : -len(FindingKind)], _SELDOM)
+        nn.init.constant_(head.bias[len(ORGANS) : -len(FindingKind)], SELDOM_LOGIT)
     return nn.ModuleList(made)
 
 

@@ -45,7 +45,7 @@ _SEVERAL = "one of several"
 _WEIGHTS = {_SEVERAL: 2.0, "finding": 1.0, "organ": 0.3, "class": 0.3}
 _MEANT = 0.4
 """Dice on its best slice from which on a proposal shows what is meant."""
-_NEAR = 1.2
+_SHOWN_HALF_EXTENTS = 1.2
 """Half extents along each axis between the middle of what is meant and that of a region that shows it, at most."""
 _COVERED = 0.3
 """Share of a cell from which on it belongs to an object."""
@@ -272,7 +272,7 @@ def shows(regions: NDArray[np.float32], place: Place | None) -> NDArray[np.float
     shown = np.zeros(len(regions) + 1, np.float32)
     if place is not None:
         away = np.abs(regions[:, :3] - np.array(place.centre)) / np.array(place.half_extent)
-        shown[:-1] = (away <= _NEAR).all(1)
+        shown[:-1] = (away <= _SHOWN_HALF_EXTENTS).all(1)
     shown[-1] = not shown.any()
     return shown
 

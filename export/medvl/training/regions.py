@@ -26,9 +26,9 @@ NUMBERS = 7
 """Of a lesion: its kind, and its centre (3) and half extent (3) in shares of what is shown."""
 _SPREAD, _NARROWEST = 0.65, 0.6
 """Of the bump around a lesion, in its mean radius; and at least, in cells."""
-_BESIDE = 1.05
+_OUTLINED_CELLS = 1.05
 """Cells along each axis from the middle of a lesion up to which its outline is learnt from a cell."""
-_NEAR = 0.1
+_SQUARED_BELOW = 0.1
 """Errors of an outline below which they count squared; in cells, and of logarithms."""
 
 
@@ -90,8 +90,8 @@ def region_loss(
     own = nearest[:, None, :, None].expand(-1, 1, -1, 3)
     away = away.gather(1, own)[:, 0]
     sizes = half.clamp(min=1e-3).log().gather(1, nearest[..., None].expand(-1, -1, 3))
-    close = there.any(1, keepdim=True) & (away.abs().amax(-1) <= _BESIDE)
-    each = smooth_l1_loss(outlines, torch.cat([away, sizes], -1), beta=_NEAR, reduction="none").mean(-1)
+    close = there.any(1, keepdim=True) & (away.abs().amax(-1) <= _OUTLINED_CELLS)
+    each = smooth_l1_loss(outlines, torch.cat([away, sizes], -1), beta=_SQUARED_BELOW, reduction="none").mean(-1)
     loss = loss + (each * close).sum() / close.sum().clamp(min=1)
     said = scores > 0
     off = (outlines[..., :3] - away).abs().mean(-1)

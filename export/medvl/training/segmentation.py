@@ -15,8 +15,9 @@ from medvl.contracts.checkpoint import Checkpoint
 from medvl.embedded.anatomy import ORGANS
 from medvl.network.memory_bank import POINTERS, MemoryBank
 from medvl.network.modules import Modules
+from medvl.network.prompts import logits_of
 from medvl.network.sam2_heads import AllMasks, decode_all, given, remember
-from medvl.network.sam2_parts import MaskDecoder, TrackStep, no_prompt, normalised
+from medvl.network.sam2_parts import LARGEST_LOGIT, MaskDecoder, TrackStep, no_prompt, normalised
 from medvl.network.steps import Bank, Decoded, Remembered
 from medvl.training.cases import CaseStore
 from medvl.training.clicks import corrections
@@ -27,8 +28,6 @@ from medvl.training.words import Descriptions, Speaker
 
 _FINDING_WEIGHT = 3.0
 """Of a cell of a finding for the head."""
-_LARGEST_LOGIT = 32.0
-"""Of a mask that goes back into the prompt encoder, as in SAM2."""
 _SCALED, _SHIFTED, _CURVED = 0.06, 8.0, 0.15
 """Spread of the contrast, brightness (in grey values of 256) and exponent of slices."""
 
@@ -195,7 +194,8 @@ class SegmentationLearner:
         f0, f1, f2 = maps
         words, given_masks = drawn.spoken[:, None].float(), drawn.drawn[:, None].float()
         tokens = self._decoder.tokens(drawn.points, drawn.labels, self._token(drawn.said), words)
-        dense = self._decoder.dense(20.0 * avg_pool2d(drawn.masks(0)[:, None].float(), STRIDE) - 10.0, given_masks)
+        covered = avg_pool2d(drawn.masks(0)[:, None].float(), STRIDE)
+        dense = self._decoder.dense(logits_of(covered), given_masks)
         found = decode_all(self.module.sam, self._decoder.image(f2), (f0, f1), tokens, dense)
         return found, (drawn.labels >= 0).sum(1) <= 1
 
@@ -216,7 +216,7 @@ class SegmentationLearner:
             points, labels = torch.cat([prompted.points, points], 1), torch.cat([prompted.labels, labels], 1)
         none = torch.zeros(len(wanted), 1)
         tokens = self._decoder.tokens(points, labels, none.expand(-1, sam.hidden_dim), none)
-        logits = last.decoded.mask_logits.detach().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+        logits = last.decoded.mask_logits.detach().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         masks = decode_all(sam, image, maps[:2], tokens, self._decoder.dense(logits, none + 1))
         multimask = (labels >= 0).sum(1) <= 1
         return mask_loss(masks, wanted.float(), multimask), self._remember(maps[2], masks, multimask)
@@ -242,15 +242,9 @@ class SegmentationLearner:
         f0, f1, f2 = _rows(maps, at)
         tokens, _ = no_prompt(self.module.sam, len(at))
         own, memory = given(self.module.sam, f2, (f0, f1), masks[at, None].float(), tokens)
-        return Remembered(
-            Decoded(
-                decoded.decoded.mask_logits.index_copy(0, at, own.mask_logits),
-                decoded.decoded.iou.index_copy(0, at, own.iou),
-                decoded.decoded.object_pointer.index_copy(0, at, own.object_pointer),
-                decoded.decoded.object_score.index_copy(0, at, own.object_score),
-            ),
-            decoded.memory.index_copy(0, at, memory),
-        )
+        both = zip(decoded.decoded.astuple(), own.astuple(), strict=True)
+        laid_over = Decoded(*(every.index_copy(0, at, some) for every, some in both))
+        return Remembered(laid_over, decoded.memory.index_copy(0, at, memory))
 
     def _remember(self, f2: Tensor, masks: AllMasks, multimask: Tensor) -> Remembered[Tensor]:
         decoded = _chosen(self.module.sam, masks, multimask)

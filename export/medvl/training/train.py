@@ -95,7 +95,7 @@ _AFTER = {
     _PROPOSALS.name: ("words",),
 }
 """What each stage goes on from, which has to be done; in place of what a device leaves out, what that goes on from."""
-_BY_REGIONS = ("looks", "reports", _PROPOSALS.name)
+_ON_UNSEEN_CASES = ("looks", "reports", _PROPOSALS.name)
 """Stages that learn from what others find in phantoms that none of these has learnt from: there they would be surer."""
 _SEGMENTATION = ("coarse", "slices", "clips", "words")
 """Stages of SAM2, each of which goes on from the one before."""
@@ -152,7 +152,7 @@ def train(  # noqa: PLR0917 - the options of the command
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidRequest("There is no GPU that torch can use: leave --device out to train on the CPU.")
     if MAKE_CASES in names:
-        minutes -= _make_cases(_store(out, device, cases), workers, minutes, tell)
+        minutes -= _make_cases(_store(out, _numbers(device, cases)), workers, minutes, tell)
         if minutes <= 0:
             return False
     with torch.device(device):
@@ -251,10 +251,21 @@ def _write(out: Path, folder: Path, *, proposals: bool) -> None:
     write_checkpoint(folder, modules, language, _provenance(out))
 
 
-def _store(out: Path, device: str, cases: range | None) -> CaseStore:
-    numbers = CASES[device] if cases is None else cases
+def _store(out: Path, numbers: range) -> CaseStore:
+    """Return the cases of phantoms by number."""
     seeds = range(FIRST_SEED + numbers.start, FIRST_SEED + numbers.stop)
     return CaseStore(out / "cases", seeds, Window(*phantom_checkpoint({}).windows[WINDOW]))
+
+
+def _numbers(device: str, cases: range | None) -> range:
+    """Return the numbers of the phantoms to draw from."""
+    return CASES[device] if cases is None else cases
+
+
+def _unseen(name: str, numbers: range) -> range:
+    """Return the numbers of as many phantoms that only one of :data:`_ON_UNSEEN_CASES` draws from."""
+    further = _UNSEEN * (1 + _ON_UNSEEN_CASES.index(name))
+    return range(numbers.start + further, numbers.stop + further)
 
 
 def _provenance(out: Path) -> str:
@@ -275,27 +286,29 @@ def learner(name: str, out: Path, device: str, cases: range | None = None) -> Le
         When that one has not begun.
     """
     stage = stages_on(device)[name]
-    checkpoint = phantom_checkpoint({})
-    store = replace(_store(out, device, cases), first=stage.first_cases, more=stage.more_cases)
+    checkpoint, numbers = phantom_checkpoint({}), _numbers(device, cases)
+    if name in _ON_UNSEEN_CASES:
+        store = replace(_store(out, _unseen(name, numbers)), first=stage.first_cases, more=stage.more_cases, once=True)
+        return _learner_on_unseen_cases(stage, store, _reference(out, name, device))
+    store = replace(_store(out, numbers), first=stage.first_cases, more=stage.more_cases)
     if name in _SEGMENTATION:
         return _segmentation_learner(stage, out, checkpoint, store, device)
-    if name in _BY_REGIONS:
-        numbers, further = CASES[device] if cases is None else cases, _UNSEEN * (1 + _BY_REGIONS.index(name))
-        unseen = _store(out, device, range(numbers.start + further, numbers.stop + further))
-        store = replace(unseen, first=store.first, more=store.more, once=True)
-        folder = _reference(out, name, device)
-        if name == "looks":
-            lesions = replace(store, illness=SMALL_LESIONS)
-            return LookLearner(folder / _REFERENCE, lesions, folder / "seen", stage.batch)
-        if name == "reports":
-            return ReportLearner(folder / _REFERENCE, store, folder / "seen", stage.batch)
-        return ProposalLearner(folder / _REFERENCE, store, folder / "choices", stage.batch)
     modules = Modules.build(checkpoint)
     enliven(modules)
     if name == "perception":
         return PerceptionLearner(checkpoint, modules, store, stage.batch)
     before = None if _begun(out, name) else _before(name, device)[0]
     return _language_learner(stage, out, checkpoint, modules, store, before)
+
+
+def _learner_on_unseen_cases(stage: Stage, store: CaseStore, folder: Path) -> Learner:
+    """Return what learns from what a reference in a folder finds; that is kept beside it."""
+    if stage.name == "looks":
+        lesions = replace(store, illness=SMALL_LESIONS)
+        return LookLearner(folder / _REFERENCE, lesions, folder / "seen", stage.batch)
+    if stage.name == "reports":
+        return ReportLearner(folder / _REFERENCE, store, folder / "seen", stage.batch)
+    return ProposalLearner(folder / _REFERENCE, store, folder / "choices", stage.batch)
 
 
 def _segmentation_learner(

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import Qwen2ForCausalLM
 
-from medvl.contracts.checkpoint import LANGUAGE_FOLDER, load_checkpoint
+from medvl.contracts.checkpoint import load_checkpoint
 from medvl.embedded.requests import request_pool
 from medvl.embedded.vocabulary import train_tokenizer
 from medvl.imaging.windows import Window
@@ -122,7 +120,7 @@ class Listening:
     def __init__(self, reference: Path, folder: Path) -> None:
         self._reference = reference
         self._folder = folder
-        self._loaded: tuple[ReferenceModel, Qwen2ForCausalLM, Any] | None = None
+        self._loaded: tuple[ReferenceModel, Any] | None = None
         self._width = load_checkpoint(reference).language.hidden_size
 
     def draw(self, store: CaseStore, rng: np.random.Generator, step: int) -> tuple[Case, Words]:
@@ -143,17 +141,16 @@ class Listening:
     def _said(self, case: Case) -> Mapping[Meant, Sequence[NDArray[np.float32]]]:
         """Ask for everything in a case that can be asked for."""
         if self._loaded is None:
-            folder = self._reference / LANGUAGE_FOLDER
-            language = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-            self._loaded = ReferenceModel.load(self._reference), language, train_tokenizer()
-        reference, language, tokenizer = self._loaded
+            self._loaded = ReferenceModel.load(self._reference), train_tokenizer()
+        reference, tokenizer = self._loaded
         checkpoint, rng = reference.checkpoint, np.random.default_rng(case.seed)
         pool = [w for w in request_pool(case.truth) for _ in range(_PHRASINGS if w.present else 1)]
         asked = [segmentation(w.phrased(rng), case, checkpoint.language.prompts) for w in pool]
         window = Window(*checkpoint.windows[checkpoint.segmentation.window])
         tokens = reference.encode(case.volume(window)).tokens
         said: dict[Meant, list[NDArray[np.float32]]] = defaultdict(list)
-        for one, state in zip(asked, states_of(language, tokens, Pack.of(asked, tokenizer)), strict=True):
+        states = states_of(reference.language.model, tokens, Pack.of(asked, tokenizer))
+        for one, state in zip(asked, states, strict=True):
             (target,) = one.targets
             said[target.kind, target.values].append(state)
         return said

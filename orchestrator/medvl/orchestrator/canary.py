@@ -22,8 +22,8 @@ from medvl.orchestrator.calls import Call
 from medvl.orchestrator.triton import Tensors, Triton
 
 WATCHED = tuple(name for name, spec in MODELS.items() if spec.kind is not Kind.ENSEMBLE)
-"""Models with a process of their own. An ensemble (``encode_volume``, ``segment_slice``) has none: it is routing inside
-the server, as well as the steps that are asked here, and asking it would run an encoder once more for that."""
+"""Models with a process of their own. An ensemble (``encode_volume``, ``segment_slice``) has none: the server itself
+hands tensors from step to step. The steps are asked here, and asking the ensemble would only run an encoder in vain."""
 
 NO_SERIES = "0" * 64
 """A digest that no series has."""

@@ -155,12 +155,37 @@ def check_masks(objects: Sequence[AskedObject], geometry: Geometry) -> None:
 def _checked_object(
     prompt: pb.ObjectPrompt, geometry: Geometry, checkpoint: Checkpoint, limits: RequestLimits
 ) -> AskedObject:
-    spatial = len(prompt.points) + len(prompt.boxes)
+    _require_one_description(prompt)
+    _require_limits(prompt, limits)
+    points = tuple(_point(p, geometry) for p in prompt.points)
+    boxes = tuple(_box(b, geometry) for b in prompt.boxes)
+    _require_what_it_is(prompt)
+    if prompt.mask:
+        check_packed(prompt.mask, geometry.shape)
+    if len(prompt.earlier_sha256) not in {0, _SHA256_BYTES}:
+        raise InvalidRequest(f"The earlier mask of an object is named by the {_SHA256_BYTES} bytes of its SHA-256.")
+    label, words, question, window = _described(prompt, geometry, checkpoint, limits)
+    return AskedObject(
+        label=label,
+        words=", ".join([*([words] if words else []), *_counted(prompt)]),
+        window=window,
+        prompt=question,
+        points=points,
+        boxes=boxes,
+        mask=prompt.mask,
+        earlier_sha256=prompt.earlier_sha256.hex() or None,
+    )
+
+
+def _require_one_description(prompt: pb.ObjectPrompt) -> None:
     if prompt.label and prompt.text:
         raise InvalidRequest("An object is described by a class or by a text, not by both.")
-    if not (prompt.label or prompt.text or spatial or prompt.mask):
+    if not (prompt.label or prompt.text or prompt.points or prompt.boxes or prompt.mask):
         raise InvalidRequest("An object is described by a class, a text, points, boxes or a mask: give one of these.")
-    if spatial > limits.max_prompts_per_object:
+
+
+def _require_limits(prompt: pb.ObjectPrompt, limits: RequestLimits) -> None:
+    if (spatial := len(prompt.points) + len(prompt.boxes)) > limits.max_prompts_per_object:
         raise InvalidRequest(
             f"An object has {spatial} points and boxes: this server takes {limits.max_prompts_per_object}."
         )
@@ -169,30 +194,24 @@ def _checked_object(
             f"An object has {corrections} corrections: this server takes {limits.max_corrections_per_object}, "
             "so begin again from the mask that they make."
         )
-    points = tuple(_point(p, geometry) for p in prompt.points)
-    boxes = tuple(_box(b, geometry) for b in prompt.boxes)
-    described = bool(prompt.label or prompt.text)
-    first = [p for p in points if not p.correction]
-    if not (described or boxes or prompt.mask or any(p.positive for p in first)):
+
+
+def _require_what_it_is(prompt: pb.ObjectPrompt) -> None:
+    """Refuse an object that only negative points or corrections show."""
+    first = [p for p in prompt.points if not p.correction]
+    if not (prompt.label or prompt.text or prompt.boxes or prompt.mask or any(not p.negative for p in first)):
         kind = "negative points" if first else "corrections"
         raise InvalidRequest(f"An object has {kind} only: say what it is by a positive point, a box, a mask or words.")
-    if prompt.mask:
-        check_packed(prompt.mask, geometry.shape)
-    if len(prompt.earlier_sha256) not in {0, _SHA256_BYTES}:
-        raise InvalidRequest(f"The earlier mask of an object is named by the {_SHA256_BYTES} bytes of its SHA-256.")
-    label, words, question, window = _described(prompt, geometry, checkpoint, limits)
-    counts = ((len(points), "point", "points"), (len(boxes), "box", "boxes"), (int(bool(prompt.mask)), "mask", ""))
-    shown = (f"{n} {one if n == 1 else many}" for n, one, many in counts if n)
-    return AskedObject(
-        label=label,
-        words=", ".join([*([words] if words else []), *shown]),
-        window=window,
-        prompt=question,
-        points=points,
-        boxes=boxes,
-        mask=prompt.mask,
-        earlier_sha256=prompt.earlier_sha256.hex() or None,
+
+
+def _counted(prompt: pb.ObjectPrompt) -> list[str]:
+    """Return in words how many points, boxes and masks show an object; nothing of what there is none of."""
+    counts = (
+        (len(prompt.points), "point", "points"),
+        (len(prompt.boxes), "box", "boxes"),
+        (int(bool(prompt.mask)), "mask", ""),
     )
+    return [f"{n} {one if n == 1 else many}" for n, one, many in counts if n]
 
 
 def _described(
