@@ -15,6 +15,27 @@ from medvl.pacs.spool import Phase, Spool
 
 from .conftest import RESULTS
 
+UNCAUGHT = """
+import asyncio, logging, threading
+from medvl.pacs.run import configure_log
+
+configure_log()
+
+def fail():
+    raise ValueError("PLANTED")
+
+async def forgotten():
+    await asyncio.wait([asyncio.create_task(asyncio.to_thread(fail))])
+
+logging.getLogger("pydicom").error("PLANTED")
+logging.getLogger("medvl.pacs.part").info("a sentence of ours")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+asyncio.run(forgotten())
+fail()
+"""
+
 
 async def start(site, spool):
     """The command at work: the process, its first line and the port that it names."""
@@ -65,6 +86,19 @@ async def test_a_series_that_ends_the_process_waits_behind_the_others(site, seri
         assert await site.outcomes.get()
     assert site.spooled().state().attempts == 2
     assert site.inbox.take().keys() == RESULTS
+
+
+def test_what_nothing_catches_is_told_without_its_words():
+    """In a thread, a forgotten task and the main thread; what pydicom and its like remark is not."""
+    run = subprocess.run([sys.executable, "-c", UNCAUGHT], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "PLANTED" not in run.stdout + run.stderr
+    ours, thread, task, main_thread = (line.split(" ", 3)[3] for line in run.stderr.splitlines())
+    assert ours == "a sentence of ours"
+    assert task.startswith("asyncio in ")
+    assert ": ValueError in fail:" in task
+    for said in (thread, main_thread):
+        assert said.startswith("an exception was not caught: ValueError in fail:")
 
 
 @pytest.mark.parametrize(
