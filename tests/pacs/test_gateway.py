@@ -12,8 +12,16 @@ import grpc
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import MPEG2MPML, UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
-from pynetdicom import AE, AllStoragePresentationContexts
+from pydicom.uid import (
+    MPEG2MPML,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
+from pynetdicom import AE, AllStoragePresentationContexts, build_context
 from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
 from medvl.client.aio import AsyncClient
@@ -326,6 +334,30 @@ async def test_a_destination_that_knows_no_masks_gets_the_report(site, series):
         assert not await site.outcomes.get()
     inbox.close()
     assert [kind(inbox.received.get_nowait()) for _ in range(2)] == ["SR", MEASUREMENTS]
+
+
+@pytest.mark.parametrize(
+    ("taken", "sent"),
+    [
+        ([ImplicitVRLittleEndian], ImplicitVRLittleEndian),
+        ([ImplicitVRLittleEndian, ExplicitVRLittleEndian], ExplicitVRLittleEndian),
+    ],
+)
+async def test_results_are_readable_in_the_default_transfer_syntax(site, series, taken, sent):
+    """An older PACS takes no other; one that takes more has the files as they are."""
+    classes = {c.abstract_syntax for c in AllStoragePresentationContexts}
+    inbox = Inbox([build_context(sop_class, taken) for sop_class in classes])
+    results = await dataclasses.replace(site, inbox=inbox).answered(series, destination=inbox.destination)
+    inbox.close()
+    assert results.keys() == RESULTS
+    assert {ds.file_meta.TransferSyntaxUID for ds in results.values()} == {sent}
+    assert "Liver mass" in " ".join(texts(results["SR"]))
+    assert len(results[MEASUREMENTS].ContentSequence) > 1
+    buffer = BytesIO()
+    results["SEG"].save_as(buffer, enforce_file_format=True)
+    seg = dcmread(BytesIO(buffer.getvalue()))
+    # Of what the service marks: 3 slices of 5 rows and 4 columns, then of 6 columns.
+    assert [int(stored_mask(seg, number).sum()) for number in (1, 2)] == [3 * 5 * 4, 3 * 5 * 6]
 
 
 async def test_a_result_that_is_there_already_is_delivered(site, series):
