@@ -58,11 +58,13 @@ async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_p
     spool = tmp_path / "spool"
     process, listening, port = await start(site, spool)
     assert await site.send_to(port, series) == [0] * len(series)
-    lines = [listening, await process.stderr.readline()]
+    lines = [listening, *[await process.stderr.readline() for _ in range(2)]]
     process.send_signal(signal.SIGTERM)
     out, rest = await asyncio.wait_for(process.communicate(), 60)
     said = b"".join([out, *lines, rest])
     assert process.returncode == 0
+    assert b" spool: 0 refused series, " in lines[1]
+    assert b" begun (attempt 1)" in lines[2]
     assert b" delivered: 3 results" in said
     assert b"PLANTED" not in said.upper()
     assert series[0].SeriesInstanceUID.encode() not in said
@@ -109,6 +111,7 @@ def test_what_nothing_catches_is_told_without_its_words():
         ["--destination", "PACS@host:104", "--aet", "A-TITLE-THAT-IS-TOO-LONG"],
         ["--destination", "PACS@host:104", "--endpoint", "nowhere"],
         ["--destination", "PACS@host:104", "--port", "70000"],
+        ["--destination", "PACS@host:104", "--keep-refused-h", "-1"],
     ],
     ids=" ".join,
 )

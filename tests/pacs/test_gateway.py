@@ -450,6 +450,16 @@ async def test_a_series_that_cannot_be_read_is_refused_once(site, series):
         assert await site.outcomes.get()
 
 
+async def test_a_series_that_was_refused_is_deleted_after_its_time(site, series):
+    """Nobody will ask for it, and it holds patient data; one that was delivered has a time of its own."""
+    async with site.gateway(keep_refused_s=0.0) as gateway:
+        await site.send(gateway, series[:1])
+        assert not await site.outcomes.get()
+        await site.send(gateway, make_series())
+        assert await site.outcomes.get()
+    assert site.spooled().state().phase is Phase.DELIVERED
+
+
 @pytest.mark.parametrize("text", ["", "PACS", "PACS@host", "PACS@host:0", "@host:104", "PACS@:104", "P" * 17 + "@h:1"])
 def test_a_destination_that_is_none_is_refused(text):
     """Before the gateway takes its first instance."""

@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         spool=arguments.spool,
         quiet_s=arguments.quiet_s,
         keep_s=arguments.keep_h * 3600.0,
+        keep_refused_s=arguments.keep_refused_h * 3600.0,
     )
     configure_log()
     asyncio.run(_serve(config))
