@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class Account:
             stem = name if len(answer.masks) == 1 else f"{name}-{mask.object_index}"
             path = out / "masks" / f"{stem}.nii.gz"
             if mask.found:
-                write_masks(MaskTarget(path, MaskFormat.NIFTI), loaded, [mask], answer.done.provenance)
+                write_masks(MaskTarget(path, MaskFormat.NIFTI), loaded, replace(answer, masks=(mask,)))
                 write_overlay(out / "overlays" / f"{stem}.png", loaded.volume, mask)
             measured, truth = mask.measurement, truths.get(mask.object_index)
             self.masks.append(

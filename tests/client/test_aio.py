@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +38,7 @@ from medvl.contracts.errors import (
 )
 from medvl.imaging.masks import pack_mask
 from medvl.imaging.volume import Volume
+from medvl.wire import keepalive
 from medvl.wire.v1 import medvl_pb2 as pb
 
 
@@ -115,6 +117,52 @@ async def test_a_call_that_the_server_cancels_is_repeated(service, client, volum
     }
     await begin[method]()
     assert service.calls == [method, method]
+
+
+@asynccontextmanager
+async def falling_silent(endpoint, silent):
+    """A way to a service that takes and gives nothing more once ``silent`` is set, and is not closed."""
+    pumps = []
+
+    async def pump(reader, writer):
+        try:
+            while (data := await reader.read(65536)) and not silent.is_set():
+                writer.write(data)
+                await writer.drain()
+            await asyncio.Event().wait()
+        finally:
+            writer.close()
+
+    async def connect(reader, writer):
+        from_service, to_service = await asyncio.open_connection(*endpoint.split(":"))
+        ways = ((reader, to_service), (from_service, writer))
+        pumps.extend(asyncio.create_task(pump(*way)) for way in ways)
+
+    async with await asyncio.start_server(connect, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    for task in pumps:
+        task.cancel()
+    await asyncio.wait(pumps)
+
+
+async def test_a_service_that_falls_silent_is_noticed_before_the_deadline(service, volume, monkeypatch):
+    """Its host died, or a firewall forgot the connection: nothing is closed, and the kernel goes on to acknowledge."""
+    soon = tuple((name, 1000 if name.endswith("_ms") else value) for name, value in keepalive.CLIENT_OPTIONS)
+    monkeypatch.setattr(keepalive, "CLIENT_OPTIONS", soon)
+    service.resident.add(volume.digest)
+    service.hold = threading.Event()
+    service.events = [pb.Event(text=pb.TextDelta(text="The"))]
+    silent = asyncio.Event()
+    async with (
+        falling_silent(service.endpoint, silent) as endpoint,
+        AsyncClient(endpoint) as client,
+        client.report(volume, deadline_s=40) as stream,
+    ):
+        await anext(stream)
+        silent.set()
+        with pytest.raises(BackendUnavailable):
+            await anext(stream)
+    service.hold.set()
 
 
 async def test_a_call_that_the_connection_cancels_is_an_error_of_the_tree(service, client, volume):

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import highdicom
 import nibabel
 import numpy as np
 import pytest
@@ -77,6 +78,24 @@ def test_masks_of_a_text_are_written(service, medvl, series, tmp_path, command):
     service.events = [service.done()]
     assert medvl(name, series, *rest, "-o", tmp_path / "none")[0] == Exit.OK
     assert not (tmp_path / "none").exists()
+
+
+def test_masks_of_a_text_are_findings_in_a_seg(service, medvl, tmp_path):
+    """Called after its words, coded as lesions, in its order, as the PACS gateway does it; without those not found."""
+    write_phantom_series(tmp_path / "ct", seed=3, slices=7, side=16)
+    text = "The liver shows a cyst [SEG] and a mass [SEG]. A nodule [SEG]."
+    marked = [np.ones((7, 16, 16), bool), None, np.eye(16, dtype=bool)[None].repeat(7, 0)]
+    events = [service.mask(mask, index=i, label="", prompt="") for i, mask in enumerate(marked)]
+    for event, marker in zip(events, re.finditer(r"\[SEG\]", text), strict=True):
+        event.mask.span.CopyFrom(pb.TextSpan(start=marker.start(), end=marker.end()))
+    service.events = [*reversed(events), service.done(text)]
+    assert medvl("report", tmp_path / "ct", "-o", tmp_path / "mask.dcm")[0] == Exit.OK
+    seg = highdicom.seg.segread(tmp_path / "mask.dcm")
+    assert [s.SegmentLabel for s in seg.SegmentSequence] == ["Finding 1: The liver shows a cyst", "Finding 2: A nodule"]
+    for segment in seg.SegmentSequence:
+        (category,), (kind,) = segment.SegmentedPropertyCategoryCodeSequence, segment.SegmentedPropertyTypeCodeSequence
+        assert (category.CodeValue, kind.CodeValue) == ("49755003", "52988006")
+    assert [int((seg.get_volume(segment_numbers=[n]).array > 0).sum()) for n in (1, 2)] == [7 * 256, 7 * 16]
 
 
 @pytest.mark.parametrize(("output", "sentence"), [("m.nii.gz", "those of a text"), ("m.dcm", "needs a DICOM source")])

@@ -120,12 +120,14 @@ def test_the_gateway_understands_its_command_line(pacs, configuration):
         geometryPolicy="resample",
         quiet_s=7.5,
         keep_h=0,
+        keep_refused_h=1,
     )
     config = configuration(resources)
     assert config.ae_title == "MEDVL CT"
     assert config.destination == Destination("ORTHANC", "pacs.example", 104)
     assert config.labels == ("liver", "left kidney")
-    assert (config.geometry_policy, config.quiet_s, config.keep_s) == ("resample", 7.5, 0.0)
+    assert (config.geometry_policy, config.quiet_s) == ("resample", 7.5)
+    assert (config.keep_s, config.keep_refused_s) == (0.0, 3600.0)
     assert config.host == "0.0.0.0"
     mounts = {m["mountPath"]: m for m in container(resources)["volumeMounts"]}
     assert "readOnly" not in mounts[str(config.spool)]

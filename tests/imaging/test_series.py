@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import threading
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
+from pydicom.pixels.decoders.base import Decoder
 from pydicom.tag import Tag
 
 from medvl.client.maskfiles import write_nifti
@@ -303,6 +305,24 @@ def test_a_multi_frame_file_loads(tmp_path):
     loaded = read_series(tmp_path)
     assert loaded.volume.geometry.shape == (4, 16, 16)
     assert sorted(loaded.source.frames) == [0, 1, 2, 3]
+
+
+def test_a_multi_frame_file_is_decoded_once(tmp_path, monkeypatch):
+    """Not by each thread that fills a slice; the first decoding gives others the time to begin theirs."""
+    write_multi_frame(tmp_path, claimed=4, described=4)
+    begun, again = [], threading.Event()
+    as_array = Decoder.as_array
+
+    def watched(*args, **kwargs):
+        begun.append(args)
+        if len(begun) > 1:
+            again.set()
+        again.wait(0.5)
+        return as_array(*args, **kwargs)
+
+    monkeypatch.setattr(Decoder, "as_array", watched)
+    read_series(tmp_path)
+    assert len(begun) == 1
 
 
 @pytest.mark.parametrize("described", [0, 3, 5])

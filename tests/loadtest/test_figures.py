@@ -69,10 +69,16 @@ def test_goodput_counts_right_answers_within_every_limit():
     assert figures(samples, Goodput()).good_share == 0.75
 
 
-@pytest.mark.parametrize("outcome", [Outcome.WRONG_ANSWER, Outcome.FAILED])
+@pytest.mark.parametrize("outcome", [Outcome.WRONG_ANSWER, Outcome.FAILED, Outcome.UNAVAILABLE])
 def test_one_wrong_or_failed_request_fails_the_test(outcome):
-    """However fast the others were."""
+    """However fast the others were; a service that was away failed."""
     assert not figures([sample()] * 99 + [sample(outcome=outcome)], Goodput()).passed(0.0)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SHED, Outcome.DEADLINE])
+def test_an_overload_fails_by_its_share_alone(outcome):
+    """To shed load, and to be late under it, is what a test of overload asks for."""
+    assert figures([sample(), sample(outcome=outcome)], Goodput()).passed(0.5)
 
 
 def test_a_test_without_a_single_answer_fails():

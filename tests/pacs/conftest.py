@@ -257,6 +257,7 @@ def config(service, inbox, tmp_path) -> GatewayConfig:
         spool=tmp_path / "spool",
         quiet_s=0.3,
         keep_s=3600.0,
+        keep_refused_s=3600.0,
     )
 
 

@@ -15,6 +15,27 @@ from medvl.pacs.spool import Phase, Spool
 
 from .conftest import RESULTS
 
+UNCAUGHT = """
+import asyncio, logging, threading
+from medvl.pacs.run import configure_log
+
+configure_log()
+
+def fail():
+    raise ValueError("PLANTED")
+
+async def forgotten():
+    await asyncio.wait([asyncio.create_task(asyncio.to_thread(fail))])
+
+logging.getLogger("pydicom").error("PLANTED")
+logging.getLogger("medvl.pacs.part").info("a sentence of ours")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+asyncio.run(forgotten())
+fail()
+"""
+
 
 async def start(site, spool):
     """The command at work: the process, its first line and the port that it names."""
@@ -37,11 +58,13 @@ async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_p
     spool = tmp_path / "spool"
     process, listening, port = await start(site, spool)
     assert await site.send_to(port, series) == [0] * len(series)
-    lines = [listening, await process.stderr.readline()]
+    lines = [listening, *[await process.stderr.readline() for _ in range(2)]]
     process.send_signal(signal.SIGTERM)
     out, rest = await asyncio.wait_for(process.communicate(), 60)
     said = b"".join([out, *lines, rest])
     assert process.returncode == 0
+    assert b" spool: 0 refused series, " in lines[1]
+    assert b" begun (attempt 1)" in lines[2]
     assert b" delivered: 3 results" in said
     assert b"PLANTED" not in said.upper()
     assert series[0].SeriesInstanceUID.encode() not in said
@@ -67,6 +90,19 @@ async def test_a_series_that_ends_the_process_waits_behind_the_others(site, seri
     assert site.inbox.take().keys() == RESULTS
 
 
+def test_what_nothing_catches_is_told_without_its_words():
+    """In a thread, a forgotten task and the main thread; what pydicom and its like remark is not."""
+    run = subprocess.run([sys.executable, "-c", UNCAUGHT], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "PLANTED" not in run.stdout + run.stderr
+    ours, thread, task, main_thread = (line.split(" ", 3)[3] for line in run.stderr.splitlines())
+    assert ours == "a sentence of ours"
+    assert task.startswith("asyncio in ")
+    assert ": ValueError in fail:" in task
+    for said in (thread, main_thread):
+        assert said.startswith("an exception was not caught: ValueError in fail:")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -75,6 +111,7 @@ async def test_a_series_that_ends_the_process_waits_behind_the_others(site, seri
         ["--destination", "PACS@host:104", "--aet", "A-TITLE-THAT-IS-TOO-LONG"],
         ["--destination", "PACS@host:104", "--endpoint", "nowhere"],
         ["--destination", "PACS@host:104", "--port", "70000"],
+        ["--destination", "PACS@host:104", "--keep-refused-h", "-1"],
     ],
     ids=" ".join,
 )

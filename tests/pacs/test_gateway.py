@@ -12,8 +12,16 @@ import grpc
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import MPEG2MPML, UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
-from pynetdicom import AE, AllStoragePresentationContexts
+from pydicom.uid import (
+    MPEG2MPML,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
+from pynetdicom import AE, AllStoragePresentationContexts, build_context
 from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
 from medvl.client.aio import AsyncClient
@@ -328,6 +336,30 @@ async def test_a_destination_that_knows_no_masks_gets_the_report(site, series):
     assert [kind(inbox.received.get_nowait()) for _ in range(2)] == ["SR", MEASUREMENTS]
 
 
+@pytest.mark.parametrize(
+    ("taken", "sent"),
+    [
+        ([ImplicitVRLittleEndian], ImplicitVRLittleEndian),
+        ([ImplicitVRLittleEndian, ExplicitVRLittleEndian], ExplicitVRLittleEndian),
+    ],
+)
+async def test_results_are_readable_in_the_default_transfer_syntax(site, series, taken, sent):
+    """An older PACS takes no other; one that takes more has the files as they are."""
+    classes = {c.abstract_syntax for c in AllStoragePresentationContexts}
+    inbox = Inbox([build_context(sop_class, taken) for sop_class in classes])
+    results = await dataclasses.replace(site, inbox=inbox).answered(series, destination=inbox.destination)
+    inbox.close()
+    assert results.keys() == RESULTS
+    assert {ds.file_meta.TransferSyntaxUID for ds in results.values()} == {sent}
+    assert "Liver mass" in " ".join(texts(results["SR"]))
+    assert len(results[MEASUREMENTS].ContentSequence) > 1
+    buffer = BytesIO()
+    results["SEG"].save_as(buffer, enforce_file_format=True)
+    seg = dcmread(BytesIO(buffer.getvalue()))
+    # Of what the service marks: 3 slices of 5 rows and 4 columns, then of 6 columns.
+    assert [int(stored_mask(seg, number).sum()) for number in (1, 2)] == [3 * 5 * 4, 3 * 5 * 6]
+
+
 async def test_a_result_that_is_there_already_is_delivered(site, series):
     """Some archives answer the second sending of an instance with a failure of its own kind."""
     site.inbox.status = DUPLICATE_INSTANCE
@@ -416,6 +448,16 @@ async def test_a_series_that_cannot_be_read_is_refused_once(site, series):
         assert spooled.due_at_s(site.config.quiet_s) is None
         await site.send(gateway, series)
         assert await site.outcomes.get()
+
+
+async def test_a_series_that_was_refused_is_deleted_after_its_time(site, series):
+    """Nobody will ask for it, and it holds patient data; one that was delivered has a time of its own."""
+    async with site.gateway(keep_refused_s=0.0) as gateway:
+        await site.send(gateway, series[:1])
+        assert not await site.outcomes.get()
+        await site.send(gateway, make_series())
+        assert await site.outcomes.get()
+    assert site.spooled().state().phase is Phase.DELIVERED
 
 
 @pytest.mark.parametrize("text", ["", "PACS", "PACS@host", "PACS@host:0", "@host:104", "PACS@:104", "P" * 17 + "@h:1"])

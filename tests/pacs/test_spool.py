@@ -139,16 +139,20 @@ def test_a_spool_has_one_user(tmp_path):
     assert not part.exists()
 
 
-def test_delivered_series_are_deleted_after_their_time_and_no_others(spool):
-    """The spool does not grow for ever, and what is not delivered stays."""
-    for number, phase in enumerate([Phase.DELIVERED, Phase.FAILED, Phase.REFUSED]):
+def test_series_are_deleted_after_the_time_of_their_phase(spool):
+    """The spool does not grow for ever by what was delivered or refused; what is still to be delivered stays."""
+    for number, phase in enumerate([Phase.DELIVERED, Phase.FAILED, Phase.REFUSED, Phase.BEGUN]):
         spool.receive(f"1.{number}", "1.9", b"x")
         series = next(s for s in spool.series() if s.state() is None)
         series.record(series.fingerprint(), phase)
-    spool.purge(keep_s=3600.0)
-    assert len(list(spool.series())) == 3
-    spool.purge(keep_s=0.0)
-    assert {s.state().phase for s in spool.series()} == {Phase.FAILED, Phase.REFUSED}
+    spool.receive("1.9", "1.9", b"new")
+    spool.purge({Phase.DELIVERED: 3600.0, Phase.REFUSED: 3600.0})
+    assert (len(list(spool.series())), spool.refused()) == (5, 1)
+    spool.purge({Phase.DELIVERED: 0.0, Phase.REFUSED: 3600.0})
+    assert (len(list(spool.series())), spool.refused()) == (4, 1)
+    spool.purge({Phase.DELIVERED: 0.0, Phase.REFUSED: 0.0})
+    assert sorted(s.state().phase for s in spool.series() if s.state()) == [Phase.BEGUN, Phase.FAILED]
+    assert spool.refused() == 0
 
 
 def test_the_state_is_json_without_identifiers(spool):

@@ -37,6 +37,7 @@ from medvl.contracts.errors import (
 )
 from medvl.imaging.cleanup import NO_CLEANUP, Cleanup
 from medvl.imaging.volume import Volume
+from medvl.wire import keepalive
 from medvl.wire.metadata import UPLOAD_KEY, UPLOAD_SEND
 from medvl.wire.status import from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -94,7 +95,7 @@ class AsyncClient:
         retry: RetryPolicy = DEFAULT_RETRY,
         compress: bool = False,
     ) -> None:
-        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), *keepalive.CLIENT_OPTIONS]
         self._channel = grpc.aio.insecure_channel(check_endpoint(endpoint), options=options)
         self._stub = cast("Any", pb_grpc.MedVLStub)(self._channel)
         self._timeouts = timeouts

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from medvl.client.events import Mask, Provenance
-from medvl.client.results import Label
+from medvl.client.findings import finding_segments, findings
+from medvl.client.results import Answer, Label
 from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.geometry import Geometry
@@ -105,11 +106,10 @@ class MaskTarget:
 def write_masks(
     target: MaskTarget,
     loaded: LoadedSeries,
-    masks: Sequence[Mask],
-    provenance: Provenance,
+    answer: Answer,
     labels: Sequence[Label] = (),
 ) -> Mapping[int, Path]:
-    """Write the masks that were found, on the source's own grid.
+    """Write the masks of an answer that were found, on the source's own grid.
 
     Parameters
     ----------
@@ -117,10 +117,9 @@ def write_masks(
         Where to.
     loaded
         The series that was asked about.
-    masks
-        What came back; those that were not found are left out.
-    provenance
-        Named as the maker in a DICOM SEG, and with the disclaimer in a comment of a NIfTI file's header.
+    answer
+        What came back. A DICOM SEG names its maker, and so does, with the disclaimer, a comment in a NIfTI file.
+        Segments of what its text names are findings, as those of the PACS gateway.
     labels
         What the service knows of its classes: their SNOMED CT codes go into a DICOM SEG.
 
@@ -129,12 +128,14 @@ def write_masks(
     Mapping[int, Path]
         The file of each mask by its ``object_index``; empty when nothing was found.
     """
-    found = [mask for mask in masks if mask.found]
+    provenance = answer.done.provenance
+    found = [mask for mask in answer.masks if mask.found]
     if not found:
         return {}
     if target.format is MaskFormat.SEG:
         target.path.parent.mkdir(parents=True, exist_ok=True)
-        dataset = build_seg(loaded, segments(found, labels), maker(provenance))
+        prompted = segments([mask for mask in found if mask.span is None], labels)
+        dataset = build_seg(loaded, [*finding_segments(findings(answer)), *prompted], maker(provenance))
         dataset.save_as(target.path, enforce_file_format=True)
         return {mask.object_index: target.path for mask in found}
     paths = {mask.object_index: _path(target, mask) for mask in found}
@@ -221,7 +222,7 @@ def _on_grid(voxels: NDArray[np.bool_], affine: NDArray[np.float64], geometry: G
 
 
 def segments(masks: Sequence[Mask], labels: Sequence[Label]) -> list[Segment]:
-    """Return masks as segments of a DICOM SEG."""
+    """Return masks of classes and other prompts as segments of a DICOM SEG."""
     codes = {la.name: (la.snomed_code, la.snomed_meaning) for la in labels if la.snomed_code}
     return [Segment(mask.array, mask.name, codes.get(mask.label)) for mask in masks]
 

@@ -17,7 +17,8 @@ EPILOG = """\
 An open loop (--request-rate) sends at the times of a Poisson process and never waits for answers; its latencies count
 from the scheduled time. A closed loop (--concurrency) sends the next request when the last one is answered.
 
-exit codes: 0 passed; 1 a wrong answer, a failure, or too few requests within --goodput; others as in medvl --help.
+exit codes: 0 passed; 1 a wrong answer, a failure, a service that was away, or too few requests within --goodput; others
+as in medvl --help.
 
 example:
   medvl loadtest ct/ --endpoint localhost:8500 --request-rate 2 --task ask --duration 60 --goodput ttft:500

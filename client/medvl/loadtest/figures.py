@@ -90,8 +90,11 @@ class Figures:
         return self.lag_p99_ms > SATURATED_LAG_MS
 
     def passed(self, min_good_share: float) -> bool:
-        """Return whether every answer was right, nothing failed, and enough requests met the objective."""
-        bad = self.outcomes[Outcome.WRONG_ANSWER] + self.outcomes[Outcome.FAILED]
+        """Return whether every answer was right, nothing failed, and enough requests met the objective.
+
+        What a busy service sheds, or answers too late, costs its share only; one that is away has failed.
+        """
+        bad = sum(self.outcomes[outcome] for outcome in (Outcome.WRONG_ANSWER, Outcome.FAILED, Outcome.UNAVAILABLE))
         return self.outcomes[Outcome.OK] > 0 and not bad and self.good_share >= min_good_share
 
 

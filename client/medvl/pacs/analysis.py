@@ -15,6 +15,7 @@ from pydicom import Dataset
 
 from medvl.client.aio import AsyncClient
 from medvl.client.events import Mask, Provenance
+from medvl.client.findings import finding_segments, findings, readable, running_numbers
 from medvl.client.maskfiles import maker, segments
 from medvl.client.prompts import ObjectPrompt
 from medvl.client.results import Answer, Label
@@ -24,7 +25,6 @@ from medvl.imaging.headers import source_header
 from medvl.imaging.seg import Segment, SegUids, build_seg
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.pacs.config import GatewayConfig
-from medvl.pacs.findings import findings, readable, running_numbers
 from medvl.pacs.measurement_report import build_measurements
 from medvl.pacs.spool import MASKS, MEASUREMENTS, REPORT
 from medvl.pacs.structured_report import ReportText, Uids, build_sr
@@ -101,8 +101,8 @@ def _documents(  # noqa: PLR0917 - all that the documents say
     named = findings(report)
     outlined = [*(finding.mask for finding in named), *masks]
     numbers = running_numbers(outlined)
-    found = [finding.segment(number) for finding, number in zip(named, numbers, strict=False) if number]
-    found = _tracked([*found, *segments([mask for mask in masks if mask.found], classes)], identity)
+    classes_found = segments([mask for mask in masks if mask.found], classes)
+    found = _tracked([*finding_segments(named), *classes_found], identity)
     device = derived_uid(provenance.software, *_weights(provenance))
     origin = [*_notes(loaded, provenance), report.done.disclaimer]
     files, about_seg = {}, []

@@ -28,6 +28,9 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--spool", required=True, type=Path, metavar="DIR", help="folder that survives restarts")
     parser.add_argument("--quiet-s", type=float, default=15.0, metavar="S", help="a series is complete after (15)")
     parser.add_argument("--keep-h", type=float, default=24.0, metavar="H", help="delete delivered series after (24)")
+    parser.add_argument(
+        "--keep-refused-h", type=float, default=72.0, metavar="H", help="delete series that cannot be read after (72)"
+    )
     parser.set_defaults(run=_run)
 
 

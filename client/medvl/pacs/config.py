@@ -74,6 +74,8 @@ class GatewayConfig:
         A series is complete when no instance has come for so long.
     keep_s
         What was received is deleted so long after its results were delivered.
+    keep_refused_s
+        A series that cannot be worked on is deleted so long after this was found out.
     """
 
     ae_title: str
@@ -86,10 +88,11 @@ class GatewayConfig:
     spool: Path
     quiet_s: float
     keep_s: float
+    keep_refused_s: float
 
     def __post_init__(self) -> None:
         check_ae_title(self.ae_title)
         if not 0 <= self.port < 65536:
             raise InvalidRequest(f"A port to listen on is a number from 0 to 65535, not {self.port}.")
-        if not self.quiet_s > 0 or self.keep_s < 0:
-            raise InvalidRequest("The quiet time must be positive, the time to keep a series must not be negative.")
+        if not self.quiet_s > 0 or not min(self.keep_s, self.keep_refused_s) >= 0:
+            raise InvalidRequest("The quiet time must be positive, the times to keep a series must not be negative.")

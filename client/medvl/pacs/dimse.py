@@ -13,7 +13,7 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID
+from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import (
     CTImageStorage,
@@ -132,6 +132,9 @@ def deliver(files: Sequence[Path], ae_title: str, destination: Destination) -> N
     entity.connection_timeout = CONNECT_TIMEOUT_S
     for kind in {(h.file_meta.MediaStorageSOPClassUID, h.file_meta.TransferSyntaxUID) for h in headers}:
         entity.add_requested_context(*kind)
+    for sop_class in {h.file_meta.MediaStorageSOPClassUID for h in headers}:
+        # PS3.5 10.1 wants it offered. In a context of its own: where both are taken, files go as they are.
+        entity.add_requested_context(sop_class, ImplicitVRLittleEndian)
     association = entity.associate(
         destination.host,
         destination.port,

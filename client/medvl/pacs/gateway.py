@@ -18,6 +18,8 @@ _LOG = logging.getLogger(__name__)
 
 _REST_S = 60.0
 """How long a series is left alone when the spool would not say or keep what became of it."""
+_TELL_S = 3600.0
+"""Between two lines about the spool."""
 
 
 class Gateway:
@@ -39,6 +41,7 @@ class Gateway:
         self._spool = Spool(config.spool)
         self._stop = asyncio.Event()
         self._resting_until_s: dict[str, float] = {}
+        self._tell_at_s = 0.0
         try:
             self._scp = StorageScp(config.ae_title, config.host, config.port, self._spool)
         except BaseException:
@@ -52,10 +55,12 @@ class Gateway:
 
     async def run(self) -> None:
         """Work until :meth:`stop` is called; a series that is being worked on is finished first."""
+        keep_s = {Phase.DELIVERED: self._config.keep_s, Phase.REFUSED: self._config.keep_refused_s}
         try:
             async with AsyncClient(self._config.endpoint) as client:
                 while not self._stop.is_set():
-                    self._spool.purge(self._config.keep_s)
+                    self._spool.purge(keep_s)
+                    self._tell_spool()
                     due_at_s, series = self._next()
                     if series is not None and due_at_s <= time.time():
                         await self._work(client, series)
@@ -68,6 +73,12 @@ class Gateway:
     def stop(self) -> None:
         """Ask :meth:`run` to end."""
         self._stop.set()
+
+    def _tell_spool(self) -> None:
+        """Say at the start and then once in a while whether the spool fills with what nobody will ask for."""
+        if time.time() >= self._tell_at_s:
+            self._tell_at_s = time.time() + _TELL_S
+            _LOG.info("spool: %d refused series, %.1f GB free", self._spool.refused(), self._spool.free_bytes() / 1e9)
 
     def _next(self) -> tuple[float, SpooledSeries | None]:
         due: list[tuple[float, SpooledSeries]] = []

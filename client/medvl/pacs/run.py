@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         spool=arguments.spool,
         quiet_s=arguments.quiet_s,
         keep_s=arguments.keep_h * 3600.0,
+        keep_refused_s=arguments.keep_refused_h * 3600.0,
     )
     configure_log()
     asyncio.run(_serve(config))
@@ -36,9 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def configure_log() -> None:
-    """Log our own lines alone: those of pydicom and pynetdicom may hold values of a header."""
+    """Log our own lines, what nothing catches and warnings of libraries, save those that remark on every instance."""
     warnings.simplefilter("ignore")
-    log_without_words(level=logging.CRITICAL + 1)
+    log_without_words()
     for library in ("pydicom", "pynetdicom", "highdicom"):
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     _LOG.setLevel(logging.INFO)

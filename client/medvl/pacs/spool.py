@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -179,13 +180,26 @@ class Spool:
             if (folder / "instances").is_dir():
                 yield SpooledSeries(folder)
 
-    def purge(self, keep_s: float) -> None:
-        """Delete every series whose results were delivered longer than ``keep_s`` ago; what cannot be moved stays."""
+    def refused(self) -> int:
+        """Return how many series are refused, as far as they say so."""
+        count = 0
+        for series in self.series():
+            with suppress(OSError):
+                state = series.state()
+                count += state is not None and state.phase is Phase.REFUSED
+        return count
+
+    def free_bytes(self) -> int:
+        """Return what its disk can still take."""
+        return shutil.disk_usage(self._series).free
+
+    def purge(self, keep_s: Mapping[Phase, float]) -> None:
+        """Delete every series that came into a phase longer ago than it is kept then; what cannot be moved stays."""
         for series in self.series():
             with suppress(OSError):
                 self._purge(series, keep_s)
 
-    def _purge(self, series: SpooledSeries, keep_s: float) -> None:
+    def _purge(self, series: SpooledSeries, keep_s: Mapping[Phase, float]) -> None:
         if _over(series, keep_s):
             with self._moving:
                 # An instance may have arrived since.
@@ -208,9 +222,9 @@ def _locked(folder: Path) -> int:
     return descriptor
 
 
-def _over(series: SpooledSeries, keep_s: float) -> bool:
+def _over(series: SpooledSeries, keep_s: Mapping[Phase, float]) -> bool:
     state = series.state()
-    return state is not None and state.phase is Phase.DELIVERED and state.changed_at_s + keep_s <= time.time()
+    return state is not None and state.changed_at_s + keep_s.get(state.phase, math.inf) <= time.time()
 
 
 def hashed(text: str) -> str:

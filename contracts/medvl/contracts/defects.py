@@ -65,15 +65,9 @@ class WithoutWords(logging.Formatter):
         return f"{self.formatTime(record)} {record.levelname} {said}{told}"
 
 
-def log_without_words(level: int = logging.WARNING) -> None:
-    """Send log lines to standard error as :class:`WithoutWords`, and what nothing catches with them.
-
-    Parameters
-    ----------
-    level
-        From which on loggers are heard that have none of their own.
-    """
+def log_without_words() -> None:
+    """Send log lines from WARNING on to standard error as :class:`WithoutWords`, and what nothing catches with them."""
     handler = logging.StreamHandler()
     handler.setFormatter(WithoutWords())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     hear_uncaught(lambda error: logging.getLogger(_OURS).critical("an exception was not caught", exc_info=error))

@@ -363,16 +363,24 @@ def _ordered(frames: list[_Frame]) -> list[_Frame]:
 def _pixels(frames: Sequence[_Frame]) -> tuple[NDArray[np.int16], int]:
     """Return the voxels int16 [D, R, C] in HU, and how many were padding."""
     hu = np.empty((len(frames), *frames[0].shape), np.int16)
+    datasets = {id(frame.dataset): frame.dataset for frame in frames}
     with ThreadPoolExecutor(_THREADS) as pool:
-        padded = list(pool.map(lambda number: _decode(frames[number], hu[number]), range(len(frames))))
+        # Each file once: the frames of one that share it would each find it undecoded at the same time.
+        decoded = dict(zip(datasets, pool.map(_decoded, datasets.values()), strict=True))
+        padded = list(pool.map(lambda frame, plane: _fill(plane, frame, decoded[id(frame.dataset)]), frames, hu))
     return hu, sum(padded)
 
 
-def _decode(frame: _Frame, plane: NDArray[np.int16]) -> int:
+def _decoded(dataset: Dataset) -> NDArray[Any]:
     with damaged(
         "The pixels of a DICOM file are missing, cut off or in an encoding that cannot be read: fetch it again."
     ):
-        array = frame.dataset.pixel_array
+        array: NDArray[Any] = dataset.pixel_array
+    return array
+
+
+def _fill(plane: NDArray[np.int16], frame: _Frame, array: NDArray[Any]) -> int:
+    """Write the HU of a frame into its plane; return how many voxels were padding."""
     stored = array[frame.index] if array.ndim == 3 else array
     if stored.shape != plane.shape:
         raise CorruptFile("The pixels of a DICOM file are not one grey value per voxel: it is not a CT slice.")

@@ -18,6 +18,7 @@ from medvl.orchestrator.config import OrchestratorConfig
 from medvl.orchestrator.metrics import Metrics
 from medvl.orchestrator.service import MedVLService
 from medvl.orchestrator.triton import Triton
+from medvl.wire import keepalive
 from medvl.wire.codec import MAX_CHUNK_BYTES
 from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
 
@@ -33,10 +34,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 2 * MAX_CHUNK_BYTES),
     ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    *keepalive.SERVER_OPTIONS,
 )
 
 

@@ -39,7 +39,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
         answer = await session.follow(stream)
         # Only a DICOM SEG holds the codes of classes.
         labels = (await session.client.describe()).labels if target.format is MaskFormat.SEG else ()
-        paths = write_masks(target, loaded, answer.masks, answer.done.provenance, labels)
+        paths = write_masks(target, loaded, answer, labels)
         session.tell(answer, paths)
         return Exit.OK if paths else Exit.NOT_FOUND
 

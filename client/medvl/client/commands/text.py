@@ -60,6 +60,6 @@ def _read(arguments: argparse.Namespace) -> tuple[LoadedSeries, MaskTarget | Non
 async def _follow(session: Session, stream: EventStream, target: MaskTarget | None) -> Exit:
     answer = await session.follow(stream)
     session.output.line()
-    paths = {} if target is None else write_masks(target, session.loaded, answer.masks, answer.done.provenance)
+    paths = {} if target is None else write_masks(target, session.loaded, answer)
     session.tell(answer, paths)
     return Exit.OK

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from medvl.client.events import Mask, TextSpan
+from medvl.client.findings import findings, readable, running_numbers
 from medvl.client.results import Answer
 from medvl.imaging.masks import pack_mask
-from medvl.pacs.findings import findings, readable, running_numbers
 
 VOXEL = pack_mask(np.ones((1, 1, 1), bool))
 

@@ -1,4 +1,4 @@
-"""What a report names with a marker, [SEG]: its words, its mask, and the text as a person reads it."""
+"""What a text names with a marker, [SEG]: its words, its mask, and the text as a person reads it."""
 
 from __future__ import annotations
 
@@ -55,6 +55,12 @@ def findings(report: Answer) -> list[Finding]:
         Finding(_words(report.text[start : marker.start]), marker, masks.get(marker))
         for start, marker in zip(starts, markers, strict=False)
     ]
+
+
+def finding_segments(named: Sequence[Finding]) -> list[Segment]:
+    """Return the masks that were found as the first segments of a DICOM SEG, in the order of the text."""
+    numbers = running_numbers([finding.mask for finding in named])
+    return [finding.segment(number) for finding, number in zip(named, numbers, strict=True) if number]
 
 
 def readable(text: str, named: Sequence[Finding], numbers: Sequence[int | None]) -> str:
