@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -102,6 +103,25 @@ def test_sizes_are_those_of_the_voxels():
             assert extent_mm(points) == pytest.approx(finding.size_mm, abs=margin), finding
             measured += 1
     assert measured > 30
+
+
+def test_depths_and_widths_are_those_of_the_voxels():
+    """Of stones the diameter, to within a slice; of layers about a lung how thick they are; of aneurysms the width."""
+    measured = Counter[FindingKind]()
+    for phantom, finding in all_findings():
+        slice_mm, pixel_mm, _ = phantom.geometry.spacing_mm
+        mask, size_mm = phantom.finding_mask(finding), finding.size_mm
+        if finding.kind is FindingKind.KIDNEY_STONE:
+            assert extent_mm(places(phantom, mask)) == pytest.approx(size_mm, abs=slice_mm)
+        elif finding.kind in PLEURAL:
+            planes = (np.pad(plane, 1).astype(np.uint8) for plane in mask if plane.any())
+            thick = 2 * pixel_mm * max(cv2.distanceTransform(plane, cv2.DIST_L2, 5).max() for plane in planes)
+            assert thick == pytest.approx(size_mm, abs=1.5 * pixel_mm)
+        elif finding.kind is FindingKind.AORTIC_ANEURYSM:
+            width_mm = 2 * pixel_mm * np.sqrt(mask.sum((1, 2)).max() / np.pi)
+            assert 0.7 * size_mm < width_mm < size_mm + pixel_mm
+        measured[finding.kind] += 1
+    assert min(measured[kind] for kind in (FindingKind.KIDNEY_STONE, FindingKind.AORTIC_ANEURYSM, *PLEURAL)) > 5
 
 
 def test_sizes_are_in_their_ranges():

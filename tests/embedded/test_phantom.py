@@ -13,7 +13,7 @@ from medvl.embedded.anatomy import ORGANS
 from medvl.embedded.parts import Phase
 from medvl.embedded.phantom import Protocol, make_blank, make_phantom, sized
 from medvl.embedded.preset import _LABELS
-from medvl.embedded.scanner import Region
+from medvl.embedded.scanner import Kernel, Region
 from medvl.embedded.truth import Coverage
 
 from .phantoms import places, small
@@ -41,16 +41,46 @@ def test_a_blank_scan_shows_no_patient():
 
 
 def test_the_default_protocol_keeps_its_ranges():
-    """Without a protocol: 40 to 64 slices 1 to 5 mm apart, 256 x 256 pixels of 1.15 to 1.5 mm, real CT's HU."""
+    """Without a protocol: 40 to 64 slices 3.1 to 5 mm apart, 256 x 256 pixels of 1.15 to 1.5 mm, real CT's HU."""
     phantom = make_phantom(7)
     (slices, rows, columns), (spacing, pixel, _) = phantom.hu.shape, phantom.geometry.spacing_mm
     assert 40 <= slices <= 64
     assert (rows, columns) == (256, 256)
-    assert 1.0 <= spacing <= 5.0
+    assert 3.1 <= spacing <= 5.0
     assert 1.15 <= pixel <= 1.5
     assert phantom.hu.dtype == np.int16
     assert phantom.hu.min() < -900
     assert -1010 < np.median(phantom.hu[:, :3]) < -940, "air beside the patient"
+
+
+@pytest.mark.parametrize("noise_hu", [5.0, 20.0])
+def test_kernels_shape_noise_and_leave_its_size(noise_hu):
+    """The smoother, the more alike are neighbours, in the air beside a patient who is the same in all."""
+    alike = []
+    for kernel in (Kernel.SHARP, Kernel.STANDARD, Kernel.SMOOTH):
+        protocol = replace(sized(4, 128), kernels=(kernel,), noise_hu=(noise_hu, noise_hu))
+        phantom = make_phantom(11, protocol)
+        air = phantom.hu[1:3, :12, :].astype(float)
+        assert air.std() == pytest.approx(noise_hu, rel=0.1)
+        alike.append(np.corrcoef(air[..., 1:].ravel(), air[..., :-1].ravel())[0, 1])
+    assert alike[0] < 0.1 < alike[1] < alike[2]
+
+
+def test_patients_lie_on_a_table():
+    """A shell with foam in it behind the back, and nothing like it before the chest."""
+    phantom = small(2)
+    beside = ~phantom.mask("body")
+    rows = np.flatnonzero(phantom.mask("body").any((0, 2)))
+    shell = beside & (phantom.hu > -450)
+    assert shell[:, rows[-1] + 1 :].any((1, 2)).all()
+    assert not shell[:, : rows[0]].any()
+
+
+def test_patients_differ_in_width():
+    """By a seventh and more, as far as the field of view shows them."""
+    phantoms = [small(seed) for seed in range(20)]
+    widths = [p.mask("body").any((0, 1)).sum() * p.geometry.spacing_mm[2] for p in phantoms]
+    assert max(widths) > 1.15 * min(widths)
 
 
 def test_organs_are_those_that_the_checkpoint_names():
