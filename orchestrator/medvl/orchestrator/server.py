@@ -71,7 +71,7 @@ async def running(config: OrchestratorConfig) -> AsyncIterator[Running]:
         backend = Backend(triton, config.health, tell)
         await tell(False)
         metrics_port = _expose(metrics, config, stack)
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=config.admission.max_open_calls)
         _add_service(MedVLService(config, triton, backend, metrics), server)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         port = _bind(server, config)
