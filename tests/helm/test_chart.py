@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from medvl.orchestrator.config import load_config
+from medvl.orchestrator.server import ALIVE, SERVICE
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "medvl"
@@ -94,7 +95,14 @@ def test_triton_gets_shared_memory_of_the_configured_size(render):
 def test_readiness_is_asked_over_grpc(resources):
     """The standard health service decides about traffic, on both hops."""
     services = [pod["containers"][0]["readinessProbe"]["grpc"].get("service") for pod in pods(resources)]
-    assert services == ["medvl.wire.v1.MedVL", None]
+    assert services == [SERVICE, None]
+
+
+def test_an_orchestrator_that_hangs_is_restarted(resources):
+    """A minute is given to one that is late; Triton's state is no reason."""
+    probe = pods(resources)[0]["containers"][0]["livenessProbe"]
+    assert probe["grpc"] == {"port": 8500, "service": ALIVE}
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 60
 
 
 def test_nothing_is_served_before_the_repository_holds_its_manifest(resources):

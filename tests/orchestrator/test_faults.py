@@ -18,6 +18,7 @@ from medvl.contracts import errors
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.orchestrator.backend import NEEDED, Backend
 from medvl.orchestrator.config import AdmissionLimits, HealthPolicy
+from medvl.orchestrator.server import ALIVE
 from medvl.orchestrator.triton import Served
 from medvl.wire.status import INTERNAL_SENTENCE, from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -224,6 +225,8 @@ async def test_a_dead_triton_is_told_by_health_and_by_calls(system: System, seri
     await system.triton.stop()
     async with asyncio.timeout(5):
         await system.until(NOT_SERVING)
+    alive = await system.health.Check(health_pb2.HealthCheckRequest(service=ALIVE))
+    assert alive.status == SERVING, "or Kubernetes would restart it"
     code, error = await failure(report(system, series))
     assert code is grpc.StatusCode.UNAVAILABLE
     assert error.retry_after_s is not None
