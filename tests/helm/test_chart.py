@@ -20,6 +20,19 @@ from medvl.orchestrator.server import ALIVE, SERVICE
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "medvl"
 README = (CHART / "README.md").read_text("utf-8")
+PLACEMENT = {
+    "nodeSelector": {"nvidia.com/gpu.present": "true"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "affinity": {
+        "podAntiAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "medvl"}}}
+            ]
+        }
+    },
+    "runtimeClassName": "nvidia",
+    "priorityClassName": "urgent",
+}
 WORKLOADS = [("Deployment", "demo-medvl-orchestrator"), ("StatefulSet", "demo-medvl-triton")]
 QUANTITY = re.compile(r"[0-9.]+(m|Ki|Mi|Gi|Ti)?")
 
@@ -216,6 +229,24 @@ def test_settings_of_tritons_models_reach_them(render):
     assert {"name": "MEDVL_SEGMENTER_THREADS", "value": "4"} in triton_container(resources)["env"]
 
 
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+@pytest.mark.parametrize(("component", "workload"), [("orchestrator", WORKLOADS[0]), ("triton", WORKLOADS[1])])
+def test_pods_run_where_they_are_told_to(render, component, workload, version):
+    """Such as on nodes that a taint keeps for those with a GPU; the other component's as before."""
+    resources, before = render({component: PLACEMENT}), render({})
+    kubernetes_validate.validate(resources[workload], version, strict=True)
+    pod = resources[workload]["spec"]["template"]["spec"]
+    assert {name: pod.pop(name) for name in PLACEMENT} == PLACEMENT
+    assert resources == before
+
+
+def test_the_nodes_of_the_readme_are_taken(render):
+    """As they stand there."""
+    (text,) = re.findall(r"^```yaml\n(triton:.*?)^```", README, re.MULTILINE | re.DOTALL)
+    values = yaml.safe_load(text)
+    assert pods(render(values))[1].items() >= values["triton"].items()
+
+
 def test_version_compatible_engines_are_allowed_where_they_are_expected(render):
     """They bring code of their own."""
     allowed, plain = (
@@ -238,6 +269,11 @@ def test_version_compatible_engines_are_allowed_where_they_are_expected(render):
         {"triton": {"settings": {"PATH": "/tmp"}}},
         {"triton": {"settings": {"MEDVL_SEGMENTER_THREAD": "4"}}},
         {"triton": {"settings": {"MEDVL_LLM_MAX_SEQUENCES": 8}}},
+        {"triton": {"tolerations": [{}]}},
+        {"triton": {"tolerations": [{"key": "gpu", "operator": "exists"}]}},
+        {"triton": {"nodeSelector": {"gpu": True}}},
+        {"orchestrator": {"affinity": {"nodes": {}}}},
+        {"orchestrator": {"runtimeClassName": "No Class"}},
         {"orchestrator": {"config": {"listen": "0.0.0.0:1"}}},
         {"orchestrator": {"config": {"series": {"max_slice": 4}}}},
         {"orchestrator": {"config": {"series": {"max_store_bytes": 1000000000}}}},
