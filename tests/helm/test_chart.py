@@ -15,10 +15,24 @@ import pytest
 import yaml
 
 from medvl.orchestrator.config import load_config
+from medvl.orchestrator.server import ALIVE, SERVICE
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "medvl"
 README = (CHART / "README.md").read_text("utf-8")
+PLACEMENT = {
+    "nodeSelector": {"nvidia.com/gpu.present": "true"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "affinity": {
+        "podAntiAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "medvl"}}}
+            ]
+        }
+    },
+    "runtimeClassName": "nvidia",
+    "priorityClassName": "urgent",
+}
 WORKLOADS = [("Deployment", "demo-medvl-orchestrator"), ("StatefulSet", "demo-medvl-triton")]
 QUANTITY = re.compile(r"[0-9.]+(m|Ki|Mi|Gi|Ti)?")
 
@@ -94,7 +108,14 @@ def test_triton_gets_shared_memory_of_the_configured_size(render):
 def test_readiness_is_asked_over_grpc(resources):
     """The standard health service decides about traffic, on both hops."""
     services = [pod["containers"][0]["readinessProbe"]["grpc"].get("service") for pod in pods(resources)]
-    assert services == ["medvl.wire.v1.MedVL", None]
+    assert services == [SERVICE, None]
+
+
+def test_an_orchestrator_that_hangs_is_restarted(resources):
+    """A minute is given to one that is late; Triton's state is no reason."""
+    probe = pods(resources)[0]["containers"][0]["livenessProbe"]
+    assert probe["grpc"] == {"port": 8500, "service": ALIVE}
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 60
 
 
 def test_nothing_is_served_before_the_repository_holds_its_manifest(resources):
@@ -208,6 +229,24 @@ def test_settings_of_tritons_models_reach_them(render):
     assert {"name": "MEDVL_SEGMENTER_THREADS", "value": "4"} in triton_container(resources)["env"]
 
 
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+@pytest.mark.parametrize(("component", "workload"), [("orchestrator", WORKLOADS[0]), ("triton", WORKLOADS[1])])
+def test_pods_run_where_they_are_told_to(render, component, workload, version):
+    """Such as on nodes that a taint keeps for those with a GPU; the other component's as before."""
+    resources, before = render({component: PLACEMENT}), render({})
+    kubernetes_validate.validate(resources[workload], version, strict=True)
+    pod = resources[workload]["spec"]["template"]["spec"]
+    assert {name: pod.pop(name) for name in PLACEMENT} == PLACEMENT
+    assert resources == before
+
+
+def test_the_nodes_of_the_readme_are_taken(render):
+    """As they stand there."""
+    (text,) = re.findall(r"^```yaml\n(triton:.*?)^```", README, re.MULTILINE | re.DOTALL)
+    values = yaml.safe_load(text)
+    assert pods(render(values))[1].items() >= values["triton"].items()
+
+
 def test_version_compatible_engines_are_allowed_where_they_are_expected(render):
     """They bring code of their own."""
     allowed, plain = (
@@ -230,6 +269,11 @@ def test_version_compatible_engines_are_allowed_where_they_are_expected(render):
         {"triton": {"settings": {"PATH": "/tmp"}}},
         {"triton": {"settings": {"MEDVL_SEGMENTER_THREAD": "4"}}},
         {"triton": {"settings": {"MEDVL_LLM_MAX_SEQUENCES": 8}}},
+        {"triton": {"tolerations": [{}]}},
+        {"triton": {"tolerations": [{"key": "gpu", "operator": "exists"}]}},
+        {"triton": {"nodeSelector": {"gpu": True}}},
+        {"orchestrator": {"affinity": {"nodes": {}}}},
+        {"orchestrator": {"runtimeClassName": "No Class"}},
         {"orchestrator": {"config": {"listen": "0.0.0.0:1"}}},
         {"orchestrator": {"config": {"series": {"max_slice": 4}}}},
         {"orchestrator": {"config": {"series": {"max_store_bytes": 1000000000}}}},

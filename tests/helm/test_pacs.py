@@ -206,6 +206,19 @@ def test_the_pod_meets_the_restricted_standard_and_holds_no_token(pacs):
     assert [m["mountPath"] for m in container(resources)["volumeMounts"]] == ["/spool", "/tmp"]
 
 
+def test_its_pod_runs_where_it_is_told_to(pacs):
+    placement = {
+        "nodeSelector": {"zone": "radiology"},
+        "tolerations": [{"key": "zone", "operator": "Equal", "value": "radiology", "effect": "NoExecute"}],
+        "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "runtimeClassName": "gvisor",
+        "priorityClassName": "urgent",
+    }
+    resources = pacs(**placement)
+    kubernetes_validate.validate(resources["StatefulSet", NAME], "1.37", strict=True)
+    assert pod(resources).items() >= placement.items()
+
+
 def test_by_default_nothing_may_talk_to_it(pacs):
     """The policy that allows nothing selects it, too."""
     resources = pacs()

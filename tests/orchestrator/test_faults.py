@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from unittest.mock import AsyncMock, Mock
 
 import grpc
@@ -15,6 +18,7 @@ from medvl.contracts import errors
 from medvl.contracts.checkpoint import Checkpoint
 from medvl.orchestrator.backend import NEEDED, Backend
 from medvl.orchestrator.config import AdmissionLimits, HealthPolicy
+from medvl.orchestrator.server import ALIVE
 from medvl.orchestrator.triton import Served
 from medvl.wire.status import INTERNAL_SENTENCE, from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -221,6 +225,8 @@ async def test_a_dead_triton_is_told_by_health_and_by_calls(system: System, seri
     await system.triton.stop()
     async with asyncio.timeout(5):
         await system.until(NOT_SERVING)
+    alive = await system.health.Check(health_pb2.HealthCheckRequest(service=ALIVE))
+    assert alive.status == SERVING, "or Kubernetes would restart it"
     code, error = await failure(report(system, series))
     assert code is grpc.StatusCode.UNAVAILABLE
     assert error.retry_after_s is not None
@@ -370,6 +376,37 @@ async def test_one_canary_without_an_answer_is_no_hung_model(start: Start):
     system.fake.language.open()
     await canaries_of(system, "llm", 2)
     assert all(line["serving"] for line in health_lines(system))
+
+
+async def test_a_process_that_stood_still_gives_nobody_up(checkpoint: Checkpoint):
+    """However long that was: one canary went without an answer, and the next one has it."""
+    timeout_s = 0.05
+
+    class Still:
+        served = AsyncMock(return_value=Served(checkpoint, "2.51.0", dict.fromkeys(NEEDED, "fake")))
+        canaries = 0
+
+        async def infer(self, *_) -> None: ...
+
+        async def stream(self, model: str, *_):
+            self.canaries += model == "llm"
+            if (model, self.canaries) == ("llm", 3):
+                time.sleep(4 * timeout_s)  # noqa: ASYNC251 - the whole process
+                raise errors.DeadlineExceeded("Late.")
+            if self.canaries == 6:
+                watch.cancel()
+            yield {}
+
+        def last_answer_s(self, _: str) -> float:
+            return -math.inf
+
+    told = asyncio.Queue[bool]()
+    policy = HealthPolicy(canary_interval_s=0.01, canary_timeout_s=timeout_s)
+    watch = asyncio.create_task(Backend(Still(), policy, told.put).watch())
+    async with asyncio.timeout(5):
+        with suppress(asyncio.CancelledError):
+            await watch
+    assert [told.get_nowait() for _ in range(told.qsize())] == [True]
 
 
 async def test_a_busy_network_is_not_a_dead_one(start: Start):

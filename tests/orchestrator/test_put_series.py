@@ -157,6 +157,37 @@ async def test_an_upload_that_stops_gives_its_room_back(start: Start, series: Se
     assert not (await system.put(series)).already_resident
 
 
+async def test_an_upload_without_a_header_is_ended(start: Start):
+    """Nor does it hold anything that a caller could wait for."""
+    system = await start(admission=AdmissionLimits(upload_idle_s=0.05))
+    code, error = await refused(system.stub.PutSeries())
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert str(error) == "The upload sent nothing for 0.05 seconds: send the series again."
+
+
+async def test_open_calls_are_bounded(start: Start, series: Series):
+    """Whatever they wait for, so that memory is. What may be open leaves room for others, and gives it back."""
+    limits = AdmissionLimits(
+        max_concurrent_requests=1, max_queued_requests=0, max_concurrent_uploads=1, max_queued_uploads=0
+    )
+    system = await start(admission=limits)
+
+    async def until(code: grpc.StatusCode) -> None:
+        async with asyncio.timeout(10):
+            while True:
+                call = system.stub.Describe(pb.DescribeRequest())
+                if await call.code() is code:
+                    break
+
+    idle = [system.stub.PutSeries() for _ in range(limits.max_open_calls - 4)]
+    await system.put(series)
+    idle += [system.stub.PutSeries() for _ in range(8)]
+    await until(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    for call in idle:
+        call.cancel()
+    await until(grpc.StatusCode.OK)
+
+
 async def test_the_least_recently_used_series_makes_room(system: System):
     """The store holds three: the fourth takes the place of the one that nobody asked about."""
     sent = [Series.make(seed) for seed in range(4)]

@@ -9,9 +9,11 @@ import grpc
 import numpy as np
 import pytest
 
-from medvl.contracts.errors import Overloaded
+from medvl.contracts.errors import Overloaded, SeriesTooLarge
 from medvl.imaging.masks import pack_mask, unpack_mask
+from medvl.orchestrator import segmentation
 from medvl.orchestrator.config import AdmissionLimits
+from medvl.wire.status import from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
 
 from .conftest import Series, Start, System, collect, kinds
@@ -187,6 +189,16 @@ async def test_slices_are_sent_only_to_a_segmenter_that_lacks_them(system: Syste
     system.fake.resident.clear()
     assert len(masks(await segment(system, series, prompt))) == 1
     assert system.fake.seen.slices == [(8, 32, 32)] * 2
+
+
+async def test_slices_that_fit_into_no_request_are_refused(system: System, series: Series, monkeypatch):
+    """Before the segmenter is asked, which protobuf would keep from reading them."""
+    monkeypatch.setattr(segmentation, "MAX_SLICES_BYTES", 8 * 32**2 - 1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await segment(system, series, pb.ObjectPrompt(points=[point(series, 1, 2, 3)]))
+    assert type(error := from_rpc_error(caught.value)) is SeriesTooLarge
+    assert str(error) == "The series has 8 slices: of this checkpoint the segmenter takes 7 at most."
+    assert not system.fake.seen.segmenter
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import grpc
@@ -14,6 +16,7 @@ from medvl.contracts.checkpoint import Checkpoint
 from medvl.contracts.errors import BackendUnavailable, CheckpointError, DeadlineExceeded, InternalError
 from medvl.contracts.models import MODELS
 from medvl.contracts.quantisation import Quantisation
+from medvl.orchestrator import encoding
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.canary import question
 from medvl.orchestrator.triton import Triton
@@ -98,10 +101,72 @@ async def test_a_request_that_could_not_be_written_is_no_defect(checkpoint: Chec
             pass
 
     async with Triton("127.0.0.1:1") as triton:
-        monkeypatch.setattr(triton._client, "stream_infer", lambda *_, **__: Stream())
+        monkeypatch.setattr(triton, "_stream", lambda *_, **__: Stream())
         call = Call("test", asyncio.get_running_loop().time() + left_s)
         with pytest.raises(kind):
             await anext(triton.stream("llm", question("llm", checkpoint), call))
+
+
+async def test_slices_are_made_aside_one_series_at_a_time(server, checkpoint: Checkpoint):
+    """So that other requests go on, and memory holds those of one; the next begins when they have been written."""
+    fake, running = server
+    made, go_on = asyncio.Queue[str](), threading.Event()
+    loop, here = asyncio.get_running_loop(), threading.get_ident()
+
+    async def send(name: str) -> None:
+        def make() -> dict[str, np.ndarray]:
+            assert threading.get_ident() != here
+            loop.call_soon_threadsafe(made.put_nowait, name)
+            go_on.wait(10)
+            return {"slices": np.zeros((1, 32, 32), np.uint8)}
+
+        call = Call(name, loop.time() + 10)
+        async for _ in triton.stream("volume_segmenter", question("volume_segmenter", checkpoint), call, make):
+            pass
+
+    fake.never_resident = True
+    fake.arrival.close()
+    async with Triton(f"127.0.0.1:{running.port}") as triton, asyncio.TaskGroup() as group:
+        for name in ("first", "second"):
+            group.create_task(send(name))
+        assert await made.get() == "first"
+        await triton.served(timeout_s=5)
+        assert made.empty()
+        go_on.set()
+        assert await made.get() == "second", "though the first has no answer yet"
+        fake.arrival.open()
+
+
+async def test_slices_that_have_been_written_are_not_kept(server, checkpoint: Checkpoint):
+    """A segmentation takes minutes, and the series is in the store besides."""
+    fake, running = server
+    fake.never_resident = True
+    fake.arrival.close()
+    size_bytes = 2**23
+
+    def make() -> dict[str, np.ndarray]:
+        return {"slices": np.zeros((8, 2**10, 2**10), np.uint8)}
+
+    def ours_bytes() -> int:
+        ours = [tracemalloc.Filter(True, path) for path in (__file__, encoding.__file__)]
+        return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(ours).traces)
+
+    async with Triton(f"127.0.0.1:{running.port}") as triton:
+        call = Call("test", asyncio.get_running_loop().time() + 10)
+        responses = triton.stream("volume_segmenter", question("volume_segmenter", checkpoint), call, make)
+        tracemalloc.start()
+        try:
+            answer = asyncio.ensure_future(anext(responses))
+            await fake.arrival.held.wait()
+            assert tracemalloc.get_traced_memory()[1] > size_bytes
+            async with asyncio.timeout(10):
+                while ours_bytes() > size_bytes / 8:  # noqa: ASYNC110 - memory has no events
+                    await asyncio.sleep(0.01)
+        finally:
+            tracemalloc.stop()
+        fake.arrival.open()
+        await answer
+        await responses.aclose()
 
 
 async def test_a_tensor_that_breaks_its_specification_is_a_defect(system: System, series: Series):

@@ -248,7 +248,9 @@ class Provenance:
 class Done:
     """Closes every answered stream.
 
-    ``finish_reason`` is "stop" or "length", or empty without text; ``stages_ms`` is the wall time of each stage.
+    ``finish_reason`` is "stop" or "length", or empty without text. ``stages_ms`` is the wall time of each stage;
+    of ``llm_*`` and ``segmenter_*`` it is the sum over texts and groups of objects, which run side by side, and may
+    exceed ``total``.
     """
 
     text: str

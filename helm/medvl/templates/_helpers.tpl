@@ -69,6 +69,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- dict "peers" $peers "port" (int $pacs.receiverPort | default $port) | toJson -}}
 {{- end -}}
 
+{{/* Where the pods of a component run, as far as its values say so; call with them. */}}
+{{- define "medvl.placement" -}}
+{{- $said := dict -}}
+{{- range $name := list "nodeSelector" "tolerations" "affinity" "runtimeClassName" "priorityClassName" -}}
+{{- with index $ $name }}{{ $_ := set $said $name . }}{{ end -}}
+{{- end -}}
+{{- with $said }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
 {{/* Pod Security "restricted". */}}
 {{- define "medvl.podSecurity" -}}
 automountServiceAccountToken: false

@@ -98,20 +98,23 @@ class Backend:
     async def _failure_of(self, model: str, served: Served, silent: set[str]) -> Exception:
         """Ask one model until it fails and return why; when no model is silent any more, what is served is told.
 
-        A model is given up when it has left two canaries in a row unanswered: on a busy machine it may be this process
-        that was late.
+        A model is given up when it has left two canaries in a row unanswered, and anybody else, for as long as two may
+        take: on a busy machine it may be this process that was late, and a full queue refuses canaries at once.
         """
         now = asyncio.get_running_loop().time
         timeout_s = self._timeout_s(model)
         canary = Canary(self._triton, served.checkpoint, timeout_s)
         heard_s = start_s = now()
+        unanswered = 0
         while True:
             try:
                 await canary.ask(model)
-                heard_s = now()
+                heard_s, unanswered = now(), 0
             except DeadlineExceeded:
-                heard_s = max(heard_s, self._triton.last_answer_s(model))
-                if now() - heard_s >= 2 * timeout_s:
+                if (answered_s := self._triton.last_answer_s(model)) > heard_s:
+                    heard_s, unanswered = answered_s, 0
+                unanswered += 1
+                if unanswered >= 2 and now() - heard_s >= 2 * timeout_s:
                     return BackendUnavailable(f"The model {model} does not answer.")
             except Exception as error:
                 return error

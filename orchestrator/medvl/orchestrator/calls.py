@@ -13,7 +13,7 @@ from medvl.contracts.messages import LanguageUsage
 
 
 class Stages:
-    """Milliseconds by stage."""
+    """Milliseconds by stage: measured ones are wall time, what is added is the sum over parts that run side by side."""
 
     def __init__(self) -> None:
         self._ms: dict[str, float] = {}

@@ -19,7 +19,8 @@ from medvl.contracts.errors import BackendUnavailable, DeadlineExceeded, Interna
 from medvl.contracts.messages import LanguageOptions, ObjectPrompts, PointPrompt, SegmenterRequest
 from medvl.contracts.models import MODELS, Kind, ModelSpec
 from medvl.orchestrator.calls import Call
-from medvl.orchestrator.triton import Tensors, Triton
+from medvl.orchestrator.encoding import Tensors
+from medvl.orchestrator.triton import Triton
 
 WATCHED = tuple(name for name, spec in MODELS.items() if spec.kind is not Kind.ENSEMBLE)
 """Models with a process of their own. An ensemble (``encode_volume``, ``segment_slice``) has none: the server itself

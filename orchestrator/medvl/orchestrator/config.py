@@ -76,7 +76,18 @@ class AdmissionLimits(_Value):
     default_deadline_s: Seconds = 600.0
     """For calls that come without a deadline."""
     upload_idle_s: Seconds = 30.0
-    """An upload that sends nothing for so long gives its reservation back."""
+    """An upload that sends nothing for so long, its header included, is ended and gives its reservation back."""
+
+    @property
+    def max_open_calls(self) -> int:
+        """Calls of every kind that may be open at once; gRPC refuses the next without a look at them.
+
+        Admission does not count who has no header or no answer yet, whose answer is read slowly, or health checks and
+        their streams. Eight times as many as it admits leaves room for these, and for telling a burst of callers when
+        to come back; an idle call takes some 25 kB.
+        """
+        uploads = self.max_concurrent_uploads + self.max_queued_uploads
+        return 8 * (self.max_concurrent_requests + self.max_queued_requests + 2 * uploads)
 
 
 class HealthPolicy(_Value):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from medvl.contracts.errors import BackendUnavailable, InternalError
 from medvl.contracts.messages import LanguageOptions, LanguageUsage
-from medvl.orchestrator.triton import Tensors
+from medvl.orchestrator.encoding import Tensors
 from medvl.orchestrator.work import Work
 
 MODEL = "llm"

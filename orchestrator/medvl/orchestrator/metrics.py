@@ -17,7 +17,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._stages = Histogram(
             "medvl_stage_seconds",
-            "Time of a stage of a request.",
+            "Time of a stage of a request; of llm_* and segmenter_* the sum over parts that run side by side.",
             ("method", "stage"),
             buckets=_SECONDS,
             registry=self.registry,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from medvl.contracts.checkpoint import HuRange, SegmentationSpec
-from medvl.contracts.errors import BackendUnavailable, InternalError
+from medvl.contracts.errors import BackendUnavailable, InternalError, SeriesTooLarge
 from medvl.contracts.messages import (
     NotResident,
     ObjectMask,
@@ -28,11 +28,13 @@ from medvl.contracts.messages import (
 from medvl.imaging.resample import fit_slices
 from medvl.imaging.windows import Window, to_uint8
 from medvl.orchestrator.calls import Call
+from medvl.orchestrator.encoding import MAX_REQUEST_BYTES, Late, Tensors
 from medvl.orchestrator.store import StoredSeries
-from medvl.orchestrator.triton import Tensors
 from medvl.orchestrator.work import Work
 
 MODEL = "volume_segmenter"
+MAX_SLICES_BYTES = MAX_REQUEST_BYTES - 2**24
+"""16 MiB of a request are left for its other inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,13 @@ async def segment(work: Work, prompted: PromptedObjects) -> AsyncGenerator[Segme
 
     Raises
     ------
+    SeriesTooLarge
+        When its slices do not fit into a request.
     MedvlError
         As :meth:`medvl.orchestrator.triton.Triton.stream`; BackendUnavailable when the answer stops before its end, or
         is of other weights than those that are served.
     """
+    _check_size(work.series, work.checkpoint.segmentation)
     window_hu = work.checkpoint.windows[prompted.window]
     inputs = _inputs(work.series, prompted, window_hu)
     key = (work.series.digest, window_hu, work.checkpoint.digest)
@@ -100,17 +105,16 @@ async def segment(work: Work, prompted: PromptedObjects) -> AsyncGenerator[Segme
             if not await work.sending_slices.ended(key):
                 break
     with work.sending_slices.at(key) as arrived:
-        with work.call.stages.measure("preprocess"):
-            slices = await asyncio.to_thread(_slices, work.series, window_hu, work.checkpoint.segmentation)
-        async with aclosing(_attempt(work, inputs | {"slices": slices})) as replies:
+        slices = partial(_slices, work.series, window_hu, work.checkpoint.segmentation)
+        async with aclosing(_attempt(work, inputs, slices)) as replies:
             async for reply in replies:
                 arrived()
                 yield reply
 
 
-async def _attempt(work: Work, inputs: Tensors) -> AsyncGenerator[SegmenterReply, None]:
+async def _attempt(work: Work, inputs: Tensors, slices: Late | None = None) -> AsyncGenerator[SegmenterReply, None]:
     done = wanted = False
-    async with aclosing(work.triton.stream(MODEL, inputs, work.call)) as responses:
+    async with aclosing(work.triton.stream(MODEL, inputs, work.call, slices)) as responses:
         async for response in responses:
             event = _event(response)
             match event:
@@ -123,10 +127,17 @@ async def _attempt(work: Work, inputs: Tensors) -> AsyncGenerator[SegmenterReply
                 case _:
                     packed = response.get("mask")
                     yield SegmenterReply(event, b"" if packed is None else packed.tobytes())
-    if wanted and "slices" not in inputs:
+    if wanted and slices is None:
         raise _SlicesWanted
     if not done:
         raise BackendUnavailable("The segmenter ended its answer early: try again.")
+
+
+def _check_size(series: StoredSeries, spec: SegmentationSpec) -> None:
+    slices, _, _ = series.volume.geometry.shape
+    most = MAX_SLICES_BYTES // spec.side**2
+    if slices > most:
+        raise SeriesTooLarge(f"The series has {slices} slices: of this checkpoint the segmenter takes {most} at most.")
 
 
 def _inputs(series: StoredSeries, prompted: PromptedObjects, window_hu: HuRange) -> dict[str, NDArray[Any]]:
@@ -147,9 +158,9 @@ def _inputs(series: StoredSeries, prompted: PromptedObjects, window_hu: HuRange)
     return inputs
 
 
-def _slices(series: StoredSeries, window_hu: HuRange, spec: SegmentationSpec) -> NDArray[np.uint8]:
+def _slices(series: StoredSeries, window_hu: HuRange, spec: SegmentationSpec) -> Tensors:
     """Return the windowed slices as the segmenter takes them: uint8 [D, S, S]."""
-    return fit_slices(to_uint8(series.volume.hu, Window(*window_hu)), spec.side, spec.fit)
+    return {"slices": fit_slices(to_uint8(series.volume.hu, Window(*window_hu)), spec.side, spec.fit)}
 
 
 def _event(response: Mapping[str, NDArray[Any]]) -> SegmenterEvent:

@@ -24,7 +24,9 @@ from medvl.wire.v1 import medvl_pb2_grpc as pb_grpc
 
 SERVICE = "medvl.wire.v1.MedVL"
 _SERVICES = ("", SERVICE)
-"""Names under which the standard health service answers: the whole server, and the one service."""
+"""Names under which the standard health service tells whether calls are answered: the whole server, the one service."""
+ALIVE = "alive"
+"""Name under which it serves whatever Triton does: an answer shows that the event loop turns."""
 
 # grpc-stubs knows the synchronous health service only, and generated registration functions have no types.
 _HealthServicer = cast("Any", health).aio.HealthServicer
@@ -68,8 +70,9 @@ async def running(config: OrchestratorConfig) -> AsyncIterator[Running]:
         triton = await stack.enter_async_context(Triton(config.triton, config.triton_key))
         backend = Backend(triton, config.health, tell)
         await tell(False)
+        await checks.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
         metrics_port = _expose(metrics, config, stack)
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=config.admission.max_open_calls)
         _add_service(MedVLService(config, triton, backend, metrics), server)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         port = _bind(server, config)

@@ -87,7 +87,7 @@ class MedVLService(pb_grpc.MedVLServicer):
         return await self._runner.run("Describe", context, self._describe)
 
     async def _put(self, messages: Messages, context: Context, call: Call) -> pb.PutSeriesResponse:
-        announced = await read_header(messages, self._config.series)
+        announced = await read_header(messages, self._config.series, self._config.admission.upload_idle_s)
         digest = announced.digest
         # The turn comes before the place: whoever waits for another sender of the series has nothing to receive yet.
         async with self._store.turn(digest) as resident:

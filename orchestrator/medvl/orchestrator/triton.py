@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
-import numpy as np
+import grpc.aio
 from numpy.typing import NDArray
-from tritonclient.grpc import InferInput, InferResult
-from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException
+from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 
 from medvl.contracts.checkpoint import Checkpoint, parse_checkpoint
 from medvl.contracts.errors import (
@@ -34,9 +33,9 @@ from medvl.contracts.quantisation import Quantisation, parse_quantisation, serve
 from medvl.contracts.tensors import check
 from medvl.orchestrator.calls import Call
 from medvl.orchestrator.config import TritonKey
+from medvl.orchestrator.encoding import PIECE_BYTES, Late, Tensors, encode
 
-Tensors = Mapping[str, NDArray[Any]]
-
+_SERVICE = "/inference.GRPCInferenceService"
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -79,8 +78,21 @@ class Triton:
     """
 
     def __init__(self, address: str, key: TritonKey | None = None) -> None:
-        self._client = InferenceServerClient(address, channel_args=list(_CHANNEL_OPTIONS))
-        self._headers = {f"triton-grpc-protocol-{key.name}": key.secret.get_secret_value()} if key else None
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # These two take a request that is bytes already.
+        self._infer = self._channel.unary_unary(
+            f"{_SERVICE}/ModelInfer",
+            request_serializer=None,
+            response_deserializer=service_pb2.ModelInferResponse.FromString,
+        )
+        self._stream = self._channel.stream_stream(
+            f"{_SERVICE}/ModelStreamInfer",
+            request_serializer=None,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
+        self._headers = ((f"triton-grpc-protocol-{key.name}", key.secret.get_secret_value()),) if key else ()
+        self._writing_large = asyncio.Lock()
         self._last_answer_s: dict[str, float] = {}
         self._known: Served | None = None
         self._replaced = False
@@ -91,7 +103,7 @@ class Triton:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._client.close()
+        await self._channel.close(None)
 
     def last_answer_s(self, model: str) -> float:
         """Return when a model last answered anybody here, in the event loop's time; minus infinity if never."""
@@ -108,10 +120,12 @@ class Triton:
             When its models carry no checkpoint, or two different ones, or say what nobody understands.
         """
         try:
-            metadata = await self._client.get_server_metadata(headers=self._headers, client_timeout=timeout_s)
+            metadata = await self._stub.ServerMetadata(
+                service_pb2.ServerMetadataRequest(), metadata=self._headers, timeout=timeout_s
+            )
             answers = await asyncio.gather(*(self._config(name, timeout_s) for name in MODELS))
-        except InferenceServerException as error:
-            raise _from_client(error) from None
+        except grpc.aio.AioRpcError as error:
+            raise _from_rpc(error) from None
         configs = dict(zip(MODELS, answers, strict=True))
         texts = {_parameter(configs[m.name], CHECKPOINT_PARAMETER) for m in MODELS.values() if m.checkpoint}
         if len(texts) != 1:
@@ -150,8 +164,8 @@ class Triton:
         try:
             config = await self._config("llm", call.remaining_s())
             told = served_weights(parse_checkpoint(_parameter(config, CHECKPOINT_PARAMETER)), _quantisation(config))
-        except InferenceServerException as error:
-            raise _from_client(error) from None
+        except grpc.aio.AioRpcError as error:
+            raise _from_rpc(error) from None
         except CheckpointError:
             self._replaced = True
             raise _others() from None
@@ -180,25 +194,33 @@ class Triton:
         """
         spec = self._callable(model)
         try:
-            result = await self._client.infer(
-                model,
-                _to_wire(spec, inputs),
-                request_id=call.request_id,
-                client_timeout=call.remaining_s(),
-                headers=self._headers,
+            response = await self._infer(
+                await _encoded(spec, inputs, call), metadata=self._headers, timeout=call.remaining_s()
             )
-        except InferenceServerException as error:
-            raise _from_client(error) from None
+        except grpc.aio.AioRpcError as error:
+            raise _from_rpc(error) from None
         self._note_answer(spec)
-        outputs = _from_wire(spec, result)
+        outputs = _from_wire(spec, response)
         check(spec.outputs, outputs, batched=spec.max_batch_size > 0)
         return outputs
 
-    async def stream(self, model: str, inputs: Tensors, call: Call) -> AsyncGenerator[dict[str, NDArray[Any]], None]:
+    async def stream(
+        self, model: str, inputs: Tensors, call: Call, late: Late | None = None
+    ) -> AsyncGenerator[dict[str, NDArray[Any]], None]:
         """Call a decoupled model; close the iterator (``contextlib.aclosing``) to cancel it on the server.
 
         After the last response hear it out: Triton 2.51 dies of one in some hundred that are cancelled while they end
         (https://github.com/triton-inference-server/server/issues/8034).
+
+        Parameters
+        ----------
+        model
+            Name in ``MODELS``.
+        inputs
+            Arrays by tensor name.
+        late
+            Makes further inputs that are large, which counts as the stage ``preprocess``. One call at a time does so
+            and writes them, and keeps nothing of them then.
 
         Yields
         ------
@@ -211,25 +233,28 @@ class Triton:
             As :meth:`infer`.
         """
         spec = self._callable(model)
-        request = {"model_name": model, "inputs": _to_wire(spec, inputs), "request_id": call.request_id}
-        responses = self._client.stream_infer(_once(request), stream_timeout=call.remaining_s(), headers=self._headers)
-        refusal: MedvlError | None = None
-        try:
-            async for result, error in responses:
-                if error is not None:
-                    refusal = from_triton_text(str(error))
-                    continue
-                self._note_answer(spec)
-                outputs = _from_wire(spec, result)
-                check((s for s in spec.outputs if s.name in outputs), outputs, batched=False)
-                yield outputs
-        except grpc.RpcError as error:
-            if refusal is None:
-                # gRPC calls it an internal error when a deadline passes while a request is being written.
-                call.remaining_s()
-                raise _from_code(str(error.code()), error.details() or "") from None
-        finally:
-            responses.cancel()
+        async with AsyncExitStack() as until_written:
+            if late is not None:
+                await until_written.enter_async_context(self._writing_large)
+            request = [await _encoded(spec, inputs, call, late)]
+            responses = self._stream(_once(request, until_written), metadata=self._headers, timeout=call.remaining_s())
+            refusal: MedvlError | None = None
+            try:
+                async for response in responses:
+                    if response.error_message:
+                        refusal = from_triton_text(response.error_message)
+                        continue
+                    self._note_answer(spec)
+                    outputs = _from_wire(spec, response.infer_response)
+                    check((s for s in spec.outputs if s.name in outputs), outputs, batched=False)
+                    yield outputs
+            except grpc.aio.AioRpcError as error:
+                if refusal is None:
+                    # gRPC calls it an internal error when a deadline passes while a request is being written.
+                    call.remaining_s()
+                    raise _from_rpc(error) from None
+            finally:
+                responses.cancel()
         if refusal is not None:
             raise refusal
 
@@ -239,7 +264,8 @@ class Triton:
         self._last_answer_s.update(dict.fromkeys((spec.name, *(step.model for step in spec.steps)), now_s))
 
     async def _config(self, model: str, timeout_s: float) -> Any:  # noqa: ANN401  (generated message without types)
-        response = await self._client.get_model_config(model, headers=self._headers, client_timeout=timeout_s)
+        request = service_pb2.ModelConfigRequest(name=model)
+        response = await self._stub.ModelConfig(request, metadata=self._headers, timeout=timeout_s)
         return response.config
 
     def _callable(self, model: str) -> ModelSpec:
@@ -248,21 +274,24 @@ class Triton:
         return MODELS[model]
 
 
-async def _once(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    yield request
+async def _once(request: list[bytes], until_written: AsyncExitStack) -> AsyncIterator[bytes]:
+    """Give a request away; gRPC asks for another when it has written this one."""
+    yield request.pop()
+    await until_written.aclose()
 
 
-def _to_wire(spec: ModelSpec, inputs: Tensors) -> list[InferInput]:
-    check(spec.inputs, inputs, batched=spec.max_batch_size > 0)
-    wire = []
-    for tensor in spec.inputs:
-        if tensor.name in inputs:
-            array = np.ascontiguousarray(inputs[tensor.name])
-            wire.append(InferInput(tensor.name, list(array.shape), tensor.dtype.value).set_data_from_numpy(array))
-    return wire
+async def _encoded(spec: ModelSpec, inputs: Tensors, call: Call, late: Late | None = None) -> bytes:
+    """Return a request, made in a thread where that takes long."""
+    if late is not None:
+        with call.stages.measure("preprocess"):
+            return await asyncio.to_thread(encode, spec, call.request_id, inputs, late)
+    if sum(array.nbytes for array in inputs.values()) > PIECE_BYTES:
+        return await asyncio.to_thread(encode, spec, call.request_id, inputs)
+    return encode(spec, call.request_id, inputs)
 
 
-def _from_wire(spec: ModelSpec, result: InferResult) -> dict[str, NDArray[Any]]:
+def _from_wire(spec: ModelSpec, response: Any) -> dict[str, NDArray[Any]]:  # noqa: ANN401  (as above)
+    result = InferResult(response)
     arrays = {s.name: result.as_numpy(s.name) for s in spec.outputs}
     return {name: array for name, array in arrays.items() if array is not None}
 
@@ -281,21 +310,17 @@ def _others() -> BackendUnavailable:
     return BackendUnavailable("The models are others by now: try again.")
 
 
-def _from_client(error: InferenceServerException) -> MedvlError:
-    return _from_code(error.status() or "", error.message() or "")
-
-
-def _from_code(code: str, text: str) -> MedvlError:
-    """Return the error that a text of Triton means or, where nobody knows the text, its code ``StatusCode.NAME``."""
-    error = from_triton_text(text)
+def _from_rpc(failure: grpc.aio.AioRpcError) -> MedvlError:
+    """Return the error that a text of Triton means or, where nobody knows the text, its code."""
+    error = from_triton_text(failure.details() or "")
     if type(error) is not InternalError:
         return error
-    match code.removeprefix("StatusCode."):
-        case "UNAVAILABLE":
+    match failure.code():
+        case grpc.StatusCode.UNAVAILABLE:
             return BackendUnavailable("The inference server cannot be reached: try again later.")
-        case "DEADLINE_EXCEEDED":
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded("The deadline passed before a model had answered: allow more time.")
-        case "CANCELLED":
+        case grpc.StatusCode.CANCELLED:
             return RequestCancelled("The request was cancelled.")
         case _:
             return error

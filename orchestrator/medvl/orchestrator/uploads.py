@@ -43,7 +43,7 @@ class Announcement:
     size_bytes: int
 
 
-async def read_header(messages: Messages, limits: SeriesLimits) -> Announcement:
+async def read_header(messages: Messages, limits: SeriesLimits, idle_s: float) -> Announcement:
     """Read the first message of a ``PutSeries`` stream.
 
     Raises
@@ -52,8 +52,10 @@ async def read_header(messages: Messages, limits: SeriesLimits) -> Announcement:
         When it is no header, or one whose digest, compression or geometry is malformed.
     TooFewSlices, SeriesTooLarge
         When it announces less or more than the limits allow.
+    DeadlineExceeded
+        When it does not come for ``idle_s`` seconds.
     """
-    first = await anext(messages, None)
+    first = await _next(messages, idle_s)
     if first is None or first.WhichOneof("part") != "header":
         raise InvalidRequest("The first message of PutSeries must be the series' header.")
     header = first.header
@@ -135,12 +137,16 @@ async def _drain(messages: Messages, most_bytes: int) -> None:
                     return
 
 
-async def _chunk(messages: Messages, idle_s: float) -> bytes | None:
+async def _next(messages: Messages, idle_s: float) -> pb.PutSeriesRequest | None:
     try:
         async with asyncio.timeout(idle_s):
-            message = await anext(messages, None)
+            return await anext(messages, None)
     except TimeoutError:
         raise DeadlineExceeded(f"The upload sent nothing for {idle_s:g} seconds: send the series again.") from None
+
+
+async def _chunk(messages: Messages, idle_s: float) -> bytes | None:
+    message = await _next(messages, idle_s)
     if message is None:
         return None
     if message.WhichOneof("part") != "chunk":
