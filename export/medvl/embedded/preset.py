@@ -65,7 +65,7 @@ LOOKS = tuple(
     LookSpec(kinds=kinds, likely=likely, spots=spots, channels=channels, window=_SOFT_TISSUE)
     for kinds, likely, spots, channels in (
         ((0, 1), 96, 32, (32, 48, 64, 64, 96)),
-        ((2, 3), 64, 0, (24, 32, 48, 48, 64)),
+        ((2, 3), 64, 0, (32, 48, 64, 64, 96)),
     )
 )
 """For nodules, of which many are smaller than a cell, and cysts of kidneys, of which some differ from what lies about
