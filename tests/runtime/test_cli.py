@@ -86,6 +86,15 @@ def test_a_taken_port_is_said_at_once(tmp_path: Path) -> None:
     assert "is in use: choose another with --port" in line
 
 
+def test_a_failure_is_a_json_document_too(tmp_path: Path) -> None:
+    """A script that asked for JSON reads there why nothing was started."""
+    done = up("--data", tmp_path / "data", "--repository", tmp_path, "--json")
+    assert done.returncode == SETUP_EXIT
+    error = json.loads(done.stdout)["error"]
+    assert error["reason"] == "CHECKPOINT_ERROR"
+    assert done.stderr.endswith(f"medvl: {error['message']}\n")
+
+
 @pytest.mark.parametrize("port", ["-1", "65536", "http"])
 def test_an_impossible_port_is_refused(port: str) -> None:
     """It is a mistake in the command line."""

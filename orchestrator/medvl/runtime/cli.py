@@ -32,7 +32,12 @@ def register(subparsers: Subparsers) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--checkpoint", metavar="FOLDER|PRESET", default="phantom", help="what to serve (phantom)")
     what.add_argument("--repository", type=Path, metavar="FOLDER", help="serve what medvl-export has built")
-    parser.add_argument("--json", action="store_true", help="print one JSON document when the system is ready")
+    parser.add_argument(
+        "--json",
+        dest="as_json",
+        action="store_true",
+        help="print one JSON document when the system is ready, and one when it fails",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,7 +60,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     options = SystemOptions(checkpoint=arguments.checkpoint, repository=arguments.repository, port=arguments.port)
     async with EmbeddedSystem(arguments.data or data_folder(), options, _say) as system:
         state = system.state
-        if arguments.json:
+        if arguments.as_json:
             sys.stdout.write(state.model_dump_json(indent=2) + "\n")
         else:
             sys.stdout.write(
