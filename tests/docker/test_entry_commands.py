@@ -140,6 +140,14 @@ def test_the_server_knows_every_option_that_the_image_gives(triton_home: TritonH
             assert f"{option.split('=')[0]} <" in done.stderr
 
 
+def test_a_server_that_cannot_be_written_is_told_in_a_line(tmp_path: Path):
+    (tmp_path / "file").touch()
+    done = run(sys.executable, FOLDER / "tritonserver.py", **embedded_server() | {"MEDVL_HOME": str(tmp_path / "file")})
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("The Triton server cannot be written")
+
+
 @pytest.mark.e2e
 @pytest.mark.heavy
 @pytest.mark.timeout(900)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from medvl.contracts.errors import SetupError
+from medvl.contracts.paths import HOME_VARIABLE
 from medvl.runtime import triton_home
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -61,6 +63,25 @@ def test_a_python_without_a_stub_is_refused(server: Path, tmp_path: Path, monkey
     (server / "python_backend_stubs" / MINOR / "triton_python_backend_stub").unlink()
     (server / "python_backend_stubs" / MINOR).rmdir()
     with pytest.raises(SetupError, match=rf"runs Python 3\.8, not {MINOR}"):
+        triton_home.install_triton(tmp_path)
+
+
+def test_what_cannot_be_written_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command ends with a sentence that says what the system says of the folder."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "file"))
+    assert triton_home.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"({os.strerror(errno.ENOTDIR)})" in line
+    assert "choose another folder with --data or MEDVL_HOME" in line
+
+
+def test_a_server_that_cannot_be_copied_is_refused(server: Path, tmp_path: Path) -> None:
+    """Of many files that fail, as on a full disk, none is named."""
+    (server / "caches" / "lost").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SetupError, match=r"cannot be written to the data folder \(not all of it\)"):
         triton_home.install_triton(tmp_path)
 
 

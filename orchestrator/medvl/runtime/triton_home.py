@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvl.contracts.errors import SetupError
-from medvl.contracts.paths import data_folder
+from medvl.contracts.paths import HOME_VARIABLE, data_folder
 from medvl.runtime.triton_wheel import move_into_place, unpacked
 
 RUNTIME_FOLDER = "runtime"
@@ -81,22 +81,35 @@ def install_triton(folder: Path) -> TritonHome:
     Raises
     ------
     SetupError
-        When this machine or this interpreter cannot run it, or when it cannot be fetched.
+        When this machine or this interpreter cannot run it, or when it cannot be fetched or written.
     """
     python_library = find_python_library(sysconfig.get_config_vars())
-    content = unpacked(folder)
-    assembled = content / f"python-{_minor()}"
-    if not assembled.is_dir():
-        with tempfile.TemporaryDirectory(dir=content, prefix="assembling-") as scratch:
-            assemble(content / "pytriton" / "tritonserver", Path(scratch, "home"))
-            move_into_place(Path(scratch, "home"), assembled)
-    _write_onnxruntime_backend(assembled / "backends" / "onnxruntime")
+    try:
+        content = unpacked(folder)
+        assembled = _assembled(content)
+    except OSError as error:
+        # An error of shutil.copytree holds those of all files, and none of its own.
+        raise SetupError(
+            f"The Triton server cannot be written to the data folder ({error.strerror or 'not all of it'}): free some "
+            f"space or choose another folder with --data or {HOME_VARIABLE}."
+        ) from None
     return TritonHome(
         server=content / "pytriton" / "tritonserver" / "bin" / "tritonserver",
         libraries=content / "nvidia_pytriton.libs",
         assembled=assembled,
         python_library=python_library,
     )
+
+
+def _assembled(content: Path) -> Path:
+    """Return the folder of backends, caches and repository agents for this Python, made when it is not there yet."""
+    assembled = content / f"python-{_minor()}"
+    if not assembled.is_dir():
+        with tempfile.TemporaryDirectory(dir=content, prefix="assembling-") as scratch:
+            assemble(content / "pytriton" / "tritonserver", Path(scratch, "home"))
+            move_into_place(Path(scratch, "home"), assembled)
+    _write_onnxruntime_backend(assembled / "backends" / "onnxruntime")
+    return assembled
 
 
 def assemble(tritonserver: Path, home: Path) -> None:
