@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -127,6 +128,50 @@ async def test_a_state_can_be_told_while_a_process_is_gone(system: EmbeddedSyste
         return state is not None and "orchestrator" in state.processes
 
     await until(replaced)
+
+
+async def test_shared_memory_that_is_short_for_a_moment_costs_a_repair(
+    system: EmbeddedSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is tried again, and the orchestrator runs on."""
+    killed, orchestrator = system.triton.process, system.state.processes["orchestrator"]
+    check_room = shared_memory.check_room
+
+    def short_once() -> None:
+        monkeypatch.setattr(shared_memory, "check_room", check_room)
+        raise SetupError("Shared memory is short.")
+
+    monkeypatch.setattr(shared_memory, "check_room", short_once)
+    killed.kill()
+
+    async def replaced() -> bool:
+        state = DataFolder(tmp_path / "data").read_state()
+        return state is not None and state.processes["triton"].pid != killed.pid and await serving(system)
+
+    await until(replaced)
+    assert shared_memory.check_room is check_room
+    assert system.state.processes["orchestrator"] == orchestrator
+
+
+async def test_a_disk_that_takes_no_files_for_a_moment_costs_repairs(options: SystemOptions, tmp_path: Path) -> None:
+    """The orchestrator is tried again until its configuration can be written; where the state cannot be, all go on."""
+    data = tmp_path / "data"
+    options = replace(options, policy=replace(FAST, max_repairs=10))
+    async with EmbeddedSystem(data, options) as system:
+        (data / ".state.json.draft").mkdir()
+        blocked = data / "runtime" / ".orchestrator.json.draft"
+        blocked.mkdir()
+        killed, triton = psutil.Process(system.state.processes["orchestrator"].pid), system.triton.process.pid
+        killed.kill()
+
+        async def logged(words: str) -> bool:
+            return words in (data / "logs" / "runtime.log").read_text()
+
+        await until(lambda: logged("the orchestrator did not start"))
+        blocked.rmdir()
+        await until(lambda: logged("a restart could not be told"))
+        await until(lambda: serving(system))
+        assert system.triton.process.pid == triton
 
 
 @pytest.mark.heavy

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from medvl.contracts.errors import BackendUnavailable
+from medvl.contracts.errors import BackendUnavailable, SetupError
 from medvl.runtime.orchestrator import OrchestratorProcess
 from medvl.runtime.repairs import RepairBudget, SupervisionPolicy
 from medvl.runtime.triton import TritonServer
@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 SILENT_ROUNDS = 3
 """An orchestrator that leaves this many health checks in a row unanswered is started again."""
+
+START_FAILURES = (BackendUnavailable, SetupError, OSError)
+"""What a start that fails raises: shared memory or a disk may be full for a moment, so each is tried again."""
 
 
 class Supervisor:
@@ -30,7 +33,7 @@ class Supervisor:
     policy
         When and how often to repair.
     on_restart
-        Called after each start of a process, whose id has changed.
+        Called after each start of a process, whose id has changed; an OSError of it is logged.
     """
 
     def __init__(
@@ -98,11 +101,11 @@ class Supervisor:
             await asyncio.sleep(delay_s)
             try:
                 await self._triton.start()
-            except BackendUnavailable as error:
+            except START_FAILURES as error:
                 why = f"did not start ({error})"
                 continue
             self._watch.forget()
-            self._on_restart()
+            self._tell()
             return
 
     async def _tend_orchestrator(self) -> None:
@@ -125,8 +128,14 @@ class Supervisor:
             await asyncio.sleep(delay_s)
             try:
                 await self._orchestrator.start()
-            except BackendUnavailable as error:
+            except START_FAILURES as error:
                 why = f"did not start ({error})"
                 continue
-            self._on_restart()
+            self._tell()
             return
+
+    def _tell(self) -> None:
+        try:
+            self._on_restart()
+        except OSError as error:
+            log.error("a restart could not be told (%s): what is told names the process before", error.strerror)
