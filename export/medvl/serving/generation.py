@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -23,6 +24,9 @@ from medvl.serving.text_stream import TextStream
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
+
+ALIVE_POLL_S = 1.0
+"""vLLM leaves a call open whose engine dies meanwhile: only asking tells that no answer will come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +114,28 @@ async def _generate(
                     raise InternalError("The language model could not continue its answer.")
                 yield output
     except EngineDeadError:
-        raise BackendUnavailable("The language model has stopped: try again later.") from None
+        raise _stopped() from None
 
 
 async def _take_states(llm: AsyncLLM, request_id: str, width: int) -> np.ndarray:
-    """Fetch the states from the workers; under tensor parallelism each of them has all."""
-    fetched = await llm.collective_rpc("seg_take", args=(request_id,))
-    return states_from_bytes(fetched[0], width)
+    """Fetch the states from the workers; under tensor parallelism each of them has all.
+
+    An engine answers between two of its steps, which may take long: the wait ends with its life, not after a time.
+    """
+    fetching = asyncio.ensure_future(llm.collective_rpc("seg_take", args=(request_id,)))
+    try:
+        while not (await asyncio.wait({fetching}, timeout=ALIVE_POLL_S))[0]:
+            if llm.errored:
+                raise _stopped()
+        return states_from_bytes(fetching.result()[0], width)
+    except EngineDeadError:
+        raise _stopped() from None
+    finally:
+        fetching.cancel()
+
+
+def _stopped() -> BackendUnavailable:
+    return BackendUnavailable("The language model has stopped: try again later.")
 
 
 def _check_length(prompt_tokens: int, answer_tokens: int, context: int) -> None:
