@@ -24,7 +24,7 @@ from medvl.export.repository import refuse_foreign, version_folder, write_skelet
 from medvl.export.stamps import Stamp
 
 if TYPE_CHECKING:
-    from medvl.export.networks import Step
+    from medvl.export.networks import Networks, Step
     from medvl.export.steps import Making
 
 Progress = Callable[[str], None]
@@ -89,7 +89,8 @@ def build_repository(
         When TensorRT refuses a part, or building it dies, takes too long or too much memory; when vLLM does not serve
         the quantised folder.
     SetupError
-        When the machine lacks what the target needs, or ``out`` holds something else than a repository.
+        When the machine lacks what the target needs, ``out`` holds something else than a repository,
+        or what an earlier build has finished was changed since.
     """
     out = out.absolute()
     options = options or EngineOptions()
@@ -108,12 +109,20 @@ def build_repository(
             from medvl.export.steps import Making  # noqa: PLC0415
 
             if old and old.networks == inputs.networks:
-                take_over(out, old.engines.engines if old.engines else {}, work)
+                take_over(out, old, work)
             making = Making(folder, target, options, sibling(out, "timing-cache"))
-            manifest, steps = _fill(staging, making, inputs, work, progress)
+            manifest, built = _fill(staging, making, inputs, work, progress)
+            if changed := built.changed(staging, manifest.files):
+                for name in changed:
+                    shutil.rmtree(work / name)
+                Stamp(out).forget()
+                raise SetupError(
+                    f"Files of {', '.join(changed)} were changed after they had passed the parity gate: build again, "
+                    "and these parts are made anew; nothing was installed."
+                )
         shutil.rmtree(work)
         Stamp(out).write()
-    return BuildResult(out, manifest, built=True, steps=steps)
+    return BuildResult(out, manifest, built=True, steps=built.steps)
 
 
 def _inputs(folder: Path, target: Target, options: EngineOptions, language: QuantisedLanguage | None) -> _Inputs:
@@ -145,9 +154,7 @@ def _work_folder(out: Path, inputs: str) -> Path:
     return work
 
 
-def _fill(
-    staging: Path, making: Making, inputs: _Inputs, work: Path, progress: Progress
-) -> tuple[Manifest, tuple[Step, ...]]:
+def _fill(staging: Path, making: Making, inputs: _Inputs, work: Path, progress: Progress) -> tuple[Manifest, Networks]:
     from medvl.export import steps  # noqa: PLC0415 - brings torch
     from medvl.export.networks import build_networks  # noqa: PLC0415
 
@@ -177,7 +184,7 @@ def _fill(
         quantisation=language.quantisation if language else None,
     )
     manifest.write(staging)
-    return manifest, built.steps
+    return manifest, built
 
 
 def _engine_set(
