@@ -15,7 +15,7 @@ from medvl.contracts.errors import CheckpointError, SetupError
 from medvl.contracts.manifest import Manifest, Target, load_manifest, record_files, verify_repository
 from medvl.export.engine_options import EngineOptions
 from medvl.export.fingerprint import inputs_digest, quantised_digest, tool_versions
-from medvl.export.folders import locked, replacement, sibling
+from medvl.export.folders import locked, replacement, sibling, target_of
 from medvl.export.fresh import fresh
 from medvl.export.language_gate import gated_language
 from medvl.export.presets import PRESETS
@@ -89,10 +89,10 @@ def build_repository(
         When TensorRT refuses a part, or building it dies, takes too long or too much memory; when vLLM does not serve
         the quantised folder.
     SetupError
-        When the machine lacks what the target needs, ``out`` holds something else than a repository,
-        or what an earlier build has finished was changed since.
+        When the machine lacks what the target needs, ``out`` is a mount point or holds something else than a
+        repository, or what an earlier build has finished was changed since.
     """
-    out = out.absolute()
+    out = target_of(out)
     options = options or EngineOptions()
     with locked(out):
         spec, kept = load_checkpoint(folder).language, sibling(out, "quantised.json")
