@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvl.contracts.checkpoint import load_checkpoint
-from medvl.contracts.engines import EngineRecord, EngineSet, this_machine
+from medvl.contracts.engines import EngineRecord, EngineSet
 from medvl.contracts.errors import CheckpointError, SetupError
 from medvl.contracts.manifest import Manifest, Target, load_manifest, record_files, verify_repository
 from medvl.export.engine_options import EngineOptions
-from medvl.export.fingerprint import inputs_digest, quantised_digest, tool_versions
+from medvl.export.fingerprint import engine_machine, inputs_digest, quantised_digest, tool_versions
 from medvl.export.folders import locked, replacement, sibling, target_of
 from medvl.export.fresh import fresh
 from medvl.export.language_gate import gated_language
@@ -191,13 +191,8 @@ def _engine_set(
     engines: Mapping[str, EngineRecord], folder: Path, options: EngineOptions, language: QuantisedLanguage | None
 ) -> EngineSet:
     """Return what the engines of this build are for: this machine, and the first GPU that is visible."""
-    gpus = this_machine().gpus
-    if not gpus:
-        raise SetupError(
-            "nvidia-smi does not tell the GPU of this machine, to which engines belong: install it beside the driver."
-        )
     return EngineSet(
-        gpu=gpus[0],
+        gpu=engine_machine().gpus[0],
         tensorrt=tool_versions("tensorrt", options)["tensorrt"],
         version_compatible=options.version_compatible,
         builder=options.builder,

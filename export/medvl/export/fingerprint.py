@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from medvl.contracts.engines import EngineBuilder, this_machine
+from medvl.contracts.engines import EngineBuilder, Machine, this_machine
 from medvl.contracts.errors import SetupError
 from medvl.contracts.manifest import Target
 from medvl.contracts.quantisation import Quantisation
@@ -99,6 +99,11 @@ def inputs_digest(checkpoint_digest: str, target: Target, options: EngineOptions
     """Return the SHA-256 over everything that a build depends on.
 
     Checkpoint, target, our sources, tool versions; of engines also what they are to be and the machine.
+
+    Raises
+    ------
+    SetupError
+        As :func:`tool_versions` and :func:`engine_machine`.
     """
     inputs: dict[str, object] = {
         "checkpoint": checkpoint_digest,
@@ -108,8 +113,24 @@ def inputs_digest(checkpoint_digest: str, target: Target, options: EngineOptions
     }
     if target == "tensorrt":
         inputs["engines"] = [options.builder, options.precision, options.version_compatible]
-        inputs["machine"] = this_machine().model_dump()
+        inputs["machine"] = engine_machine().model_dump()
     return _digest(inputs)
+
+
+def engine_machine() -> Machine:
+    """Return this machine, to which engines are to belong.
+
+    Raises
+    ------
+    SetupError
+        When its GPU cannot be read.
+    """
+    machine = this_machine()
+    if not machine.gpus:
+        raise SetupError(
+            "nvidia-smi does not tell the GPU of this machine, to which engines belong: install it beside the driver."
+        )
+    return machine
 
 
 def quantised_digest(networks: str, quantisation: Quantisation) -> str:
