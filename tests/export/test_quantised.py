@@ -22,7 +22,7 @@ from medvl.export.cli import main
 from medvl.export.fresh import here
 from medvl.export.gates import QUANTISED_GATE, AnswerParity, LanguageParity
 from medvl.export.quantise import write_int8
-from medvl.export.quantised import read_quantisation
+from medvl.export.quantised import QuantisedLanguage, read_quantisation
 from medvl.export.stamps import hashes_of
 
 HOLDS = AnswerParity(prompt="Report.", free=True, same_words=True, cosine=0.999, broken=None)
@@ -247,6 +247,20 @@ def test_a_build_that_ended_behind_the_gate_does_not_run_it_again(
     _, lines = build(phantom_checkpoint, out, int8)
     assert len(gate) == 1
     assert lines[0].endswith("; was compared before")
+
+
+@pytest.mark.parametrize("left", ["", '{"engine": '])
+def test_half_written_figures_of_the_gate_are_no_figures(gate, left, tmp_path):
+    """What a build that was killed has left is compared again, and not left half written."""
+    kept, lines = tmp_path / "llm-0.json", []
+    kept.write_text(left)
+    said = Quantisation(method="fp8", format="", weight_bits=8, activation_bits=8, dtype="bfloat16", files={})
+    language = QuantisedLanguage(tmp_path, said)
+    for _ in range(2):
+        assert language_gate.gated_language(tmp_path, language, kept, lines.append) == PARITY
+    assert len(gate) == 1
+    assert lines[1].endswith("; was compared before")
+    assert {path.name for path in tmp_path.iterdir()} == {kept.name}
 
 
 def refuse(error):
