@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from safetensors.torch import load_file, save_file
 
-from medvl.contracts.checkpoint import load_checkpoint
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from medvl.contracts.errors import BuildError, CheckpointError, ParityError, SetupError
 from medvl.contracts.manifest import PARITY_FILE, sha256_of, verify_repository
 from medvl.contracts.pbtxt import render_all
@@ -78,6 +78,26 @@ def test_what_quantise_writes_is_the_checkpoints(int8, phantom_checkpoint):
     assert lines_of(int8, phantom_checkpoint) == []
     weights = phantom_checkpoint / "llm" / "model.safetensors"
     assert (int8 / "model.safetensors").stat().st_mode == weights.stat().st_mode
+
+
+def test_quantise_says_what_is_wrong_with_a_checkpoint(phantom_checkpoint, tmp_path):
+    """As a build does, before anything is written; folders in the language model's are its own matter."""
+    folder, out = shutil.copytree(phantom_checkpoint, tmp_path / "checkpoint"), tmp_path / "out"
+    out.mkdir()
+    weights = folder / "llm" / "model.safetensors"
+    weights.write_bytes(b"damaged")
+    (folder / "llm" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"llm/model\.safetensors: expected SHA-256"):
+        write_int8(folder, out)
+    assert not any(out.iterdir())
+    shutil.copytree(phantom_checkpoint / "llm", folder / "llm", dirs_exist_ok=True)
+    (folder / "llm" / "notes").mkdir()
+    (folder / "llm" / "notes" / "licence.txt").write_text("free")
+    spec = load_checkpoint(folder)
+    files = spec.files | {"llm/notes/licence.txt": sha256_of(folder / "llm" / "notes" / "licence.txt")}
+    (folder / CHECKPOINT_FILE).write_text(spec.model_copy(update={"files": files}).model_dump_json())
+    write_int8(folder, out)
+    assert (out / "notes" / "licence.txt").read_text() == "free"
 
 
 @pytest.mark.parametrize(
