@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from medvl.contracts.errors import BuildError, ParityError, SetupError
 from medvl.contracts.manifest import MANIFEST_FILE, PARITY_FILE, load_manifest, verify_repository
 from medvl.contracts.models import MODELS, Kind
 from medvl.export import build as build_module
-from medvl.export import builders, networks, parts
+from medvl.export import builders, fingerprint, networks, parts
 from medvl.export.bounded import Limits
 from medvl.export.build import build_repository
 from medvl.export.engine_job import build_engine
@@ -236,6 +237,23 @@ def test_damaged_networks_are_not_taken_over(monkeypatch, phantom_checkpoint, tm
         build(phantom_checkpoint, out)
     assert len(build(phantom_checkpoint, out).steps) == 2
     verify_repository(out)
+
+
+def test_a_changed_entry_point_is_another_input(monkeypatch, tmp_path):
+    """It is copied into the repository; what Python keeps beside it is not."""
+    template = shutil.copytree(fingerprint.template_folder(), tmp_path / "template")
+    monkeypatch.setattr(fingerprint, "template_folder", lambda: template)
+
+    def inputs():
+        return fingerprint.inputs_digest("0" * 64, "cpu", EngineOptions())
+
+    before, folder = inputs(), template / "llm" / "1"
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "model.py").write_text("kept")
+    assert inputs() == before
+    (folder / "model.py").write_text("changed")
+    assert inputs() != before
+    assert "onnx-ir" in fingerprint.tool_versions("cpu", EngineOptions())
 
 
 def test_weights_of_the_language_model_are_linked(phantom_repository, phantom_checkpoint):

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from medvl.contracts.engines import EngineBuilder, Machine, this_machine
 from medvl.contracts.errors import SetupError
-from medvl.contracts.manifest import Target
+from medvl.contracts.manifest import Target, files_of, sha256_of
 from medvl.contracts.quantisation import Quantisation
 from medvl.export.engine_options import EngineOptions
+from medvl.export.repository import template_folder
 
 SOURCES = ("medvl.contracts", "medvl.network", "medvl.export")
 """Packages whose code decides what a build writes."""
 
-_TOOLS = ("medvl-sam2", "onnx", "onnxruntime", "onnxscript", "sam2", "torch", "transformers")
+_TOOLS = ("medvl-sam2", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "sam2", "torch", "transformers")
 _BUILDER_TOOLS: Mapping[EngineBuilder, tuple[str, ...]] = {
     "onnx": ("tensorrt",),
     "torch-tensorrt": ("tensorrt", "torch-tensorrt"),
@@ -98,7 +99,8 @@ def _locations(package: str) -> list[Path]:
 def inputs_digest(checkpoint_digest: str, target: Target, options: EngineOptions) -> str:
     """Return the SHA-256 over everything that a build depends on.
 
-    Checkpoint, target, our sources, tool versions; of engines also what they are to be and the machine.
+    Checkpoint, target, our sources and what Triton enters them by, tool versions; of engines also what they are to be
+    and the machine.
 
     Raises
     ------
@@ -109,6 +111,7 @@ def inputs_digest(checkpoint_digest: str, target: Target, options: EngineOptions
         "checkpoint": checkpoint_digest,
         "target": target,
         "sources": sources_digest(SOURCES),
+        "entry_points": {n: sha256_of(p) for n, p in files_of(template_folder()).items() if p.suffix == ".py"},
         "versions": tool_versions(target, options),
     }
     if target == "tensorrt":
