@@ -98,10 +98,12 @@ def smi(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("smi")
 def test_the_driver_tells_the_gpus(monkeypatch):
-    """All of them, or those that CUDA leaves visible."""
+    """All of them, or those that CUDA leaves visible, of which there may be none."""
     assert this_machine().gpus == (H100, L40S)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert this_machine().gpus == (L40S,)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert this_machine().gpus == ()
 
 
 def test_a_tool_that_fails_tells_no_gpu(smi):

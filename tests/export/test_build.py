@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from medvl.contracts.errors import BuildError, ParityError, SetupError
 from medvl.contracts.manifest import MANIFEST_FILE, PARITY_FILE, load_manifest, verify_repository
 from medvl.contracts.models import MODELS, Kind
-from medvl.export import builders, networks, parts
+from medvl.export import build as build_module
+from medvl.export import builders, fingerprint, networks, parts
 from medvl.export.bounded import Limits
 from medvl.export.build import build_repository
 from medvl.export.engine_job import build_engine
@@ -190,6 +192,68 @@ def test_a_build_goes_on_behind_what_was_finished(monkeypatch, toy_part, phantom
     assert content(out) == content(tmp_path / "whole")
     assert len(whole.steps) == 4
     assert not (tmp_path / ".repository.work").exists()
+
+
+def test_bytes_that_passed_no_gate_are_not_installed(monkeypatch, toy_part, phantom_checkpoint, tmp_path):
+    """A part that was finished and then changed is refused, and made anew by the next build."""
+    first, second = (replace(toy_part, model=replace(toy_part.model, name=n)) for n in ("vision_encoder", "projector"))
+    monkeypatch.setattr(networks, "fresh", here)
+    monkeypatch.setattr(parts, "load_parts", lambda _: [first, second])
+    out, graph = tmp_path / "repository", Path("vision_encoder", "model.onnx")
+
+    class Damaging(OnnxBuilder):
+        """The first part is changed while the second is made."""
+
+        def build(self, part, samples, folder):
+            if part.model.name == "projector":
+                damage(out.with_name(".repository.work") / graph)
+            return super().build(part, samples, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builders, "builder_for", lambda *_: Damaging())
+        with pytest.raises(SetupError, match=r"^Files of vision_encoder were changed .* nothing was installed"):
+            build(phantom_checkpoint, out)
+    assert not out.exists()
+    result = build(phantom_checkpoint, out)
+    assert [(s.part, s.kind) for s in result.steps] == [("vision_encoder", "build"), ("vision_encoder", "compare")]
+
+
+def damage(path):
+    """Turn the bits of the first byte; size and time of change stay."""
+    state, content = path.stat(), path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 255]) + content[1:])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.usefixtures("one_part")
+def test_damaged_networks_are_not_taken_over(monkeypatch, phantom_checkpoint, tmp_path):
+    """Size and time of change do not tell it; the next build reads every byte and makes them anew."""
+    out = tmp_path / "repository"
+    build(phantom_checkpoint, out)
+    damage(out / "models" / "projector" / "1" / "model.onnx")
+    inputs = build_module._inputs
+    monkeypatch.setattr(build_module, "_inputs", lambda *given: replace(inputs(*given), everything="f" * 64))
+    with pytest.raises(SetupError, match=r"^Files of projector were changed"):
+        build(phantom_checkpoint, out)
+    assert len(build(phantom_checkpoint, out).steps) == 2
+    verify_repository(out)
+
+
+def test_a_changed_entry_point_is_another_input(monkeypatch, tmp_path):
+    """It is copied into the repository; what Python keeps beside it is not."""
+    template = shutil.copytree(fingerprint.template_folder(), tmp_path / "template")
+    monkeypatch.setattr(fingerprint, "template_folder", lambda: template)
+
+    def inputs():
+        return fingerprint.inputs_digest("0" * 64, "cpu", EngineOptions())
+
+    before, folder = inputs(), template / "llm" / "1"
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "model.py").write_text("kept")
+    assert inputs() == before
+    (folder / "model.py").write_text("changed")
+    assert inputs() != before
+    assert "onnx-ir" in fingerprint.tool_versions("cpu", EngineOptions())
 
 
 def test_weights_of_the_language_model_are_linked(phantom_repository, phantom_checkpoint):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from medvl.contracts.errors import InternalError
-from medvl.export.folders import locked, replacement
+from medvl.contracts.errors import InternalError, SetupError
+from medvl.export.folders import locked, replacement, target_of
 
 
 def fill(folder, text):
@@ -58,3 +60,20 @@ def test_a_death_between_the_renames_is_mended(folder):
         fail_to_replace(folder)
     assert (folder / "file").read_text() == "old"
     assert names(folder) == {"made"}
+
+
+def test_what_a_link_leads_to_is_replaced(folder):
+    """The link stays, however often that is done."""
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    for text in ("new", "newest"):
+        with locked(target_of(link)), replacement(target_of(link)) as staging:
+            fill(staging, text)
+        assert (link.readlink(), (link / "file").read_text()) == (folder, text)
+        assert names(folder) == {"made", "link"}
+
+
+def test_a_mount_point_is_refused_before_the_work():
+    """It could not be renamed after it."""
+    with pytest.raises(SetupError, match=r"^/proc is a mount point, which cannot be replaced: name a folder in it\.$"):
+        target_of(Path("/proc"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from medvl.contracts.models import ABSENT
 from medvl.export.gates import FP16_GATE, FP32_GATE, MASK_LOGITS, broken, compare
 
 REFERENCE = np.random.default_rng(0).normal(0.0, 3.0, (2, 16, 16)).astype(np.float32)
@@ -63,3 +64,12 @@ def test_fp16_may_round_and_not_overflow(value):
     rounded[0, 0, 0] = value
     with np.errstate(invalid="ignore"):
         assert broken(compare(MASK_LOGITS, REFERENCE, rounded), FP16_GATE).startswith("cosine")
+
+
+def test_an_absent_object_hides_no_other():
+    """Its logits are a thousand times those of a mask, and the same in both: the cosine is of the others."""
+    reference, wrong = (np.stack([rows, np.full_like(rows, ABSENT)]) for rows in (REFERENCE[0], REFERENCE[1]))
+    assert broken(compare(MASK_LOGITS, reference, wrong), FP16_GATE).startswith("cosine 0.0")
+    assert broken(compare(MASK_LOGITS, reference, reference), FP16_GATE) is None
+    seen = np.stack([REFERENCE[0], -np.abs(REFERENCE[1])])
+    assert broken(compare(MASK_LOGITS, reference, seen), FP16_GATE).startswith("cosine")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from medvl.contracts.errors import ParityError
+from medvl.contracts.models import ABSENT
 from medvl.export.onnx_builder import OPSET, WEIGHTS_FILE, OnnxBuilder
+from medvl.export.parity import references
 from medvl.export.samples import Samples
 
 
@@ -95,3 +100,29 @@ def test_parts_are_fed_what_parts_made(toy_part):
         drawn = samples.draw(toy_part.model, sizes)["f2"]
         assert drawn.shape == (sizes["batch"], 3, 8)
         assert all(any((row == m).all() for m in made) for row in drawn)
+
+
+class Blind(torch.nn.Module):
+    """Sees no object in the first calls."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, features, points):
+        """Return logits, absent at first, and scores."""
+        self.calls -= 1
+        return torch.full_like(features, ABSENT if self.calls >= 0 else 1.0), points[..., 0]
+
+
+def test_empty_masks_are_drawn_again_and_then_refused(toy_part):
+    """Constants would be compared with constants; only random weights may see nothing."""
+    samples = Samples(0)
+    first, second = (references(replace(toy_part, module=Blind(calls)), samples) for calls in (0, 3))
+    assert second[0].outputs["mask_logits"].min() == 1.0
+    assert (first[0].inputs["points"] != second[0].inputs["points"]).any()
+    assert samples.made["mask_logits"].min() == 1.0
+    never = replace(toy_part, module=Blind(1000))
+    with pytest.raises(ParityError, match=r"reference of toy sees no object in 8 draws .* nothing was installed"):
+        references(never, samples)
+    assert len(references(replace(never, trained=False), samples)) == 3

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from safetensors.torch import load_file, save_file
 
-from medvl.contracts.checkpoint import load_checkpoint
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from medvl.contracts.errors import BuildError, CheckpointError, ParityError, SetupError
 from medvl.contracts.manifest import PARITY_FILE, sha256_of, verify_repository
 from medvl.contracts.pbtxt import render_all
@@ -22,7 +22,7 @@ from medvl.export.cli import main
 from medvl.export.fresh import here
 from medvl.export.gates import QUANTISED_GATE, AnswerParity, LanguageParity
 from medvl.export.quantise import write_int8
-from medvl.export.quantised import read_quantisation
+from medvl.export.quantised import QuantisedLanguage, read_quantisation
 from medvl.export.stamps import hashes_of
 
 HOLDS = AnswerParity(prompt="Report.", free=True, same_words=True, cosine=0.999, broken=None)
@@ -78,6 +78,26 @@ def test_what_quantise_writes_is_the_checkpoints(int8, phantom_checkpoint):
     assert lines_of(int8, phantom_checkpoint) == []
     weights = phantom_checkpoint / "llm" / "model.safetensors"
     assert (int8 / "model.safetensors").stat().st_mode == weights.stat().st_mode
+
+
+def test_quantise_says_what_is_wrong_with_a_checkpoint(phantom_checkpoint, tmp_path):
+    """As a build does, before anything is written; folders in the language model's are its own matter."""
+    folder, out = shutil.copytree(phantom_checkpoint, tmp_path / "checkpoint"), tmp_path / "out"
+    out.mkdir()
+    weights = folder / "llm" / "model.safetensors"
+    weights.write_bytes(b"damaged")
+    (folder / "llm" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"llm/model\.safetensors: expected SHA-256"):
+        write_int8(folder, out)
+    assert not any(out.iterdir())
+    shutil.copytree(phantom_checkpoint / "llm", folder / "llm", dirs_exist_ok=True)
+    (folder / "llm" / "notes").mkdir()
+    (folder / "llm" / "notes" / "licence.txt").write_text("free")
+    spec = load_checkpoint(folder)
+    files = spec.files | {"llm/notes/licence.txt": sha256_of(folder / "llm" / "notes" / "licence.txt")}
+    (folder / CHECKPOINT_FILE).write_text(spec.model_copy(update={"files": files}).model_dump_json())
+    write_int8(folder, out)
+    assert (out / "notes" / "licence.txt").read_text() == "free"
 
 
 @pytest.mark.parametrize(
@@ -247,6 +267,20 @@ def test_a_build_that_ended_behind_the_gate_does_not_run_it_again(
     _, lines = build(phantom_checkpoint, out, int8)
     assert len(gate) == 1
     assert lines[0].endswith("; was compared before")
+
+
+@pytest.mark.parametrize("left", ["", '{"engine": '])
+def test_half_written_figures_of_the_gate_are_no_figures(gate, left, tmp_path):
+    """What a build that was killed has left is compared again, and not left half written."""
+    kept, lines = tmp_path / "llm-0.json", []
+    kept.write_text(left)
+    said = Quantisation(method="fp8", format="", weight_bits=8, activation_bits=8, dtype="bfloat16", files={})
+    language = QuantisedLanguage(tmp_path, said)
+    for _ in range(2):
+        assert language_gate.gated_language(tmp_path, language, kept, lines.append) == PARITY
+    assert len(gate) == 1
+    assert lines[1].endswith("; was compared before")
+    assert {path.name for path in tmp_path.iterdir()} == {kept.name}
 
 
 def refuse(error):

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from medvl.contracts.checkpoint import load_checkpoint
+from medvl.contracts.engines import Machine
 from medvl.contracts.errors import BuildError, ParityError, SetupError
 from medvl.contracts.messages import MAX_POINTS
 from medvl.contracts.models import MODELS
 from medvl.export import engine_torch
+from medvl.export.build import build_repository
 from medvl.export.builders import builder_for
 from medvl.export.engine_options import EngineOptions
 from medvl.export.parts import Part
@@ -141,3 +143,11 @@ def test_profiles_cover_what_is_served(name):
     assert ranges["P"].largest >= MAX_POINTS
     assert ranges["R"].largest >= conditioning + MEMORIES - 1
     assert ranges["Q"].largest >= conditioning + POINTERS - 1
+
+
+def test_without_a_gpu_nothing_is_built(monkeypatch, tmp_path):
+    """It is said before the first engine, not behind the last; that there is no TensorRT here, either, is not told."""
+    monkeypatch.setattr("medvl.export.fingerprint._version", lambda *_: "11.0.0")
+    monkeypatch.setattr("medvl.export.fingerprint.this_machine", lambda: Machine(gpus=(), tensorrt=None))
+    with pytest.raises(SetupError, match=r"^nvidia-smi does not tell the GPU of this machine"):
+        build_repository(resolve_checkpoint("phantom"), "tensorrt", tmp_path / "r", lambda _: None)

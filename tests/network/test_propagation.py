@@ -13,7 +13,7 @@ import pytest
 from medvl.contracts.checkpoint import KeySliceRule, ProposalRule, SegmentationSpec
 from medvl.contracts.errors import InvalidRequest
 from medvl.contracts.messages import MAX_POINTS
-from medvl.network.groups import ABSENT
+from medvl.contracts.models import ABSENT
 from medvl.network.key_slices import choose_key_slices
 from medvl.network.memory_bank import Known
 from medvl.network.prompts import POSITIVE, ObjectPrompt, PromptPoint, SlicePrompt, prompt_arrays

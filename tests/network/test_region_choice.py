@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from medvl.contracts.checkpoint import RegionRule
-from medvl.network.groups import ABSENT, Placed, Sought
+from medvl.contracts.models import ABSENT
+from medvl.network.groups import Placed, Sought
 from medvl.network.modules import ProposalMap
 from medvl.network.prompts import BOX_FIRST, BOX_SECOND, POSITIVE, ObjectPrompt, SlicePrompt
 from medvl.network.region_choice import OUTLINE, Outline, RegionScorer, feature_count, features_of_regions

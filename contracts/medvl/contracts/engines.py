@@ -163,6 +163,8 @@ def this_machine() -> Machine:
 def _gpus() -> Iterator[Gpu]:
     """Yield the GPUs that ``nvidia-smi`` names, or those of them that ``CUDA_VISIBLE_DEVICES`` leaves."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "":  # set, and leaving none
+        return
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(

@@ -13,6 +13,9 @@ from types import MappingProxyType
 
 from medvl.contracts.tensors import DType, TensorSpec
 
+ABSENT = -1024.0
+"""SAM2's logit of an object that is not on a slice."""
+
 AXES: Mapping[str, str] = MappingProxyType(
     {
         "d": "slices of the vision grid",
@@ -161,7 +164,7 @@ _DECODED = (
         "mask_logits",
         _FP32,
         (1, "f_4", "f_4"),
-        "low-resolution logits; -1024 everywhere where the object is absent",
+        f"low-resolution logits; {ABSENT:g} everywhere where the object is absent",
     ),
     TensorSpec("iou", _FP32, (1,), "predicted IoU of that mask"),
     TensorSpec("object_pointer", _FP32, ("C",), "object pointer; no_obj_ptr where absent"),

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvl.contracts.checkpoint import load_checkpoint
-from medvl.contracts.engines import EngineRecord, EngineSet, this_machine
+from medvl.contracts.engines import EngineRecord, EngineSet
 from medvl.contracts.errors import CheckpointError, SetupError
 from medvl.contracts.manifest import Manifest, Target, load_manifest, record_files, verify_repository
 from medvl.export.engine_options import EngineOptions
-from medvl.export.fingerprint import inputs_digest, quantised_digest, tool_versions
-from medvl.export.folders import locked, replacement, sibling
+from medvl.export.fingerprint import engine_machine, inputs_digest, quantised_digest, tool_versions
+from medvl.export.folders import locked, replacement, sibling, target_of
 from medvl.export.fresh import fresh
 from medvl.export.language_gate import gated_language
 from medvl.export.presets import PRESETS
@@ -24,7 +24,7 @@ from medvl.export.repository import refuse_foreign, version_folder, write_skelet
 from medvl.export.stamps import Stamp
 
 if TYPE_CHECKING:
-    from medvl.export.networks import Step
+    from medvl.export.networks import Networks, Step
     from medvl.export.steps import Making
 
 Progress = Callable[[str], None]
@@ -89,9 +89,10 @@ def build_repository(
         When TensorRT refuses a part, or building it dies, takes too long or too much memory; when vLLM does not serve
         the quantised folder.
     SetupError
-        When the machine lacks what the target needs, or ``out`` holds something else than a repository.
+        When the machine lacks what the target needs, ``out`` is a mount point or holds something else than a
+        repository, or what an earlier build has finished was changed since.
     """
-    out = out.absolute()
+    out = target_of(out)
     options = options or EngineOptions()
     with locked(out):
         spec, kept = load_checkpoint(folder).language, sibling(out, "quantised.json")
@@ -108,12 +109,20 @@ def build_repository(
             from medvl.export.steps import Making  # noqa: PLC0415
 
             if old and old.networks == inputs.networks:
-                take_over(out, old.engines.engines if old.engines else {}, work)
+                take_over(out, old, work)
             making = Making(folder, target, options, sibling(out, "timing-cache"))
-            manifest, steps = _fill(staging, making, inputs, work, progress)
+            manifest, built = _fill(staging, making, inputs, work, progress)
+            if changed := built.changed(staging, manifest.files):
+                for name in changed:
+                    shutil.rmtree(work / name)
+                Stamp(out).forget()
+                raise SetupError(
+                    f"Files of {', '.join(changed)} were changed after they had passed the parity gate: build again, "
+                    "and these parts are made anew; nothing was installed."
+                )
         shutil.rmtree(work)
         Stamp(out).write()
-    return BuildResult(out, manifest, built=True, steps=steps)
+    return BuildResult(out, manifest, built=True, steps=built.steps)
 
 
 def _inputs(folder: Path, target: Target, options: EngineOptions, language: QuantisedLanguage | None) -> _Inputs:
@@ -145,9 +154,7 @@ def _work_folder(out: Path, inputs: str) -> Path:
     return work
 
 
-def _fill(
-    staging: Path, making: Making, inputs: _Inputs, work: Path, progress: Progress
-) -> tuple[Manifest, tuple[Step, ...]]:
+def _fill(staging: Path, making: Making, inputs: _Inputs, work: Path, progress: Progress) -> tuple[Manifest, Networks]:
     from medvl.export import steps  # noqa: PLC0415 - brings torch
     from medvl.export.networks import build_networks  # noqa: PLC0415
 
@@ -177,20 +184,15 @@ def _fill(
         quantisation=language.quantisation if language else None,
     )
     manifest.write(staging)
-    return manifest, built.steps
+    return manifest, built
 
 
 def _engine_set(
     engines: Mapping[str, EngineRecord], folder: Path, options: EngineOptions, language: QuantisedLanguage | None
 ) -> EngineSet:
     """Return what the engines of this build are for: this machine, and the first GPU that is visible."""
-    gpus = this_machine().gpus
-    if not gpus:
-        raise SetupError(
-            "nvidia-smi does not tell the GPU of this machine, to which engines belong: install it beside the driver."
-        )
     return EngineSet(
-        gpu=gpus[0],
+        gpu=engine_machine().gpus[0],
         tensorrt=tool_versions("tensorrt", options)["tensorrt"],
         version_compatible=options.version_compatible,
         builder=options.builder,

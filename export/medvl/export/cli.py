@@ -16,7 +16,7 @@ from medvl.contracts.errors import CheckpointError, InvalidRequest, MedvlError, 
 from medvl.contracts.manifest import Target, require_machine, verify_repository
 from medvl.contracts.quantisation import Quantisation
 from medvl.export.engine_options import EngineOptions
-from medvl.export.folders import locked, replacement
+from medvl.export.folders import locked, replacement, target_of
 from medvl.export.importing.options import Sources
 from medvl.export.presets import PRESETS, SPECS, resolve_checkpoint, resolve_spec, spec_text
 
@@ -262,7 +262,7 @@ def _add_quantise(parser: argparse.ArgumentParser) -> None:
 def _quantise(options: argparse.Namespace) -> None:
     from medvl.export.quantise import write_int8
 
-    out = options.out.absolute()
+    out = target_of(options.out)
     if out.exists():
         raise SetupError(f"{out} exists already: name another folder with --out.")
     with locked(out), replacement(out) as staging:
@@ -402,7 +402,7 @@ def _train(options: argparse.Namespace) -> None:
     names = options.stages.split(",") if options.stages else known
     if unknown := [name for name in names if name not in known]:
         raise InvalidRequest(f"There is no stage {unknown[0]!r}: the stages are {', '.join(known)}.")
-    checkpoint = options.checkpoint and options.checkpoint.absolute()
+    checkpoint = options.checkpoint and target_of(options.checkpoint)
     if checkpoint and checkpoint.exists() and not (checkpoint / CHECKPOINT_FILE).is_file():
         raise SetupError(f"{checkpoint} is not a checkpoint that could be replaced: name another with --checkpoint.")
     torch.set_num_threads(options.threads)

@@ -9,16 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from medvl.contracts.engines import EngineBuilder, this_machine
+from medvl.contracts.engines import EngineBuilder, Machine, this_machine
 from medvl.contracts.errors import SetupError
-from medvl.contracts.manifest import Target
+from medvl.contracts.manifest import Target, files_of, sha256_of
 from medvl.contracts.quantisation import Quantisation
 from medvl.export.engine_options import EngineOptions
+from medvl.export.repository import template_folder
 
 SOURCES = ("medvl.contracts", "medvl.network", "medvl.export")
 """Packages whose code decides what a build writes."""
 
-_TOOLS = ("medvl-sam2", "onnx", "onnxruntime", "onnxscript", "sam2", "torch", "transformers")
+_TOOLS = ("medvl-sam2", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "sam2", "torch", "transformers")
 _BUILDER_TOOLS: Mapping[EngineBuilder, tuple[str, ...]] = {
     "onnx": ("tensorrt",),
     "torch-tensorrt": ("tensorrt", "torch-tensorrt"),
@@ -98,18 +99,41 @@ def _locations(package: str) -> list[Path]:
 def inputs_digest(checkpoint_digest: str, target: Target, options: EngineOptions) -> str:
     """Return the SHA-256 over everything that a build depends on.
 
-    Checkpoint, target, our sources, tool versions; of engines also what they are to be and the machine.
+    Checkpoint, target, our sources and what Triton enters them by, tool versions; of engines also what they are to be
+    and the machine.
+
+    Raises
+    ------
+    SetupError
+        As :func:`tool_versions` and :func:`engine_machine`.
     """
     inputs: dict[str, object] = {
         "checkpoint": checkpoint_digest,
         "target": target,
         "sources": sources_digest(SOURCES),
+        "entry_points": {n: sha256_of(p) for n, p in files_of(template_folder()).items() if p.suffix == ".py"},
         "versions": tool_versions(target, options),
     }
     if target == "tensorrt":
         inputs["engines"] = [options.builder, options.precision, options.version_compatible]
-        inputs["machine"] = this_machine().model_dump()
+        inputs["machine"] = engine_machine().model_dump()
     return _digest(inputs)
+
+
+def engine_machine() -> Machine:
+    """Return this machine, to which engines are to belong.
+
+    Raises
+    ------
+    SetupError
+        When its GPU cannot be read.
+    """
+    machine = this_machine()
+    if not machine.gpus:
+        raise SetupError(
+            "nvidia-smi does not tell the GPU of this machine, to which engines belong: install it beside the driver."
+        )
+    return machine
 
 
 def quantised_digest(networks: str, quantisation: Quantisation) -> str:

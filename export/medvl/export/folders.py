@@ -9,8 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from medvl.contracts.errors import SetupError
+
 VERSION = "1"
 """Every model of a repository has one version: a new build is a new repository."""
+
+
+def target_of(folder: Path) -> Path:
+    """Return the folder to make where one is named: what a link leads to is replaced, not the link.
+
+    Raises
+    ------
+    SetupError
+        When something is mounted there, which cannot be renamed.
+    """
+    folder = folder.resolve()
+    if folder.is_mount():
+        raise SetupError(f"{folder} is a mount point, which cannot be replaced: name a folder in it.")
+    return folder
 
 
 @contextmanager
@@ -26,8 +42,9 @@ def locked(folder: Path) -> Iterator[None]:
 def replacement(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the given one's place when the block ends without an error.
 
-    The caller holds :func:`locked`. Until the end the old folder stays as it is, and an error leaves it so. A process
-    that dies between the two renames leaves the old folder aside, and the next call puts it back first.
+    The caller holds :func:`locked`, and has the folder of :func:`target_of`. Until the end the old folder stays as it
+    is, and an error leaves it so. A process that dies between the two renames leaves the old folder aside, and the next
+    call puts it back first.
     """
     staging, previous = sibling(folder, "staging"), sibling(folder, "previous")
     if previous.exists() and not folder.exists():

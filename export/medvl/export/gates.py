@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medvl.contracts.checkpoint import LANGUAGE_FOLDER
 from medvl.contracts.engines import Precision
+from medvl.contracts.models import ABSENT
 
 
 class Gate(BaseModel):
@@ -19,7 +20,7 @@ class Gate(BaseModel):
     max_abs: float | None
     """Largest absolute difference of any value; None where only direction counts."""
     cosine: float
-    """Least cosine similarity of the flattened tensors."""
+    """Least cosine similarity of the flattened tensors; of mask logits, over the objects that are there."""
     dice: float
     """Least Dice of the masks (logits > 0), where the output is mask logits."""
 
@@ -160,7 +161,16 @@ def compare(name: str, reference: np.ndarray, found: np.ndarray) -> OutputParity
     max_abs = float(np.abs(a - b).max())
     if name != MASK_LOGITS:
         return OutputParity(max_abs=max_abs, cosine=_cosine(a, b))
-    return OutputParity(max_abs=max_abs, cosine=_cosine(a, b), dice=_dice(a > 0, b > 0), foreground=int((a > 0).sum()))
+    # Objects that both call absent agree; their logits are so large that those of the others would not count.
+    there = ((a != ABSENT) | (b != ABSENT)).reshape(len(reference), -1).any(axis=1).repeat(a.size // len(reference))
+    return OutputParity(
+        max_abs=max_abs, cosine=_cosine(a[there], b[there]), dice=_dice(a > 0, b > 0), foreground=foreground(a)
+    )
+
+
+def foreground(mask_logits: np.ndarray) -> int:
+    """Return how many pixels of masks are positive."""
+    return int((mask_logits > 0).sum())
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
+from pydantic import ValidationError
+
 from medvl.contracts.errors import BuildError, ParityError
 from medvl.export.gates import LanguageParity
 from medvl.export.quantised import QuantisedLanguage
@@ -40,12 +42,13 @@ def gated_language(
     progress
         Receives one line.
     """
-    if kept.is_file():
-        parity, when = LanguageParity.model_validate_json(kept.read_bytes()), "was compared before"
-    else:
+    parity, when = _kept(kept), "was compared before"
+    if parity is None:
         started_s = perf_counter()
         parity = gate_language(checkpoint, language.folder)
-        kept.write_text(parity.model_dump_json(), "utf-8")
+        draft = kept.with_suffix(".draft")
+        draft.write_text(parity.model_dump_json(), "utf-8")
+        draft.replace(kept)
         when = f"compare {perf_counter() - started_s:.1f} s"
     same = sum(answer.same_words for answer in parity.answers)
     progress(
@@ -53,6 +56,14 @@ def gated_language(
         f"words, cosine {parity.cosine:.7f}; {when}"
     )
     return parity
+
+
+def _kept(path: Path) -> LanguageParity | None:
+    """Return what an earlier build has left; None where that is nothing, or cannot be read."""
+    try:
+        return LanguageParity.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def gate_language(checkpoint: Path, quantised: Path) -> LanguageParity:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medvl.contracts.engines import EngineRecord, Precision
 from medvl.contracts.errors import BuildError, ParityError
-from medvl.contracts.manifest import PARITY_FILE
+from medvl.contracts.manifest import PARITY_FILE, FileRecord, Manifest, sha256_of
 from medvl.export import steps
 from medvl.export.folders import link
 from medvl.export.fresh import Cost, fresh
@@ -31,6 +31,8 @@ class _Part(BaseModel):
 
     parity: PartParity
     engine: EngineRecord | None
+    files: dict[str, str]
+    """SHA-256 of what was compared, by file name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,20 @@ class Networks:
     """By model, where its file is an engine."""
     steps: tuple[Step, ...]
     """Those that were not done already."""
+    files: dict[str, dict[str, str]]
+    """SHA-256 of what was compared, by model and file name."""
+
+    def changed(self, repository: Path, served: Mapping[str, FileRecord]) -> list[str]:
+        """Return the models of which other files are to be served than those that passed.
+
+        Parameters
+        ----------
+        repository
+            What is to be served.
+        served
+            What :func:`medvl.contracts.manifest.record_files` says of it.
+        """
+        return [name for name, files in self.files.items() if _hashes(repository, name, served) != files]
 
 
 def build_networks(
@@ -98,21 +114,23 @@ def build_networks(
         ParityReport(target=making.target, gates=gates, parts=parities),
         {name: part.engine for name, part in found.items() if part.engine},
         tuple(taken),
+        {name: part.files for name, part in found.items()},
     )
 
 
-def take_over(repository: Path, engines: Mapping[str, EngineRecord], work: Path) -> None:
+def take_over(repository: Path, manifest: Manifest, work: Path) -> None:
     """Put the parts of a repository into a work folder, as if an earlier build had finished them.
 
     Parameters
     ----------
     repository
-        One that holds its manifest, whose networks depended on the same inputs.
-    engines
-        Of its manifest, by model; empty where its networks are graphs.
+        One whose networks depended on the same inputs.
+    manifest
+        Its manifest, which its files may have ceased to hold.
     work
         As in :func:`build_networks`; parts that are there already stay.
     """
+    engines = manifest.engines.engines if manifest.engines else {}
     report = ParityReport.model_validate_json((repository / PARITY_FILE).read_bytes())
     for name, parity in report.parts.items():
         if (work / name).is_dir():
@@ -120,7 +138,7 @@ def take_over(repository: Path, engines: Mapping[str, EngineRecord], work: Path)
         staging = Path(mkdtemp(prefix=f".{name}.", dir=work))
         for path in version_folder(repository, name).iterdir():
             link(path, staging / path.name)
-        part = _Part(parity=parity, engine=engines.get(name))
+        part = _Part(parity=parity, engine=engines.get(name), files=_hashes(repository, name, manifest.files))
         (staging / _DONE_FILE).write_text(part.model_dump_json() + "\n", "utf-8")
         staging.rename(work / name)
 
@@ -148,7 +166,11 @@ def _build(
         built = fresh(steps.build_part, making, name, precision, made, staging)
         path = staging / built.value.file
         compared = fresh(steps.compare_part, making, name, precision, made, path)
-        part = _Part(parity=compared.value.model_copy(update={"refused": refused}), engine=built.value.engine)
+        part = _Part(
+            parity=compared.value.model_copy(update={"refused": refused}),
+            engine=built.value.engine,
+            files={path.name: sha256_of(path) for path in _files(staging)},
+        )
         (staging / _DONE_FILE).write_text(part.model_dump_json() + "\n", "utf-8")
         staging.rename(done)
     finally:
@@ -159,6 +181,12 @@ def _build(
 def _files(done: Path) -> list[Path]:
     """Return what of a finished part is to be served."""
     return sorted(p for p in done.iterdir() if p.name not in {_DONE_FILE, steps.MADE_FILE})
+
+
+def _hashes(repository: Path, name: str, files: Mapping[str, FileRecord]) -> dict[str, str]:
+    """Return the SHA-256 of a model's files, by file name."""
+    folder = version_folder(repository, name).relative_to(repository)
+    return {Path(path).name: record.sha256 for path, record in files.items() if Path(path).parent == folder}
 
 
 def _line(name: str, files: list[Path], parity: PartParity, taken: list[Step]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -12,9 +12,12 @@ from medvl.contracts.engines import Precision
 from medvl.contracts.errors import ParityError
 from medvl.contracts.manifest import PARITY_FILE, Target
 from medvl.export.builders import Runner
-from medvl.export.gates import GATES, Gate, LanguageParity, OutputParity, broken, compare
+from medvl.export.gates import GATES, MASK_LOGITS, Gate, LanguageParity, OutputParity, broken, compare, foreground
 from medvl.export.parts import Part
 from medvl.export.samples import Arrays, Samples
+
+_DRAWS = 8
+"""How often samples are drawn until the reference sees an object in them."""
 
 
 class CaseParity(BaseModel):
@@ -76,7 +79,29 @@ class ReferenceCase:
 
 
 def references(part: Part, samples: Samples) -> list[ReferenceCase]:
-    """Run the reference at every size that a part is compared at; keep its outputs as samples."""
+    """Run the reference at every size that a part is compared at; keep its outputs as samples.
+
+    Where its masks are all empty, samples are drawn again: constants would be compared.
+
+    Raises
+    ------
+    ParityError
+        When the masks of a trained checkpoint stay empty.
+    """
+    for draw in range(_DRAWS):
+        # The copy shares what was made.
+        cases = _references(part, replace(samples, seed=samples.seed + draw))
+        masks = [case.outputs[MASK_LOGITS] for case in cases if MASK_LOGITS in case.outputs]
+        if not masks or any(foreground(mask) for mask in masks) or not part.trained:
+            return cases
+    raise ParityError(
+        f"The torch reference of {part.model.name} sees no object in {_DRAWS} draws of samples, and empty masks prove "
+        "nothing: see whether the checkpoint's sam2.safetensors is the one that was trained (random weights say "
+        '"trained": false in checkpoint.json); nothing was installed.'
+    )
+
+
+def _references(part: Part, samples: Samples) -> list[ReferenceCase]:
     cases = []
     for sizes in part.cases:
         inputs = samples.draw(part.model, sizes)

@@ -48,6 +48,8 @@ class Part:
     """Eager FP32 reference in eval mode; positional arguments and results in the order of the contract."""
     static: Sizes
     """Lengths of the named axes that the checkpoint fixes."""
+    trained: bool = True
+    """Whether masks can be expected: random weights may see no object."""
 
     @property
     def ranges(self) -> dict[str, AxisRange]:
@@ -101,5 +103,6 @@ def load_parts(folder: Path) -> list[Part]:
     CheckpointError
         When the folder breaks the contract.
     """
-    modules = Modules.load(folder, load_checkpoint(folder))
-    return [Part(MODELS[name], module, modules.axes) for name, module in modules.networks.items()]
+    checkpoint = load_checkpoint(folder)
+    modules = Modules.load(folder, checkpoint)
+    return [Part(MODELS[name], module, modules.axes, checkpoint.trained) for name, module in modules.networks.items()]

@@ -10,8 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from medvl.contracts.checkpoint import LANGUAGE_FOLDER, load_checkpoint
+from medvl.contracts.checkpoint import LANGUAGE_FOLDER
 from medvl.contracts.manifest import files_of
+from medvl.export import check
 
 _LARGEST = 127.0
 _QUANTIZATION = {
@@ -45,18 +46,19 @@ def write_int8(checkpoint: Path, out: Path) -> None:
     Parameters
     ----------
     checkpoint
-        A checkpoint folder that holds the contract.
+        A checkpoint folder.
     out
         An empty folder.
 
     Raises
     ------
     CheckpointError
-        When ``checkpoint.json`` is missing or breaks the contract.
+        With one line for everything by which the folder breaks the contract.
     """
-    dtype = getattr(torch, load_checkpoint(checkpoint).language.dtype)
+    dtype = getattr(torch, check.require(checkpoint).language.dtype)
     source = checkpoint / LANGUAGE_FOLDER
     for name, path in files_of(source).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             _write_shard(path, out / name, dtype)
         elif not name.endswith(".index.json"):

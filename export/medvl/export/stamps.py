@@ -32,6 +32,10 @@ class Stamp:
         """Note how they look now."""
         self._path.write_text(json.dumps(states_of(self._repository)) + "\n", "utf-8")
 
+    def forget(self) -> None:
+        """Have every file read the next time."""
+        self._path.unlink(missing_ok=True)
+
 
 def hashes_of(folder: Path, kept: Path) -> dict[str, str]:
     """Return the SHA-256 of every file below a folder, by relative path.

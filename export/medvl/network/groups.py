@@ -8,14 +8,12 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
+from medvl.contracts.models import ABSENT
 from medvl.network.key_slices import slice_score
 from medvl.network.memory_bank import POINTERS, Known
 from medvl.network.prompts import ObjectPrompt, SlicePrompt
 from medvl.network.region_choice import Outline
 from medvl.network.steps import A, Decoded, Remembered
-
-ABSENT = -1024.0
-"""SAM2's logit of an object that is not on a slice."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, PARTS, 
 from medvl.contracts.errors import CheckpointError, SetupError
 from medvl.contracts.manifest import files_of, sha256_of
 from medvl.export.fingerprint import sources_digest
-from medvl.export.folders import locked, replacement, sibling
+from medvl.export.folders import locked, replacement, sibling, target_of
 from medvl.export.importing.options import Sources
 
 # An import with nothing to do must not wait for torch: what needs it is imported when it is used.
@@ -59,9 +59,9 @@ def import_checkpoint(sources: Sources, spec: Checkpoint, out: Path, progress: P
     InvalidRequest
         When an option is missing.
     SetupError
-        When ``out`` holds something else.
+        When ``out`` holds something else or is a mount point.
     """
-    out = out.absolute()
+    out = target_of(out)
     with locked(out):
         stamp = _Stamp(out)
         inputs = _inputs(sources, spec)
