@@ -59,7 +59,7 @@ def test_an_organ_lies_on_its_side_of_the_patient(client: Client, with_nodules: 
     (mask,) = answer.masks
     assert mask.found
     path = tmp_path / "mask.nii.gz"
-    write_masks(MaskTarget.of(path, objects=1), with_nodules.loaded, [mask], answer.done.provenance)
+    write_masks(MaskTarget.of(path, objects=1), with_nodules.loaded, answer)
     image = nibabel.load(path)
     x_ras, *_ = (image.affine @ np.append(np.argwhere(np.asarray(image.dataobj)).mean(axis=0), 1.0)).tolist()
     assert (x_ras < 0) == (name == "kidney_left"), "x of NIfTI grows to the right"

@@ -38,7 +38,7 @@ def test_masks_in_files_lie_where_the_service_saw_them(
     expected = places_of(mask.array, truth.geometry.affine, (1, 1, 1))
     assert 100 < len(expected) < mask.array.size
     for name in ("mask.nii.gz", "mask.dcm"):
-        write_masks(MaskTarget.of(tmp_path / name, objects=1), loaded, [mask], answer.done.provenance)
+        write_masks(MaskTarget.of(tmp_path / name, objects=1), loaded, answer)
     nifti = nibabel.load(tmp_path / "mask.nii.gz")
     assert places_of(np.asarray(nifti.dataobj), nifti.affine, (-1, -1, 1)) == expected
     volume = highdicom.seg.segread(tmp_path / "mask.dcm").get_volume()
