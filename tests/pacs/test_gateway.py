@@ -25,12 +25,13 @@ from pynetdicom import AE, AllStoragePresentationContexts, build_context
 from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verification
 
 from medvl.client.aio import AsyncClient
+from medvl.contracts.defects import cause_of
 from medvl.contracts.errors import BackendUnavailable, InvalidRequest, Overloaded
 from medvl.pacs import analysis as analysis_module
 from medvl.pacs import gateway as gateway_module
 from medvl.pacs import spool as spool_module
 from medvl.pacs.config import Destination
-from medvl.pacs.dimse import DUPLICATE_INSTANCE, OUT_OF_RESOURCES
+from medvl.pacs.dimse import DUPLICATE_INSTANCE, OUT_OF_RESOURCES, PROCESSING_FAILURE
 from medvl.pacs.spool import Phase, Spool, SpooledSeries
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -268,6 +269,20 @@ async def test_a_full_disk_is_told_to_the_sender(site, series, monkeypatch):
     monkeypatch.setattr(spool_module, "write_durably", full)
     async with site.gateway() as gateway:
         assert await site.send(gateway, series[:1]) == [OUT_OF_RESOURCES]
+
+
+async def test_a_defect_that_costs_an_instance_is_logged(site, series, monkeypatch, caplog):
+    """And told to the sender, who keeps it: pynetdicom would answer, too, but its log is muted."""
+
+    def defective(*_):
+        raise KeyError("Doe^Jane")
+
+    monkeypatch.setattr(spool_module, "write_durably", defective)
+    async with site.gateway() as gateway:
+        assert await site.send(gateway, series[:1]) == [PROCESSING_FAILURE]
+    (record,) = (r for r in caplog.records if r.levelname == "ERROR")
+    assert record.getMessage() == "a defect: an instance could not be kept"
+    assert cause_of(record.exc_info[1]).startswith("KeyError in ")
 
 
 async def test_associations_for_another_title_are_rejected(site, series):

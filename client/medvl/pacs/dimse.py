@@ -31,6 +31,7 @@ STORAGE_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhanc
 CONNECT_TIMEOUT_S = 10.0
 
 SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
@@ -107,6 +108,10 @@ def _on_store(event: evt.Event, spool: Spool) -> int:
     except OSError as error:
         _LOG.error("an instance could not be written: %s", error.strerror)
         return OUT_OF_RESOURCES
+    except Exception:
+        # pynetdicom would answer for it, and tell a log that is muted.
+        _LOG.exception("a defect: an instance could not be kept")
+        return PROCESSING_FAILURE
     return SUCCESS
 
 
