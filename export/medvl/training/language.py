@@ -170,7 +170,7 @@ class LanguageLearner:
     tokenizer
         With special tokens; those of users' words are told apart by ``prompts`` never holding any.
     teacher
-        SAM2's teacher of language prompts, which the seg projector learns to stand in for; None leaves that out.
+        SAM2's teacher of language prompts, which the seg projector learns to stand in for.
     store
         Cases; they come again and again.
     batch
@@ -186,7 +186,7 @@ class LanguageLearner:
         language: Qwen2ForCausalLM,
         tokenizer: Any,  # noqa: ANN401 - tokenizers has no types
         *,
-        teacher: Teacher | None,
+        teacher: Teacher,
         store: CaseStore,
         batch: int,
         pooling: tuple[tuple[int, int, int], tuple[int, int, int]],
@@ -262,13 +262,11 @@ class LanguageLearner:
         loss = cross_entropy(kinds, kind) + binary_cross_entropy_with_logits(read[:, PRESENT], truth[:, PRESENT])
         loss = _STATE_WEIGHT * (loss + _PLACE_WEIGHT * apart)
         shown = {"present": ((read[:, PRESENT] > 0) == there).float().mean(), "place_error": apart}
-        if self._teacher is not None:
-            with torch.no_grad():
-                token = self._teacher(truth)
-            said = self.module.seg_projector(states)
-            error = mse_loss(said, token) / token.var(0).mean()
-            loss, shown["token_error"] = loss + _TOKEN_WEIGHT * error, error
-        return loss, shown
+        with torch.no_grad():
+            token = self._teacher(truth)
+        said = self.module.seg_projector(states)
+        error = mse_loss(said, token) / token.var(0).mean()
+        return loss + _TOKEN_WEIGHT * error, {**shown, "token_error": error}
 
 
 @dataclass(frozen=True, eq=False)
