@@ -37,7 +37,11 @@ _CHANNEL_OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_recon
 
 
 def new_key() -> TritonKey:
-    """Return a key for the restricted protocols that nobody can guess; like all of a command line, `ps` shows it."""
+    """Return a key for the restricted protocols that nobody can guess.
+
+    Triton takes it on its command line alone, so `ps` shows it to every user of the machine, and who has it can load a
+    model that runs code as the owner of the server: `medvl up` is for machines whose users are trusted.
+    """
     return TritonKey(name="runtime", secret=SecretStr(secrets.token_hex(16)))
 
 
