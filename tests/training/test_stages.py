@@ -262,6 +262,21 @@ def test_reports_teach_what_regions_show(out: Path):
     assert set(drawn.spoken.seeds) == {FIRST_SEED + 2_000_000}, "encoder and looks have learnt from those before"
 
 
+def test_reports_are_taught_from_the_tokens_that_are_served(out: Path, monkeypatch: pytest.MonkeyPatch):
+    """What regions tell is in them."""
+    untold = train.learner("reports", out, "cpu").draw(1, np.random.default_rng(3))
+    _forget(out)
+    monkeypatch.setattr(Told, "forward", lambda _self, _regions, tokens: torch.ones_like(tokens))
+    told = train.learner("reports", out, "cpu").draw(1, np.random.default_rng(3))
+    _forget(out)
+    assert torch.allclose(told.tokens, untold.tokens + 1.0, atol=0.01)
+
+
+def _forget(out: Path) -> None:
+    for seen in out.glob("reports-*/seen/*.npz"):
+        seen.unlink()
+
+
 def test_a_report_leaves_out_lesions_that_no_region_shows(case: Case):
     """A likely region of their kind whose middle they reach, or nearly; all else is told, seen or not."""
     cells, kinds = (12, 20, 20), len(LESIONS)

@@ -60,7 +60,7 @@ class Reported:
 
     spoken: Spoken
     tokens: Tensor
-    """FP32 [B, T, H], vision tokens without what regions tell."""
+    """FP32 [B, T, H], vision tokens with what regions tell in them, as they are served."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ class ReportLearner:
         volume = case.volume(Window(*checkpoint.windows[checkpoint.segmentation.window]))
         grid = torch.from_numpy(to_grid(volume.hu, checkpoint.vision.grid))[None]
         low, high, regions = self._encoder(grid, torch.tensor([checkpoint.windows[checkpoint.vision.window]]))
-        return _Looked(self._projector.seen(low, high)[0].half().numpy(), regions[0].numpy())
+        return _Looked(self._projector(low, high, regions)[0].half().numpy(), regions[0].numpy())
 
 
 def shown_by(regions: NDArray[np.float32], case: Case, cells: tuple[int, int, int]) -> Truth:
