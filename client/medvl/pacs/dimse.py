@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 from collections.abc import Iterator, Sequence
@@ -94,8 +95,20 @@ def _no_delay(event: evt.Event) -> None:
     event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def _digest(event: evt.Event, dataset: bytes) -> str:
+    """Return what names the content of an instance: 128 bits of SHA-256 over transfer syntax and data set.
+
+    Not over the file meta information that we put before it, which names the version of pynetdicom. An instance that
+    comes again in another transfer syntax is other content: its bytes are, and its pixels may be.
+    """
+    content = hashlib.sha256(event.context.transfer_syntax.encode())
+    content.update(dataset)
+    return content.hexdigest()[:32]
+
+
 def _on_store(event: evt.Event, spool: Spool) -> int:
     try:
+        dataset: bytes = event.encoded_dataset(include_meta=False)
         data: bytes = event.encoded_dataset()
         header = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
         series_uid = str(header.get("SeriesInstanceUID", ""))
@@ -104,7 +117,7 @@ def _on_store(event: evt.Event, spool: Spool) -> int:
     if not series_uid:
         return DOES_NOT_MATCH
     try:
-        spool.receive(series_uid, str(event.request.AffectedSOPInstanceUID), data)
+        spool.receive(series_uid, str(event.request.AffectedSOPInstanceUID), data, _digest(event, dataset))
     except OSError as error:
         _LOG.error("an instance could not be written: %s", error.strerror)
         return OUT_OF_RESOURCES
