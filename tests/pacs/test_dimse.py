@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 
 import pytest
 from pydicom import Dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, build_context
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
 
-from medvl.pacs.dimse import SUCCESS, StorageScp
+from medvl.pacs.dimse import CANNOT_UNDERSTAND, SUCCESS, StorageScp
 from medvl.pacs.spool import Spool, SpooledSeries
 
 PLACES = 10
@@ -89,6 +90,20 @@ def encoded(**elements):
 
 def files(spool):
     return [path for series in spool.series() for path in series.instances.iterdir()]
+
+
+def test_a_data_set_cannot_say_how_its_file_is_read(scp, spool):
+    """Group 0002 in front of it would go on with the gateway's own: here as deflated, which inflates to any size."""
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    deflated = deflate.compress(encoded(SeriesInstanceUID="1.2.3")) + deflate.flush()
+    syntax = DeflatedExplicitVRLittleEndian.encode()
+    meta = b"\x02\0\x10\0UI" + len(syntax).to_bytes(2, "little") + syntax
+    association = associate(scp)
+    assert store(association, meta + deflated) == CANNOT_UNDERSTAND
+    assert not files(spool)
+    assert store(association, encoded(SeriesInstanceUID="1.2.3")) == SUCCESS
+    assert len(files(spool)) == 1
+    association.release()
 
 
 def test_other_content_of_an_instance_replaces_it(scp, spool):

@@ -39,6 +39,10 @@ CANNOT_UNDERSTAND = 0xC000
 DUPLICATE_INSTANCE = 0x0111
 """Our UIDs follow from what a result was made of: whoever has one of that UID has the result."""
 
+FILE_META_GROUP = b"\x02\x00"
+"""Group 0002, little endian. Where a data set begins with it, whoever reads the file takes it for more of our file meta
+information: another transfer syntax in it, such as a deflated one, would count."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -109,6 +113,8 @@ def _digest(event: evt.Event, dataset: bytes) -> str:
 def _on_store(event: evt.Event, spool: Spool) -> int:
     try:
         dataset: bytes = event.encoded_dataset(include_meta=False)
+        if dataset.startswith(FILE_META_GROUP):
+            return CANNOT_UNDERSTAND
         data: bytes = event.encoded_dataset()
         header = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
         series_uid = str(header.get("SeriesInstanceUID", ""))
