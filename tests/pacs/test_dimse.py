@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import zlib
 from io import BytesIO
 
 import pytest
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
-from pynetdicom import AE, build_context
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
 
+from medvl.pacs import dimse
 from medvl.pacs.dimse import CANNOT_UNDERSTAND, SUCCESS, StorageScp
 from medvl.pacs.spool import Spool, SpooledSeries
+
+from .conftest import make_series
 
 PLACES = 10
 """Associations at a time."""
@@ -90,6 +95,77 @@ def encoded(**elements):
 
 def files(spool):
     return [path for series in spool.series() for path in series.instances.iterdir()]
+
+
+def test_peers_that_stall_within_a_pdu_lose_their_places(scp, monkeypatch):
+    """Ten of them would end the service; one that says nothing between two PDUs is idle, and stays."""
+    monkeypatch.setattr(dimse, "SOCKET_TIMEOUT_S", 1.0)
+    associations = [associate(scp) for _ in range(PLACES)]
+    assert all(association.is_established for association in associations)
+    assert associate(scp).is_rejected
+    *stalled, idle = associations
+    for association in stalled:
+        write(association, b"\x04\0\0\0")
+    assert all(ended(association) for association in stalled)
+    assert idle.send_c_echo().Status == SUCCESS
+    # Threads of the associations that have ended may still be there for a moment.
+    while not (later := associate(scp)).is_established:
+        pass
+    for association in (idle, later):
+        association.release()
+
+
+def test_a_request_that_claims_more_than_any_needs_is_not_read(scp):
+    """It may claim 4 GiB, which would be kept until they are there."""
+    with socket.create_connection(("127.0.0.1", scp.port), timeout=20) as peer:
+        peer.sendall(b"\x01\0" + (dimse.MAX_PDU_BYTES + 1).to_bytes(4, "big"))
+        assert not peer.recv(1)
+
+
+def test_the_longest_request_of_an_association_is_taken(scp):
+    """128 presentation contexts, each with every transfer syntax."""
+    classes = [context.abstract_syntax for context in AllStoragePresentationContexts if context.abstract_syntax]
+    classes = [CTImageStorage, *(c for c in classes if c != CTImageStorage)][:128]
+    association = associate(scp, [build_context(c, ALL_TRANSFER_SYNTAXES) for c in classes])
+    assert [c.abstract_syntax for c in association.accepted_contexts][:1] == [CTImageStorage]
+    association.release()
+
+
+def test_data_that_claim_more_than_was_agreed_on_end_the_association(scp):
+    """Before any of them is read."""
+    association = associate(scp)
+    write(association, b"\x04\0" + (dimse.MAX_PDU_BYTES + 1).to_bytes(4, "big"))
+    assert ended(association)
+
+
+def test_an_instance_that_is_too_large_ends_its_association_and_no_other(scp, spool, monkeypatch):
+    """It is not kept until it is there. Smaller ones may be any number."""
+    monkeypatch.setattr(dimse, "MAX_MESSAGE_BYTES", 20_000)
+    series = make_series(12)
+    association = associate(scp)
+    assert [association.send_c_store(ds).Status for ds in series] == [SUCCESS] * len(series)
+    too_large = series[0]
+    too_large.PixelData = bytes(20_000)
+    assert "Status" not in association.send_c_store(too_large)
+    assert ended(association)
+    assert len(files(spool)) == len(series)
+    again = associate(scp)
+    assert again.send_c_store(series[1]).Status == SUCCESS
+    again.release()
+
+
+def test_a_peer_that_does_not_wait_for_answers_is_not_buffered_for_ever(scp, monkeypatch):
+    """Small messages cost more memory than they have bytes."""
+    go_on = threading.Event()
+    monkeypatch.setattr(Spool, "receive", lambda *_: go_on.wait(60))
+    association = associate(scp)
+    begin_store(association, encoded(SeriesInstanceUID="1.2.3"))
+    for number in range(dimse.MAX_WAITING_MESSAGES + 2):
+        echo = C_ECHO()
+        echo.MessageID, echo.AffectedSOPClassUID = number + 2, Verification
+        association.dimse.send_msg(echo, context_of(association, Verification))
+    assert ended(association)
+    go_on.set()
 
 
 def test_a_data_set_cannot_say_how_its_file_is_read(scp, spool):
