@@ -1,8 +1,10 @@
 """``dicom_echo.py HOST:PORT TITLE``: succeed when the application entity of that title answers C-ECHO.
 
-One that refuses for the moment, since it has as many associations as it takes, answers, too. It is asked with the
-standard library alone (DICOM PS3.7, PS3.8): importing pynetdicom at every probe would cost twenty times as much. A bare
-connection is no substitute: pynetdicom waits half a minute for its request, and counts it as an association meanwhile.
+One that refuses for the moment, since it has as many associations as it takes, answers, too: the gateway ends those
+whose senders have stalled by itself, after a minute, and a restart would cut off the transfers of all others. It is
+asked with the standard library alone (DICOM PS3.7, PS3.8): importing pynetdicom at every probe would cost twenty times
+as much. A bare connection is no substitute: pynetdicom waits half a minute for its request, and counts it as an
+association meanwhile.
 """
 
 from __future__ import annotations

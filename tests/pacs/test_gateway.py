@@ -40,6 +40,7 @@ from .conftest import (
     MEASUREMENTS,
     NOTHING_FOUND,
     PATIENT,
+    PATIENT_ID,
     RESULTS,
     Inbox,
     evidence,
@@ -231,6 +232,25 @@ async def test_a_series_that_grows_is_worked_on_again(site, series):
     first, second = site.inbox.take(), site.inbox.take()
     assert first["SR"].SOPInstanceUID != second["SR"].SOPInstanceUID
     assert site.service.reports == 2
+
+
+async def test_a_series_of_a_corrected_patient_is_answered_again(site, series, tmp_path):
+    """Under other UIDs, whether the spool still knows the first one: a PACS that has a UID keeps what it has."""
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert await site.outcomes.get()
+        for ds in series:
+            ds.PatientID, ds.PatientName = "CORRECTED", "Corrected^Patient"
+        await site.send(gateway, series)
+        assert await site.outcomes.get()
+    assert len([*site.spooled().instances.iterdir()]) == len(series)
+    first, second = site.inbox.take(), site.inbox.take()
+    third = await site.answered(series, spool=tmp_path / "second")
+    for modality in RESULTS:
+        assert (first[modality].PatientID, second[modality].PatientID) == (PATIENT_ID, "CORRECTED")
+        assert first[modality].SOPInstanceUID != second[modality].SOPInstanceUID
+        assert first[modality].SeriesInstanceUID != second[modality].SeriesInstanceUID
+        assert second[modality].SOPInstanceUID == third[modality].SOPInstanceUID
 
 
 async def test_it_answers_an_echo(site):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -20,6 +21,11 @@ def spool(tmp_path):
     spool.close()
 
 
+def receive(spool, series_uid, instance_uid, data):
+    """Write an instance; what it holds is its own digest."""
+    spool.receive(series_uid, instance_uid, data, data.hex())
+
+
 def only(spool):
     [series] = spool.series()
     return series
@@ -27,7 +33,7 @@ def only(spool):
 
 def test_names_in_the_spool_are_hashes(spool, tmp_path):
     """UIDs hold sites and times; names of files are made of neither."""
-    spool.receive("1.2.3.4711", "1.2.3.4711.1", b"x")
+    receive(spool, "1.2.3.4711", "1.2.3.4711.1", b"x")
     names = [p.name for p in tmp_path.rglob("*")]
     assert not [n for n in names if "4711" in n]
 
@@ -38,17 +44,71 @@ def test_only_its_owner_reads_the_spool(spool, tmp_path):
 
 
 def test_an_instance_that_comes_twice_is_one(spool):
-    """The first stays: DICOM forbids two instances under one UID."""
-    spool.receive("1.2", "1.2.1", b"first")
-    spool.receive("1.2", "1.2.1", b"second")
-    [path] = only(spool).instances.iterdir()
-    assert path.read_bytes() == b"first"
+    """Its series is what it was."""
+    receive(spool, "1.2", "1.2.1", b"x")
+    series = only(spool)
+    series.record(series.fingerprint(), Phase.DELIVERED)
+    receive(spool, "1.2", "1.2.1", b"x")
+    assert [path.read_bytes() for path in series.instances.iterdir()] == [b"x"]
+    assert series.due_at_s(1.0) is None
+
+
+def test_an_instance_that_was_corrected_replaces_what_it_was(spool):
+    """Its series is worked on again; with what it was before it is the series of before."""
+    for number in "12":
+        receive(spool, "1.2", f"1.2.{number}", b"first")
+    series = only(spool)
+    before = series.fingerprint()
+    series.record(before, Phase.DELIVERED)
+    receive(spool, "1.2", "1.2.1", b"corrected")
+    assert sorted(path.read_bytes() for path in series.instances.iterdir()) == [b"corrected", b"first"]
+    assert series.due_at_s(1.0) is not None
+    receive(spool, "1.2", "1.2.1", b"first")
+    assert series.fingerprint() == before
+
+
+def test_a_correction_that_a_crash_cut_short_leaves_one_file(tmp_path, monkeypatch):
+    """Both are there for a moment, so that one of them always is; the next gateway keeps the newer one."""
+    spool = Spool(tmp_path / "spool")
+    receive(spool, "1.2", "1.2.1", b"first")
+    receive(spool, "1.2", "1.2.2", b"other")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            receive(spool, "1.2", "1.2.1", b"corrected")
+    assert len([*only(spool).instances.iterdir()]) == 3
+    spool.close()
+    spool = Spool(tmp_path / "spool")
+    assert sorted(path.read_bytes() for path in only(spool).instances.iterdir()) == [b"corrected", b"other"]
+    spool.close()
+
+
+def test_a_spool_of_an_earlier_version_goes_on(spool):
+    """Its names do not say what files hold: a series stays what became of it until one of its instances comes again."""
+    receive(spool, "1.2", "1.2.1", b"x")
+    series = only(spool)
+    [path] = series.instances.iterdir()
+    path.rename(path.with_name(f"{path.name[:32]}.dcm"))
+    series.record(series.fingerprint(), Phase.DELIVERED)
+    assert series.due_at_s(1.0) is None
+    receive(spool, "1.2", "1.2.1", b"x")
+    assert [p.name for p in series.instances.iterdir()] == [path.name]
+    assert series.due_at_s(1.0) is not None
+
+
+def test_an_instance_that_is_replaced_meanwhile_has_no_time(spool, monkeypatch):
+    """The series is not held up by it."""
+    receive(spool, "1.2", "1.2.1", b"x")
+    series = only(spool)
+    [path] = series.instances.iterdir()
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([path, path.with_name("gone")]))
+    assert series.due_at_s(1.0) == path.stat().st_mtime + 1.0
 
 
 def test_a_series_is_due_when_it_has_been_quiet(spool):
     """Counted from the newest instance."""
-    spool.receive("1.2", "1.2.1", b"x")
-    spool.receive("1.2", "1.2.2", b"x")
+    receive(spool, "1.2", "1.2.1", b"x")
+    receive(spool, "1.2", "1.2.2", b"x")
     for number, path in enumerate(sorted(only(spool).instances.iterdir())):
         os.utime(path, (1000.0 + number, 1000.0 + number))
     assert only(spool).due_at_s(15.0) == 1016.0
@@ -56,7 +116,7 @@ def test_a_series_is_due_when_it_has_been_quiet(spool):
 
 def test_a_failure_waits_twice_as_long_each_time_and_survives_a_restart(spool):
     """5, 10, 20 seconds, and never longer than a quarter of an hour."""
-    spool.receive("1.2", "1.2.1", b"x")
+    receive(spool, "1.2", "1.2.1", b"x")
     delays = []
     for _ in range(12):
         series = only(spool)
@@ -69,7 +129,7 @@ def test_a_failure_waits_twice_as_long_each_time_and_survives_a_restart(spool):
 
 def test_what_ended_its_gateway_waits_as_what_failed(spool):
     """Begun and never told of: each time counts, and what is told of it is no attempt of its own."""
-    spool.receive("1.2", "1.2.1", b"x")
+    receive(spool, "1.2", "1.2.1", b"x")
     series = only(spool)
     for attempts, delay_s in ((1, 5), (2, 10), (3, 20)):
         state = series.record(series.fingerprint(), Phase.BEGUN)
@@ -81,17 +141,17 @@ def test_what_ended_its_gateway_waits_as_what_failed(spool):
 
 def test_a_new_instance_makes_a_finished_series_due(spool):
     """What became of other instances says nothing about these."""
-    spool.receive("1.2", "1.2.1", b"x")
+    receive(spool, "1.2", "1.2.1", b"x")
     series = only(spool)
     series.record(series.fingerprint(), Phase.DELIVERED)
     assert series.due_at_s(1.0) is None
-    spool.receive("1.2", "1.2.2", b"x")
+    receive(spool, "1.2", "1.2.2", b"x")
     assert series.due_at_s(1.0) is not None
 
 
 def test_results_are_there_whole_or_not_at_all(spool, monkeypatch):
     """A crash between two files leaves none of them. The report comes first, what refers to the masks after them."""
-    spool.receive("1.2", "1.2.1", b"x")
+    receive(spool, "1.2", "1.2.1", b"x")
     series = only(spool)
 
     def crash(path, data):
@@ -142,10 +202,10 @@ def test_a_spool_has_one_user(tmp_path):
 def test_series_are_deleted_after_the_time_of_their_phase(spool):
     """The spool does not grow for ever by what was delivered or refused; what is still to be delivered stays."""
     for number, phase in enumerate([Phase.DELIVERED, Phase.FAILED, Phase.REFUSED, Phase.BEGUN]):
-        spool.receive(f"1.{number}", "1.9", b"x")
+        receive(spool, f"1.{number}", "1.9", b"x")
         series = next(s for s in spool.series() if s.state() is None)
         series.record(series.fingerprint(), phase)
-    spool.receive("1.9", "1.9", b"new")
+    receive(spool, "1.9", "1.9", b"new")
     spool.purge({Phase.DELIVERED: 3600.0, Phase.REFUSED: 3600.0})
     assert (len(list(spool.series())), spool.refused()) == (5, 1)
     spool.purge({Phase.DELIVERED: 0.0, Phase.REFUSED: 3600.0})
@@ -157,7 +217,7 @@ def test_series_are_deleted_after_the_time_of_their_phase(spool):
 
 def test_the_state_is_json_without_identifiers(spool):
     """For people who look for the reason of a failure."""
-    spool.receive("1.2.3.4711", "1.2.3.4711.1", b"x")
+    receive(spool, "1.2.3.4711", "1.2.3.4711.1", b"x")
     series = only(spool)
     series.record(series.fingerprint(), Phase.FAILED)
     assert json.loads((series.folder / "state.json").read_text())["phase"] == "failed"

@@ -50,8 +50,9 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     instances
         Folder of its DICOM files.
     fingerprint
-        Names this set of instances; with geometry policy, software, checkpoint, labels and edition of the documents it
-        decides every UID of the results, so that doing it again makes the same documents, which a PACS stores once.
+        Names this set of instances and what they hold; with geometry policy, software, checkpoint, labels and edition
+        of the documents it decides every UID of the results, so that doing it again makes the same documents, which a
+        PACS stores once.
     config
         Labels and geometry policy. The report names the labels that the checkpoint does not know.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,19 @@ from medvl.pacs.spool import Spool
 
 STORAGE_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 CONNECT_TIMEOUT_S = 10.0
+SOCKET_TIMEOUT_S = 60.0
+"""How long a peer may neither send nor take a byte in the middle of a PDU; without a limit it keeps its association for
+ever. Between PDUs nothing is read: how long an association may be idle there, 60 s too, is pynetdicom's own timeout."""
+MAX_PDU_BYTES = 256 << 10
+"""Of one PDU, whatever length it claims. The longest that makes sense is a request of an association: 128 presentation
+contexts with all transfer syntaxes that there are take 154 KiB. A peer that sends more data at once than was agreed on
+(16 KiB) does no harm up to here."""
+MAX_MESSAGE_BYTES = (1024 + 64) << 20
+"""Of what a peer has sent and nobody has taken yet: one C-STORE. One multi-frame instance can be a whole series; the
+service takes 1 GiB of voxels unless told otherwise (``series.max_series_bytes``), and 64 MiB are room for its headers.
+"""
+MAX_WAITING_MESSAGES = 16
+"""Whole messages among these. A peer waits for each answer, since nothing else is negotiated, so one is what comes."""
 
 SUCCESS = 0x0000
 PROCESSING_FAILURE = 0x0110
@@ -37,6 +51,10 @@ DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 DUPLICATE_INSTANCE = 0x0111
 """Our UIDs follow from what a result was made of: whoever has one of that UID has the result."""
+
+FILE_META_GROUP = b"\x02\x00"
+"""Group 0002, little endian. Where a data set begins with it, whoever reads the file takes it for more of our file meta
+information: another transfer syntax in it, such as a deflated one, would count."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +83,11 @@ class StorageScp:
         entity.add_supported_context(Verification)
         for storage_class in STORAGE_CLASSES:
             entity.add_supported_context(storage_class, [*_transfer_syntaxes()])
-        handlers = [(evt.EVT_CONN_OPEN, _no_delay), (evt.EVT_C_STORE, _on_store, [spool])]
+        handlers = [
+            (evt.EVT_CONN_OPEN, _set_options),
+            (evt.EVT_CONN_OPEN, _limit),
+            (evt.EVT_C_STORE, _on_store, [spool]),
+        ]
         try:
             self._server = entity.start_server((host, port), block=False, evt_handlers=handlers)
         except OSError as error:
@@ -89,13 +111,54 @@ def _transfer_syntaxes() -> Iterator[UID]:
                 yield syntax
 
 
-def _no_delay(event: evt.Event) -> None:
+def _set_options(event: evt.Event) -> None:
+    connection = event.assoc.dul.socket.socket
     # Nagle's algorithm against delayed acknowledgements costs 50 ms an instance.
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.settimeout(SOCKET_TIMEOUT_S)
+
+
+def _limit(event: evt.Event) -> None:
+    """Bound what a peer makes us hold: pynetdicom reads what a PDU claims and keeps what comes.
+
+    It tells of a PDU only when it has it, so its reads are checked: one of the 6 bytes of a PDU's header, then one of
+    as many as that claims. An error of a read ends the association, as a connection does that is lost.
+    """
+    association = event.assoc
+    read, dimse, held = association.dul.socket.recv, association.dimse, 0
+
+    def recv(count: int) -> bytearray:
+        nonlocal held
+        if dimse.message is None and dimse.msg_queue.empty():
+            held = 0
+        held += count
+        waiting = dimse.msg_queue.qsize()
+        if count > MAX_PDU_BYTES or held > MAX_MESSAGE_BYTES or waiting > MAX_WAITING_MESSAGES:
+            _LOG.warning("an association was ended: its peer sends more than it may")
+            raise ConnectionAbortedError
+        received: bytearray = read(count)
+        return received
+
+    association.dul.socket.recv = recv
+
+
+def _digest(event: evt.Event, dataset: bytes) -> str:
+    """Return what names the content of an instance: 128 bits of SHA-256 over transfer syntax and data set.
+
+    Not over the file meta information that we put before it, which names the version of pynetdicom. An instance that
+    comes again in another transfer syntax is other content: its bytes are, and its pixels may be.
+    """
+    content = hashlib.sha256(event.context.transfer_syntax.encode())
+    content.update(dataset)
+    return content.hexdigest()[:32]
 
 
 def _on_store(event: evt.Event, spool: Spool) -> int:
     try:
+        dataset: bytes = event.encoded_dataset(include_meta=False)
+        if dataset.startswith(FILE_META_GROUP):
+            return CANNOT_UNDERSTAND
         data: bytes = event.encoded_dataset()
         header = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
         series_uid = str(header.get("SeriesInstanceUID", ""))
@@ -104,7 +167,7 @@ def _on_store(event: evt.Event, spool: Spool) -> int:
     if not series_uid:
         return DOES_NOT_MATCH
     try:
-        spool.receive(series_uid, str(event.request.AffectedSOPInstanceUID), data)
+        spool.receive(series_uid, str(event.request.AffectedSOPInstanceUID), data, _digest(event, dataset))
     except OSError as error:
         _LOG.error("an instance could not be written: %s", error.strerror)
         return OUT_OF_RESOURCES
@@ -144,7 +207,7 @@ def deliver(files: Sequence[Path], ae_title: str, destination: Destination) -> N
         destination.host,
         destination.port,
         ae_title=destination.ae_title,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, _set_options)],
     )
     if not association.is_established:
         raise BackendUnavailable("The destination does not answer: results are kept and sent again later.")

@@ -2,14 +2,16 @@
 
 ::
 
-    <spool>/lock                                 held by the gateway that uses the spool
-    <spool>/incoming/                            what is being written or deleted; swept at the start
-    <spool>/series/<id>/instances/<id>.dcm       instances as they were received
-    <spool>/series/<id>/results/<fingerprint>/   sr.dcm, ..., made from that set of instances
-    <spool>/series/<id>/state.json               what became of which set of instances
+    <spool>/lock                                         held by the gateway that uses the spool
+    <spool>/incoming/                                    what is being written or deleted; swept at the start
+    <spool>/series/<id>/instances/<id>-<digest>.dcm      instances as they were received
+    <spool>/series/<id>/results/<fingerprint>/           sr.dcm, ..., made from that set of instances
+    <spool>/series/<id>/state.json                       what became of which set of instances
 
-Names are hashes of UIDs, never what a file or a header says. Every file comes into place by a rename after its bytes
-have reached the disk.
+Names are hashes of UIDs and of contents, never what a file or a header says. Every file comes into place by a rename
+after its bytes have reached the disk. Since the name of an instance says what it holds, a set of instances is known by
+names alone, and none of them changes under a reader: other content is another file, and the earlier one goes. Versions
+before this one wrote ``<id>.dcm``: such a file stays what it is until its instance comes again.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -36,6 +38,7 @@ MASKS = "seg.dcm"
 MEASUREMENTS = "measurements.dcm"
 _FIRST_DELAY_S = 5.0
 _MAX_DELAY_S = 900.0
+_ID_LENGTH = 32
 
 
 class Phase(StrEnum):
@@ -77,7 +80,7 @@ class SpooledSeries:
         return self.folder.name
 
     def fingerprint(self) -> str:
-        """Return a hash of which instances are here."""
+        """Return a hash of which instances are here, and of what they hold."""
         return hashed("\n".join(sorted(p.name for p in self.instances.iterdir())))
 
     def state(self) -> State | None:
@@ -108,7 +111,12 @@ class SpooledSeries:
         state = self.state()
         if state is not None:
             return state.again_at_s if state.phase in _TRIED_AGAIN else None
-        return max((p.stat().st_mtime for p in self.instances.iterdir()), default=time.time()) + quiet_s
+        return max(self._came_at_s(), default=time.time()) + quiet_s
+
+    def _came_at_s(self) -> Iterator[float]:
+        for path in self.instances.iterdir():
+            with suppress(FileNotFoundError):  # replaced since
+                yield path.stat().st_mtime
 
     def results(self, fingerprint: str) -> list[Path]:
         """Return the files that were made from a set of instances; empty when there are none yet.
@@ -151,28 +159,41 @@ class Spool:
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in self._series.glob("*/making-*"):
             shutil.rmtree(left)
+        for series in self.series():
+            _finish_replacing(series.instances)
 
     def close(self) -> None:
         """Leave the spool to the next gateway."""
         os.close(self._lock)
 
-    def receive(self, series_uid: str, instance_uid: str, data: bytes) -> None:
-        """Write an instance; it is on the disk when this returns. An instance that is here already stays as it is.
+    def receive(self, series_uid: str, instance_uid: str, data: bytes, digest: str) -> None:
+        """Write an instance; it is on the disk when this returns, and what it was before is not.
+
+        Parameters
+        ----------
+        series_uid, instance_uid
+            Which one it is.
+        data
+            The file.
+        digest
+            Hash of its content, in hexadecimal. An instance that is here with the same content stays as it is; with
+            another one, such as a patient who was corrected at the PACS, it makes the series a new one to work on.
 
         Raises
         ------
         OSError
             When the disk does not take it.
         """
-        path = self._series / hashed(series_uid) / "instances" / f"{hashed(instance_uid)}.dcm"
+        instance = hashed(instance_uid)
+        path = self._series / hashed(series_uid) / "instances" / f"{instance}-{digest}.dcm"
         with self._moving:
-            if path.exists():
-                return
             if not path.parent.is_dir():
                 path.parent.mkdir(parents=True)
                 _sync(path.parent.parent)
                 _sync(self._series)
-            write_durably(path, data, self._incoming)
+            if not path.exists():
+                write_durably(path, data, self._incoming)
+            _delete([earlier for earlier in path.parent.glob(f"{instance}*") if earlier != path])
 
     def series(self) -> Iterator[SpooledSeries]:
         """Yield every series that is here."""
@@ -222,6 +243,22 @@ def _locked(folder: Path) -> int:
     return descriptor
 
 
+def _finish_replacing(instances: Path) -> None:
+    """Delete what a crash between writing an instance and deleting what it was before has left.
+
+    The newer one was not acknowledged yet, so its sender has it still, but either is whole.
+    """
+    by_age = sorted(instances.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest = {path.name[:_ID_LENGTH]: path for path in by_age}
+    _delete(path for path in by_age if newest[path.name[:_ID_LENGTH]] != path)
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
+        _sync(path.parent)
+
+
 def _over(series: SpooledSeries, keep_s: Mapping[Phase, float]) -> bool:
     state = series.state()
     return state is not None and state.changed_at_s + keep_s.get(state.phase, math.inf) <= time.time()
@@ -229,7 +266,7 @@ def _over(series: SpooledSeries, keep_s: Mapping[Phase, float]) -> bool:
 
 def hashed(text: str) -> str:
     """Return a name that says nothing: 128 bits of SHA-256, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]
 
 
 def write_durably(path: Path, data: bytes, scratch: Path | None = None) -> None:

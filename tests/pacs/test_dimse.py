@@ -1,0 +1,198 @@
+"""What a sender may not do to the gateway's port; what it may, the tests of the gateway show."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import zlib
+from io import BytesIO
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE
+from pynetdicom.dsutils import encode
+from pynetdicom.sop_class import Verification
+
+from medvl.pacs import dimse
+from medvl.pacs.dimse import CANNOT_UNDERSTAND, SUCCESS, StorageScp
+from medvl.pacs.spool import Spool, SpooledSeries
+
+from .conftest import make_series
+
+PLACES = 10
+"""Associations at a time."""
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool(tmp_path / "spool")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def scp(spool):
+    scp = StorageScp("MEDVL", "127.0.0.1", 0, spool)
+    yield scp
+    scp.stop()
+
+
+def associate(scp, contexts=None):
+    """An association with the gateway, or one that it has rejected."""
+    entity = AE("SENDER")
+    entity.requested_contexts = contexts or [
+        build_context(Verification),
+        build_context(CTImageStorage, ExplicitVRLittleEndian),
+    ]
+    return entity.associate("127.0.0.1", scp.port, ae_title="MEDVL")
+
+
+def write(association, data):
+    """Send bytes past the rules of pynetdicom."""
+    association.dul.socket.socket.sendall(data)
+
+
+def ended(association):
+    """Whether the other side ends an association; waits for it."""
+    association.join(60)
+    # pynetdicom leaves it to the garbage collector.
+    association.dul.socket.socket.close()
+    return association.is_aborted and not association.is_alive()
+
+
+def context_of(association, sop_class):
+    return next(c.context_id for c in association.accepted_contexts if c.abstract_syntax == sop_class)
+
+
+def begin_store(association, dataset):
+    """Send the bytes of a data set by C-STORE."""
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, "1.2.3.4"
+    request.DataSet = BytesIO(dataset)
+    association.dimse.send_msg(request, context_of(association, CTImageStorage))
+
+
+def store(association, dataset):
+    """Send the bytes of a data set by C-STORE; return the status."""
+    # Otherwise the association's own thread takes the answer.
+    association._reactor_checkpoint.clear()
+    begin_store(association, dataset)
+    status = association.dimse.get_msg(block=True)[1].Status
+    association._reactor_checkpoint.set()
+    return status
+
+
+def encoded(**elements):
+    """The bytes of a data set."""
+    ds = Dataset()
+    for keyword, value in elements.items():
+        setattr(ds, keyword, value)
+    return encode(ds, False, True)
+
+
+def files(spool):
+    return [path for series in spool.series() for path in series.instances.iterdir()]
+
+
+def test_peers_that_stall_within_a_pdu_lose_their_places(scp, monkeypatch):
+    """Ten of them would end the service; one that says nothing between two PDUs is idle, and stays."""
+    monkeypatch.setattr(dimse, "SOCKET_TIMEOUT_S", 1.0)
+    associations = [associate(scp) for _ in range(PLACES)]
+    assert all(association.is_established for association in associations)
+    assert associate(scp).is_rejected
+    *stalled, idle = associations
+    for association in stalled:
+        write(association, b"\x04\0\0\0")
+    assert all(ended(association) for association in stalled)
+    assert idle.send_c_echo().Status == SUCCESS
+    # Threads of the associations that have ended may still be there for a moment.
+    while not (later := associate(scp)).is_established:
+        pass
+    for association in (idle, later):
+        association.release()
+
+
+def test_a_request_that_claims_more_than_any_needs_is_not_read(scp):
+    """It may claim 4 GiB, which would be kept until they are there."""
+    with socket.create_connection(("127.0.0.1", scp.port), timeout=20) as peer:
+        peer.sendall(b"\x01\0" + (dimse.MAX_PDU_BYTES + 1).to_bytes(4, "big"))
+        assert not peer.recv(1)
+
+
+def test_the_longest_request_of_an_association_is_taken(scp):
+    """128 presentation contexts, each with every transfer syntax."""
+    classes = [context.abstract_syntax for context in AllStoragePresentationContexts if context.abstract_syntax]
+    classes = [CTImageStorage, *(c for c in classes if c != CTImageStorage)][:128]
+    association = associate(scp, [build_context(c, ALL_TRANSFER_SYNTAXES) for c in classes])
+    assert [c.abstract_syntax for c in association.accepted_contexts][:1] == [CTImageStorage]
+    association.release()
+
+
+def test_data_that_claim_more_than_was_agreed_on_end_the_association(scp):
+    """Before any of them is read."""
+    association = associate(scp)
+    write(association, b"\x04\0" + (dimse.MAX_PDU_BYTES + 1).to_bytes(4, "big"))
+    assert ended(association)
+
+
+def test_an_instance_that_is_too_large_ends_its_association_and_no_other(scp, spool, monkeypatch):
+    """It is not kept until it is there. Smaller ones may be any number."""
+    monkeypatch.setattr(dimse, "MAX_MESSAGE_BYTES", 20_000)
+    series = make_series(12)
+    association = associate(scp)
+    assert [association.send_c_store(ds).Status for ds in series] == [SUCCESS] * len(series)
+    too_large = series[0]
+    too_large.PixelData = bytes(20_000)
+    assert "Status" not in association.send_c_store(too_large)
+    assert ended(association)
+    assert len(files(spool)) == len(series)
+    again = associate(scp)
+    assert again.send_c_store(series[1]).Status == SUCCESS
+    again.release()
+
+
+def test_a_peer_that_does_not_wait_for_answers_is_not_buffered_for_ever(scp, monkeypatch):
+    """Small messages cost more memory than they have bytes."""
+    go_on = threading.Event()
+    monkeypatch.setattr(Spool, "receive", lambda *_: go_on.wait(60))
+    association = associate(scp)
+    begin_store(association, encoded(SeriesInstanceUID="1.2.3"))
+    for number in range(dimse.MAX_WAITING_MESSAGES + 2):
+        echo = C_ECHO()
+        echo.MessageID, echo.AffectedSOPClassUID = number + 2, Verification
+        association.dimse.send_msg(echo, context_of(association, Verification))
+    assert ended(association)
+    go_on.set()
+
+
+def test_a_data_set_cannot_say_how_its_file_is_read(scp, spool):
+    """Group 0002 in front of it would go on with the gateway's own: here as deflated, which inflates to any size."""
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    deflated = deflate.compress(encoded(SeriesInstanceUID="1.2.3")) + deflate.flush()
+    syntax = DeflatedExplicitVRLittleEndian.encode()
+    meta = b"\x02\0\x10\0UI" + len(syntax).to_bytes(2, "little") + syntax
+    association = associate(scp)
+    assert store(association, meta + deflated) == CANNOT_UNDERSTAND
+    assert not files(spool)
+    assert store(association, encoded(SeriesInstanceUID="1.2.3")) == SUCCESS
+    assert len(files(spool)) == 1
+    association.release()
+
+
+def test_other_content_of_an_instance_replaces_it(scp, spool):
+    """Other bytes, or the same ones in another transfer syntax; what comes again leaves the series what it was."""
+
+    def fingerprint(patient, syntax=ExplicitVRLittleEndian):
+        association = associate(scp, [build_context(CTImageStorage, syntax)])
+        assert store(association, encoded(PatientID=patient, SeriesInstanceUID="1.2.3")) == SUCCESS
+        association.release()
+        [path] = files(spool)
+        assert patient.encode() in path.read_bytes()
+        return SpooledSeries(path.parent.parent).fingerprint()
+
+    first = fingerprint("PLANTED")
+    assert fingerprint("PLANTED") == first
+    assert len({first, fingerprint("PLANTED", RLELossless), fingerprint("CORRECTED")}) == 3
