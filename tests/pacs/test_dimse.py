@@ -1,22 +1,25 @@
-"""What a sender may not do to the gateway's port; what it may, the tests of the gateway show."""
+"""What a sender may not do to the gateway's port, and how long a result may take; the rest: test_gateway.py."""
 
 from __future__ import annotations
 
 import socket
 import threading
 import zlib
+from contextlib import nullcontext
 from io import BytesIO
 
 import pytest
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
 
+from medvl.contracts.errors import BackendUnavailable
 from medvl.pacs import dimse
-from medvl.pacs.dimse import CANNOT_UNDERSTAND, SUCCESS, StorageScp
+from medvl.pacs.config import Destination
+from medvl.pacs.dimse import CANNOT_UNDERSTAND, SUCCESS, StorageScp, deliver
 from medvl.pacs.spool import Spool, SpooledSeries
 
 from .conftest import make_series
@@ -196,3 +199,25 @@ def test_other_content_of_an_instance_replaces_it(scp, spool):
     first = fingerprint("PLANTED")
     assert fingerprint("PLANTED") == first
     assert len({first, fingerprint("PLANTED", RLELossless), fingerprint("CORRECTED")}) == 3
+
+
+@pytest.mark.parametrize(("patience_s", "delivered"), [(dimse.DELIVERY_TIMEOUT_S, True), (0.2, False)])
+def test_a_result_may_take_its_time(tmp_path, monkeypatch, patience_s, delivered):
+    """The limit is ours, not pynetdicom's 30 s: the line may be slow and the SEG large."""
+    make_series(1)[0].save_as(tmp_path / "result.dcm", enforce_file_format=True)
+    monkeypatch.setattr(dimse, "DELIVERY_TIMEOUT_S", patience_s)
+    entity = AE("PACS")
+    entity.supported_contexts = AllStoragePresentationContexts
+    let_go = threading.Event()
+
+    def late(_: evt.Event) -> int:
+        let_go.wait(1.0)
+        return SUCCESS
+
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, late)])
+    try:
+        with nullcontext() if delivered else pytest.raises(BackendUnavailable):
+            deliver([tmp_path / "result.dcm"], "MEDVL", Destination("PACS", "127.0.0.1", server.server_address[1]))
+    finally:
+        let_go.set()
+        server.shutdown()

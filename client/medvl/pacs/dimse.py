@@ -33,6 +33,9 @@ CONNECT_TIMEOUT_S = 10.0
 SOCKET_TIMEOUT_S = 60.0
 """How long a peer may neither send nor take a byte in the middle of a PDU; without a limit it keeps its association for
 ever. Between PDUs nothing is read: how long an association may be idle there, 60 s too, is pynetdicom's own timeout."""
+DELIVERY_TIMEOUT_S = 600.0
+"""From the first byte of a result to the answer. pynetdicom's 30 s are over before a slow line has taken a large SEG,
+which was never delivered then. A destination that stalls is given up earlier, after :data:`SOCKET_TIMEOUT_S`."""
 MAX_PDU_BYTES = 256 << 10
 """Of one PDU, whatever length it claims. The longest that makes sense is a request of an association: 128 presentation
 contexts with all transfer syntaxes that there are take 154 KiB. A peer that sends more data at once than was agreed on
@@ -198,6 +201,7 @@ def deliver(files: Sequence[Path], ae_title: str, destination: Destination) -> N
     headers = [dcmread(path, stop_before_pixels=True) for path in files]
     entity = AE(ae_title)
     entity.connection_timeout = CONNECT_TIMEOUT_S
+    entity.dimse_timeout = DELIVERY_TIMEOUT_S
     for kind in {(h.file_meta.MediaStorageSOPClassUID, h.file_meta.TransferSyntaxUID) for h in headers}:
         entity.add_requested_context(*kind)
     for sop_class in {h.file_meta.MediaStorageSOPClassUID for h in headers}:
