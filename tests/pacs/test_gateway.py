@@ -26,7 +26,7 @@ from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verificati
 
 from medvl.client.aio import AsyncClient
 from medvl.contracts.defects import cause_of
-from medvl.contracts.errors import BackendUnavailable, InvalidRequest, Overloaded
+from medvl.contracts.errors import BackendUnavailable, InvalidRequest, MixedSeries, Overloaded
 from medvl.pacs import analysis as analysis_module
 from medvl.pacs import gateway as gateway_module
 from medvl.pacs import spool as spool_module
@@ -463,6 +463,48 @@ async def test_a_series_that_cannot_be_read_is_refused_once(site, series):
         assert spooled.due_at_s(site.config.quiet_s) is None
         await site.send(gateway, series)
         assert await site.outcomes.get()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"PatientID": "CORRECTED-1", "PatientName": "Corrected^Patient"}, {"StudyInstanceUID": "2.25.7"}]
+)
+async def test_instances_of_two_patients_or_studies_make_no_result(site, series, changes):
+    """As where an identity is corrected while a series is sent: the service is not even asked."""
+    for ds in series[5:]:
+        ds.update(changes)
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+        assert site.spooled().state().phase is Phase.REFUSED
+    assert (site.service.reports, site.inbox.received.qsize()) == (0, 0)
+
+
+async def test_an_identity_that_changes_while_the_service_works_makes_no_result(service, config, series, tmp_path):
+    """Instances are read again for their headers; by then they may be of two patients."""
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    for number, ds in enumerate(series):
+        ds.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    service.pause()
+    async with AsyncClient(service.endpoint) as client:
+        made = asyncio.create_task(analysis_module.analyse(client, folder, "fingerprint", config))
+        await asyncio.to_thread(service.asked.wait)
+        series[3].PatientID = "CORRECTED-1"
+        series[3].save_as(folder / "3.dcm", enforce_file_format=True)
+        service.go_on.set()
+        with pytest.raises(MixedSeries, match="PatientID"):
+            await made
+
+
+async def test_a_series_of_no_study_makes_no_result(site, series):
+    """No PACS could file it: a study that was made up would be another one."""
+    for ds in series:
+        ds.StudyInstanceUID = ""
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+        assert site.spooled().state().phase is Phase.REFUSED
+    assert site.service.reports == 0
 
 
 async def test_a_series_that_was_refused_is_deleted_after_its_time(site, series):

@@ -20,8 +20,9 @@ from medvl.client.maskfiles import maker, segments
 from medvl.client.prompts import ObjectPrompt
 from medvl.client.results import Answer, Label
 from medvl.contracts.defects import cause_of
-from medvl.contracts.errors import BackendUnavailable, InvalidRequest
+from medvl.contracts.errors import BackendUnavailable, CorruptFile, InvalidRequest
 from medvl.imaging.headers import source_header
+from medvl.imaging.identity import check_one_identity, patient_and_study
 from medvl.imaging.seg import Segment, SegUids, build_seg
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.pacs.config import GatewayConfig
@@ -66,7 +67,7 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     MedvlError
         What was wrong with the series, or what the service refused.
     """
-    loaded = await asyncio.to_thread(read_series, instances, config.geometry_policy)
+    loaded = await asyncio.to_thread(_read, instances, config)
     report = await client.report(loaded.volume).collect()
     classes = (await client.describe()).labels if config.labels else ()
     # Each once: segments are told apart by their names.
@@ -87,6 +88,14 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     return await asyncio.to_thread(_documents, loaded, report, masks, classes, unknown, "\n".join(said))
 
 
+def _read(instances: Path, config: GatewayConfig) -> LoadedSeries:
+    """Read a series that can have results: in a PACS they belong to its study, and one that was made up is another."""
+    loaded = read_series(instances, config.geometry_policy)
+    if not source_header(loaded.source.files[0]).get("StudyInstanceUID"):
+        raise CorruptFile("The series lacks a StudyInstanceUID, to which its results would belong: send it again.")
+    return loaded
+
+
 def _documents(  # noqa: PLR0917 - all that the documents say
     loaded: LoadedSeries,
     report: Answer,
@@ -97,6 +106,8 @@ def _documents(  # noqa: PLR0917 - all that the documents say
 ) -> dict[str, bytes]:
     # Only what was read: another instance may have arrived since.
     headers = [source_header(path) for path in sorted(set(loaded.source.files))]
+    # Read a second time: what an instance says may have been replaced since.
+    check_one_identity([patient_and_study(header) for header in headers])
     provenance = report.done.provenance
     named = findings(report)
     outlined = [*(finding.mask for finding in named), *masks]

@@ -6,7 +6,7 @@ Positions come from ImagePositionPatient projected on the slices' normal, never 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ from medvl.contracts.errors import (
     TooFewSlices,
 )
 from medvl.imaging.codestream import SYNTAXES, FrameSize, claimed_sizes
+from medvl.imaging.identity import check_one_identity, patient_and_study
 from medvl.imaging.policy import FindingAction, FindingKind, GeometryFinding
 from medvl.imaging.stack import AIR_HU, SliceStack, along_normal
 
@@ -96,6 +97,8 @@ class _File:
     series: str
     frame_of_reference: str
     """Empty where the file does not say it."""
+    identity: Mapping[str, str]
+    """Patient and study, by keyword."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +224,7 @@ def _file(path: Path, dataset: Dataset) -> _File:
         is_localizer="LOCALIZER" in [value.upper() for value in _texts(dataset, "ImageType")],
         series=_text(dataset, "SeriesInstanceUID"),
         frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+        identity=patient_and_study(dataset),
     )
 
 
@@ -252,6 +256,7 @@ def _series_of(found: list[_File]) -> tuple[list[_File], int]:
     series = len({file.series for file in ct})
     if series > 1:
         raise MixedSeries(f"The files belong to {series} CT series: keep one of them in the folder.")
+    check_one_identity([file.identity for file in ct])
     if len({file.frame_of_reference for file in ct}) > 1:
         raise MixedSeries(
             "The slices have different frames of reference, so their places cannot be compared: keep those of one."
