@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import grpc
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import (
     MPEG2MPML,
     UID,
@@ -180,6 +180,19 @@ async def test_what_no_derived_object_can_hold_is_left_out(site, series, keyword
         setattr(ds, keyword, value)
     results = await site.answered(series)
     assert [str(result[keyword].value or "") for result in results.values()] == [kept] * ALL
+
+
+async def test_text_in_sequences_is_that_of_the_series(site, series):
+    """The character set of the results is another."""
+    for ds in series:
+        code, other = Dataset(), Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "1", "99LOCAL", "CT Sch\u00e4del"
+        other.PatientID, other.IssuerOfPatientID = "PLANTED-4712", "M\u00fcnchen"
+        ds.SpecificCharacterSet, ds.ProcedureCodeSequence, ds.OtherPatientIDsSequence = "ISO_IR 100", [code], [other]
+    for result in (await site.answered(series)).values():
+        assert result.SpecificCharacterSet == "ISO_IR 192"
+        assert result.ProcedureCodeSequence[0].CodeMeaning == "CT Sch\u00e4del"
+        assert result.OtherPatientIDsSequence[0].IssuerOfPatientID == "M\u00fcnchen"
 
 
 async def test_files_whose_data_set_lacks_what_it_is(service, config, series, tmp_path):
