@@ -124,11 +124,15 @@ def _give_study(headers: Sequence[Dataset]) -> None:
         header.StudyInstanceUID = study
 
 
+def frame_of_reference(header: Dataset) -> str:
+    """Return the frame of reference that a SEG of a series has; real series lack one, which is derived then."""
+    return str(header.get("FrameOfReferenceUID") or generate_uid(entropy_srcs=[str(header.get("SeriesInstanceUID"))]))
+
+
 def _header(path: Path, slice_mm: float) -> Dataset:
     header = source_header(path)
     # highdicom needs them; real series lack one or the other.
-    if not header.get("FrameOfReferenceUID"):
-        header.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(header.SeriesInstanceUID)])
+    header.FrameOfReferenceUID = frame_of_reference(header)
     if header.get("SliceThickness") is None:
         header.SliceThickness = slice_mm
     return header
