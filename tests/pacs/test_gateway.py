@@ -26,6 +26,7 @@ from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verificati
 
 from medvl.client.aio import AsyncClient
 from medvl.contracts.defects import cause_of
+from medvl.contracts.disclaimer import CUT_OFF, DISCLAIMER
 from medvl.contracts.errors import BackendUnavailable, InvalidRequest, MixedSeries, Overloaded
 from medvl.pacs import analysis as analysis_module
 from medvl.pacs import gateway as gateway_module
@@ -88,6 +89,30 @@ async def test_the_report_is_preliminary_and_says_where_it_comes_from(site, seri
     assert spleen == "spleen: not found in this series (score 0.02)."
     assert "phantom (not trained, SHA-256 " + "c" * 64 in made
     assert disclaimer == "Not for diagnosis."
+
+
+async def test_a_report_that_was_cut_off_is_partial_and_says_so_first(site, series):
+    """As do the measurements, which are those of the findings that it came to."""
+    whole = await site.answered(series)
+    assert {whole[kind].CompletionFlag for kind in ("SR", MEASUREMENTS)} == {"COMPLETE"}
+    site.service.report, site.service.finish_reason = (
+        "Findings: The liver shows a 25 mm mass [SEG] and the sple",
+        "length",
+    )
+    cut = await site.answered(make_series())
+    assert {cut[kind].CompletionFlag for kind in ("SR", MEASUREMENTS)} == {"PARTIAL"}
+    _device, finding, first, *_ = texts(cut["SR"])
+    assert finding == "The liver shows a 25 mm mass (segment 1) and the sple"
+    assert first == texts(cut[MEASUREMENTS].ContentSequence[-1])[0] == CUT_OFF
+
+
+async def test_every_result_says_that_it_is_not_for_diagnosis(site, series):
+    """In the name of its series, which lists show, and in words where the service sends none."""
+    site.service.disclaimer = ""
+    results = await site.answered(series)
+    descriptions = [result.SeriesDescription for result in results.values()]
+    assert all(said.endswith("not for diagnosis") and len(said) <= 64 for said in descriptions)
+    assert texts(results["SR"])[-1] == texts(results[MEASUREMENTS])[-1] == DISCLAIMER
 
 
 async def test_only_what_was_found_becomes_a_segment(site, series):

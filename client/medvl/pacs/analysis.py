@@ -20,6 +20,7 @@ from medvl.client.maskfiles import maker, segments
 from medvl.client.prompts import ObjectPrompt
 from medvl.client.results import Answer, Label
 from medvl.contracts.defects import cause_of
+from medvl.contracts.disclaimer import CUT_OFF
 from medvl.contracts.errors import BackendUnavailable, CorruptFile, InvalidRequest
 from medvl.imaging.headers import source_header
 from medvl.imaging.identity import check_one_identity, patient_and_study
@@ -32,10 +33,11 @@ from medvl.pacs.structured_report import ReportText, Uids, build_sr
 
 _LOG = logging.getLogger(__name__)
 
-_EDITION = "3"
+_EDITION = "4"
 """Of the documents: raised when the same inputs make other contents, which need UIDs of their own.
 
-2: findings. 3: measurements, and the tracking UIDs by which they know the segments.
+2: findings. 3: measurements, and the tracking UIDs by which they know the segments. 4: reports that were cut off are
+partial, text of sequences is in the character set of the documents.
 """
 _NAMESPACE = uuid.UUID("6f1c9a52-3a7b-5d0e-9b1e-0c3f5b1d7a44")
 """Of the UIDs that are derived; chosen once, never changed."""
@@ -116,6 +118,7 @@ def _documents(  # noqa: PLR0917 - all that the documents say
     found = _tracked([*finding_segments(named), *classes_found], identity)
     device = derived_uid(provenance.software, *_weights(provenance))
     origin = [*_notes(loaded, provenance), report.done.disclaimer]
+    whole, cut_off = not report.done.cut_off, [CUT_OFF] if report.done.cut_off else []
     files, about_seg = {}, []
     if found:
         seg_uids = SegUids(derived_uid(identity, "SEG series"), derived_uid(identity, "SEG"))
@@ -130,13 +133,14 @@ def _documents(  # noqa: PLR0917 - all that the documents say
             measured = [mask.measurement for mask in outlined if mask is not None and mask.measurement is not None]
             uids = _uids(identity, "measurements", device)
             try:
-                files[MEASUREMENTS] = _encoded(build_measurements(seg, measured, origin, uids, headers))
+                made = build_measurements(seg, measured, [*cut_off, *origin], uids, headers, whole=whole)
+                files[MEASUREMENTS] = _encoded(made)
             except Exception as error:  # nor are report and masks with the measurements
                 about_seg.append(f"The measurements are not given as DICOM SR: {_refusal('measurements', error)}")
     names = [*(str(finding) for finding in named), *(mask.label for mask in masks)]
     not_sought = (f"{label}: not looked for, the checkpoint does not know this class." for label in unknown)
-    notes = [*map(_measured, names, outlined, numbers), *about_seg, *not_sought, *origin]
-    text = ReportText(readable(report.text, named, numbers[: len(named)]), notes)
+    notes = [*cut_off, *map(_measured, names, outlined, numbers), *about_seg, *not_sought, *origin]
+    text = ReportText(readable(report.text, named, numbers[: len(named)]), notes, whole)
     return {REPORT: _encoded(build_sr(text, _uids(identity, "SR", device), headers)), **files}
 
 
