@@ -19,7 +19,7 @@ from medvl.client.cli import main
 from medvl.client.events import provenance_from_wire
 from medvl.client.exits import Exit
 from medvl.client.maskfiles import maker
-from medvl.contracts.disclaimer import DISCLAIMER
+from medvl.contracts.disclaimer import CUT_OFF, DISCLAIMER
 from medvl.contracts.errors import DeadlineExceeded, InternalError, Overloaded, UnknownLabel
 from medvl.embedded.files import write_phantom_series
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -118,6 +118,28 @@ def test_text_of_a_model_cannot_steer_the_terminal(service, medvl, series):
     """Control characters are dropped; line breaks stay."""
     service.events = [pb.Event(text=pb.TextDelta(text="a\x1b[2Jb\r\nc")), service.done("a")]
     assert medvl("report", series)[1].startswith("a[2Jb\nc\n")
+
+
+@pytest.mark.parametrize("command", [("report",), ("ask", "?")])
+def test_a_text_that_was_cut_off_says_so(service, medvl, series, command):
+    """On standard error, beside the text and beside the document, which has the reason."""
+    name, *rest = command
+    done = service.done("Findings: The right lung sho")
+    done.done.finish_reason = "length"
+    service.events = [done]
+    code, _, err = medvl(name, series, *rest)
+    assert (code, err) == (Exit.OK, f"medvl: warning: {CUT_OFF}\n")
+    _, out, err = medvl(name, series, *rest, "--json")
+    assert (json.loads(out)["finish_reason"], err) == ("length", f"medvl: warning: {CUT_OFF}\n")
+
+
+def test_no_answer_is_without_the_disclaimer(service, medvl, series):
+    """Whatever the service sends."""
+    done = service.done("No finding.")
+    done.done.disclaimer = " "
+    service.events = [done]
+    assert f"\n{DISCLAIMER}\n" in medvl("report", series)[1]
+    assert json.loads(medvl("report", series, "--json")[1])["disclaimer"] == DISCLAIMER
 
 
 @pytest.mark.parametrize("command", [("report",), ("ask", "?"), ("segment", "--label", "liver", "-o", "OUT")])

@@ -35,13 +35,13 @@ def test_what_was_written_is_read_back(loaded: LoadedSeries, tmp_path: Path):
     """As NIfTI on the source's grid, and as one of two segments of a DICOM SEG; a file on other axes is the same."""
     mask = marked(loaded)
     write_nifti(tmp_path / "mask.nii.gz", loaded, mask)
-    assert np.array_equal(read_mask(tmp_path / "mask.nii.gz", loaded.volume), mask)
+    assert np.array_equal(read_mask(tmp_path / "mask.nii.gz", loaded), mask)
     turned = nibabel.as_closest_canonical(nibabel.load(tmp_path / "mask.nii.gz"))
     nibabel.save(turned, tmp_path / "turned.nii")
-    assert np.array_equal(read_mask(tmp_path / "turned.nii", loaded.volume), mask)
+    assert np.array_equal(read_mask(tmp_path / "turned.nii", loaded), mask)
     segments = [Segment(~mask, "all else", None), Segment(mask, "the object", None)]
     build_seg(loaded, segments, Maker("test", "test", "0" * 64)).save_as(tmp_path / "seg.dcm")
-    assert np.array_equal(read_mask(tmp_path / "seg.dcm", loaded.volume, 2), mask)
+    assert np.array_equal(read_mask(tmp_path / "seg.dcm", loaded, 2), mask)
 
 
 def test_files_that_are_no_mask_of_the_series_are_refused(loaded: LoadedSeries, tmp_path: Path):
@@ -65,7 +65,7 @@ def test_files_that_are_no_mask_of_the_series_are_refused(loaded: LoadedSeries, 
         ("oblique.nii", None, "axes of the mask"),
     ):
         with pytest.raises(InvalidRequest, match=said):
-            read_mask(tmp_path / name, loaded.volume, segment)
+            read_mask(tmp_path / name, loaded, segment)
 
 
 def test_a_seg_of_uneven_slices_is_refused_in_a_sentence(tmp_path: Path):
@@ -78,7 +78,55 @@ def test_a_seg_of_uneven_slices_is_refused_in_a_sentence(tmp_path: Path):
     mask = np.ones(loaded.volume.geometry.shape, bool)
     build_seg(loaded, [Segment(mask, "all", None)], Maker("test", "test", "0" * 64)).save_as(tmp_path / "seg.dcm")
     with pytest.raises(InvalidRequest, match=r"seg\.dcm are not evenly spaced: write it as NIfTI"):
-        read_mask(tmp_path / "seg.dcm", loaded.volume)
+        read_mask(tmp_path / "seg.dcm", loaded)
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken"),
+    [
+        ({"FrameOfReferenceUID": "2.25.7"}, False),
+        ({"FrameOfReferenceUID": ""}, False),
+        ({"StudyInstanceUID": "2.25.7"}, True),
+        ({"ReferencedSeriesSequence": []}, True),
+        ({"StudyInstanceUID": "2.25.7", "ReferencedSeriesSequence": []}, False),
+        ({"StudyInstanceUID": "", "ReferencedSeriesSequence": []}, True),
+    ],
+)
+def test_a_seg_of_another_patient_is_refused(changes, taken, tmp_path):
+    """It lies in the space of the series, and is of its study or refers to it where it says either."""
+    write_phantom_series(tmp_path / "ct", seed=11, slices=9, side=40)
+    loaded = read_series(tmp_path / "ct")
+    mask = marked(loaded)
+    seg = build_seg(loaded, [Segment(mask, "all", None)], Maker("test", "test", "0" * 64))
+    for keyword, value in changes.items():
+        setattr(seg, keyword, value)
+    seg.save_as(tmp_path / "seg.dcm")
+    if taken:
+        assert np.array_equal(read_mask(tmp_path / "seg.dcm", loaded), mask)
+    else:
+        with pytest.raises(InvalidRequest, match=r"seg\.dcm was made of another patient or series.*write it as NIfTI"):
+            read_mask(tmp_path / "seg.dcm", loaded)
+
+
+def test_a_seg_of_a_series_that_says_nothing_is_its_own(tmp_path: Path):
+    """Neither study nor series nor frame of reference, as an anonymised one."""
+    write_phantom_series(tmp_path / "ct", seed=11, slices=9, side=40)
+    for path in (tmp_path / "ct").iterdir():
+        dataset = dcmread(path)
+        dataset.StudyInstanceUID = dataset.SeriesInstanceUID = dataset.FrameOfReferenceUID = ""
+        dataset.save_as(path)
+    loaded = read_series(tmp_path / "ct")
+    mask = marked(loaded)
+    build_seg(loaded, [Segment(mask, "all", None)], Maker("test", "test", "0" * 64)).save_as(tmp_path / "seg.dcm")
+    assert np.array_equal(read_mask(tmp_path / "seg.dcm", loaded), mask)
+
+
+def test_segs_that_others_made(test_data, tmp_path):
+    """One of the series is taken, one of another patient in the same folder is not."""
+    loaded = read_series(test_data / "dcmqi_ct3")
+    assert read_mask(test_data / "dcmqi_ct3" / "liver.dcm", loaded).any()
+    with pytest.raises(InvalidRequest, match="another patient or series"):
+        read_mask(test_data / "dcmqi_ct3" / "seg.dcm", loaded)
 
 
 def test_a_file_that_is_there_can_be_written_over(tmp_path: Path):

@@ -8,7 +8,7 @@ import highdicom
 import numpy as np
 import pytest
 from highdicom.legacy import LegacyConvertedEnhancedCTImage
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from medvl.contracts.errors import InvalidRequest
 from medvl.embedded.files import IN_PLANE, write_phantom_series
@@ -82,6 +82,37 @@ def test_real_series_have_what_they_lack(test_data, tmp_path):
         seg = build_seg(loaded, [Segment(loaded.volume.hu > 200, "bone")], MAKER)
         seg.save_as(tmp_path / "seg.dcm")
         assert highdicom.seg.segread(tmp_path / "seg.dcm").pixel_array.any()
+        assert seg.StudyInstanceUID
+
+
+def test_a_series_of_no_study_has_segs_of_one(tmp_path):
+    """Which follows from the series: an object without a study is none, and every SEG of a series is in the same."""
+    studies = []
+    for seed in (3, 4):
+        truth = write_phantom_series(tmp_path / f"{seed}", seed=seed, slices=4, side=16)
+        for path in (tmp_path / f"{seed}").iterdir():
+            dataset = dcmread(path)
+            dataset.StudyInstanceUID = ""
+            dataset.save_as(path)
+        loaded = read_series(tmp_path / f"{seed}")
+        studies += [build_seg(loaded, [Segment(truth.labels > 0, "all")], MAKER).StudyInstanceUID for _ in range(2)]
+    first, again, other, other_again = studies
+    assert first == again != other == other_again
+
+
+def test_text_in_sequences_is_that_of_the_series(tmp_path):
+    """Whatever its character set: the SEG has another."""
+    truth = write_phantom_series(tmp_path / "ct", seed=3, slices=4, side=16)
+    for path in (tmp_path / "ct").iterdir():
+        dataset = dcmread(path)
+        dataset.SpecificCharacterSet = "ISO_IR 100"
+        code = Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "1", "99LOCAL", "CT Sch\u00e4del"
+        dataset.ProcedureCodeSequence = [code]
+        dataset.save_as(path)
+    build_seg(read_series(tmp_path / "ct"), [Segment(truth.labels > 0, "all")], MAKER).save_as(tmp_path / "seg.dcm")
+    seg = dcmread(tmp_path / "seg.dcm")
+    assert (seg.SpecificCharacterSet, seg.ProcedureCodeSequence[0].CodeMeaning) == ("ISO_IR 192", "CT Sch\u00e4del")
 
 
 def test_several_multi_frame_files_have_no_seg(tmp_path):

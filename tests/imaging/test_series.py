@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import re
 import threading
 from pathlib import Path
 
@@ -165,6 +166,12 @@ def stored(**values):
         (change(PixelData=b"\0\0"), CorruptFile),
         (change(FrameOfReferenceUID="2.25.7"), MixedSeries),
         (change(FrameOfReferenceUID=None), MixedSeries),
+        (change(StudyInstanceUID="2.25.7"), MixedSeries),
+        (change(StudyInstanceUID=None), MixedSeries),
+        (change(PatientID="ANOTHER"), MixedSeries),
+        (change(IssuerOfPatientID="ANOTHER"), MixedSeries),
+        (change(PatientName="ANOTHER^CT"), MixedSeries),
+        (change(PatientBirthDate="19000101"), MixedSeries),
         (change(RescaleType="Z_EFF"), NotCt),
         (change(RescaleType="MGML"), NotCt),
         (change(RescaleSlope=None), CorruptFile),
@@ -193,6 +200,51 @@ def test_one_slice_that_does_not_fit_is_enough(damage, error, tmp_path):
     dataset.save_as(path)
     with pytest.raises(error):
         read_series(tmp_path)
+
+
+def test_who_else_it_may_be_is_not_said(tmp_path):
+    """By what slices differ, never whom they name."""
+    write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+    dataset = dcmread(tmp_path / "0002.dcm")
+    dataset.PatientID, dataset.PatientName = "SECRET-1", "Secret^Patient"
+    dataset.save_as(tmp_path / "0002.dcm")
+    with pytest.raises(MixedSeries, match="The slices differ in PatientID, PatientName, so") as refused:
+        read_series(tmp_path)
+    assert not re.search("secret|phantom", str(refused.value), re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        ("ISO_IR 100", "M\u00fcller^J\u00f6rg"),
+        ("ISO_IR 192", "M\u00fcller^J\u00f6rg^^"),
+        ("ISO_IR 192", "Mu\u0308ller^Jo\u0308rg^^^=="),
+        ("ISO_IR 192", " M\u00fcller ^J\u00f6rg\\Mueller^Joerg"),
+    ],
+)
+def test_a_name_is_the_same_however_it_is_written(character_set, name, tmp_path):
+    """In another character set, with delimiters at its end, with a second one, of which results hold the first."""
+    truth = write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        dataset = dcmread(path)
+        dataset.SpecificCharacterSet = character_set if number == 2 else "ISO_IR 192"
+        dataset.PatientName = name if number == 2 else "M\u00fcller^J\u00f6rg"
+        dataset.save_as(path)
+    assert np.array_equal(read_series(tmp_path).volume.hu, truth.hu)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_series_of_nobody_loads(value, tmp_path):
+    """Anonymised series name neither patient nor study, by empty attributes or by none."""
+    truth = write_phantom_series(tmp_path, seed=3, slices=5, side=16)
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        dataset = dcmread(path)
+        for keyword in ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "IssuerOfPatientID"):
+            setattr(dataset, keyword, value)
+            if number == 2:
+                del dataset[keyword]
+        dataset.save_as(path)
+    assert np.array_equal(read_series(tmp_path).volume.hu, truth.hu)
 
 
 def test_a_damaged_header_is_named(tmp_path):

@@ -100,6 +100,8 @@ class FakeService(pb_grpc.MedVLServicer):
     geometry: Geometry | None = None
     quantisation: pb.Quantisation | None = None
     report: str = REPORT
+    finish_reason: str = "stop"
+    disclaimer: str = DISCLAIMER
     masks_digest: str = "c" * 64
 
     def __post_init__(self):
@@ -160,7 +162,8 @@ class FakeService(pb_grpc.MedVLServicer):
             windows={"vision": "abdomen [-160, 240] HU"},
             quantisation=self.quantisation,
         )
-        return pb.Done(text=text, finish_reason="stop", provenance=provenance, disclaimer=DISCLAIMER)
+        finish_reason = self.finish_reason if text else ""
+        return pb.Done(text=text, finish_reason=finish_reason, provenance=provenance, disclaimer=self.disclaimer)
 
 
 def _mask(index, label, geometry, found):

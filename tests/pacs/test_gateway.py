@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import grpc
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import (
     MPEG2MPML,
     UID,
@@ -26,7 +26,8 @@ from pynetdicom.sop_class import CTImageStorage, SegmentationStorage, Verificati
 
 from medvl.client.aio import AsyncClient
 from medvl.contracts.defects import cause_of
-from medvl.contracts.errors import BackendUnavailable, InvalidRequest, Overloaded
+from medvl.contracts.disclaimer import CUT_OFF, DISCLAIMER
+from medvl.contracts.errors import BackendUnavailable, InvalidRequest, MixedSeries, Overloaded
 from medvl.pacs import analysis as analysis_module
 from medvl.pacs import gateway as gateway_module
 from medvl.pacs import spool as spool_module
@@ -89,6 +90,30 @@ async def test_the_report_is_preliminary_and_says_where_it_comes_from(site, seri
     assert spleen == "spleen: not found in this series (score 0.02)."
     assert "phantom (not trained, SHA-256 " + "c" * 64 in made
     assert disclaimer == "Not for diagnosis."
+
+
+async def test_a_report_that_was_cut_off_is_partial_and_says_so_first(site, series):
+    """As do the measurements, which are those of the findings that it came to."""
+    whole = await site.answered(series)
+    assert {whole[kind].CompletionFlag for kind in ("SR", MEASUREMENTS)} == {"COMPLETE"}
+    site.service.report, site.service.finish_reason = (
+        "Findings: The liver shows a 25 mm mass [SEG] and the sple",
+        "length",
+    )
+    cut = await site.answered(make_series())
+    assert {cut[kind].CompletionFlag for kind in ("SR", MEASUREMENTS)} == {"PARTIAL"}
+    _device, finding, first, *_ = texts(cut["SR"])
+    assert finding == "The liver shows a 25 mm mass (segment 1) and the sple"
+    assert first == texts(cut[MEASUREMENTS].ContentSequence[-1])[0] == CUT_OFF
+
+
+async def test_every_result_says_that_it_is_not_for_diagnosis(site, series):
+    """In the name of its series, which lists show, and in words where the service sends none."""
+    site.service.disclaimer = ""
+    results = await site.answered(series)
+    descriptions = [result.SeriesDescription for result in results.values()]
+    assert all(said.endswith("not for diagnosis") and len(said) <= 64 for said in descriptions)
+    assert texts(results["SR"])[-1] == texts(results[MEASUREMENTS])[-1] == DISCLAIMER
 
 
 async def test_only_what_was_found_becomes_a_segment(site, series):
@@ -181,6 +206,19 @@ async def test_what_no_derived_object_can_hold_is_left_out(site, series, keyword
         setattr(ds, keyword, value)
     results = await site.answered(series)
     assert [str(result[keyword].value or "") for result in results.values()] == [kept] * ALL
+
+
+async def test_text_in_sequences_is_that_of_the_series(site, series):
+    """The character set of the results is another."""
+    for ds in series:
+        code, other = Dataset(), Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "1", "99LOCAL", "CT Sch\u00e4del"
+        other.PatientID, other.IssuerOfPatientID = "PLANTED-4712", "M\u00fcnchen"
+        ds.SpecificCharacterSet, ds.ProcedureCodeSequence, ds.OtherPatientIDsSequence = "ISO_IR 100", [code], [other]
+    for result in (await site.answered(series)).values():
+        assert result.SpecificCharacterSet == "ISO_IR 192"
+        assert result.ProcedureCodeSequence[0].CodeMeaning == "CT Sch\u00e4del"
+        assert result.OtherPatientIDsSequence[0].IssuerOfPatientID == "M\u00fcnchen"
 
 
 async def test_files_whose_data_set_lacks_what_it_is(service, config, series, tmp_path):
@@ -483,6 +521,48 @@ async def test_a_series_that_cannot_be_read_is_refused_once(site, series):
         assert spooled.due_at_s(site.config.quiet_s) is None
         await site.send(gateway, series)
         assert await site.outcomes.get()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"PatientID": "CORRECTED-1", "PatientName": "Corrected^Patient"}, {"StudyInstanceUID": "2.25.7"}]
+)
+async def test_instances_of_two_patients_or_studies_make_no_result(site, series, changes):
+    """As where an identity is corrected while a series is sent: the service is not even asked."""
+    for ds in series[5:]:
+        ds.update(changes)
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+        assert site.spooled().state().phase is Phase.REFUSED
+    assert (site.service.reports, site.inbox.received.qsize()) == (0, 0)
+
+
+async def test_an_identity_that_changes_while_the_service_works_makes_no_result(service, config, series, tmp_path):
+    """Instances are read again for their headers; by then they may be of two patients."""
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    for number, ds in enumerate(series):
+        ds.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    service.pause()
+    async with AsyncClient(service.endpoint) as client:
+        made = asyncio.create_task(analysis_module.analyse(client, folder, "fingerprint", config))
+        await asyncio.to_thread(service.asked.wait)
+        series[3].PatientID = "CORRECTED-1"
+        series[3].save_as(folder / "3.dcm", enforce_file_format=True)
+        service.go_on.set()
+        with pytest.raises(MixedSeries, match="PatientID"):
+            await made
+
+
+async def test_a_series_of_no_study_makes_no_result(site, series):
+    """No PACS could file it: a study that was made up would be another one."""
+    for ds in series:
+        ds.StudyInstanceUID = ""
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+        assert site.spooled().state().phase is Phase.REFUSED
+    assert site.service.reports == 0
 
 
 async def test_a_series_that_was_refused_is_deleted_after_its_time(site, series):

@@ -176,8 +176,8 @@ async def test_a_failure_of_the_measurements_costs_neither_report_nor_masks(site
 async def test_a_service_that_does_not_tell_a_diameter_costs_that_one_only(site, series, monkeypatch):
     """An older one knows none through all slices: no value is better than one of 0 mm."""
 
-    def of_an_older_service(seg, measured, *others):
-        return build_measurements(seg, [replace(one, diameter_3d_mm=0.0) for one in measured], *others)
+    def of_an_older_service(seg, measured, *others, **options):
+        return build_measurements(seg, [replace(one, diameter_3d_mm=0.0) for one in measured], *others, **options)
 
     monkeypatch.setattr(analysis_module, "build_measurements", of_an_older_service)
     for group in groups((await site.answered(series))[MEASUREMENTS]):

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.masks import pack_mask, unpack_mask
 from medvl.wire.v1 import medvl_pb2 as pb
@@ -250,7 +251,7 @@ class Done:
 
     ``finish_reason`` is "stop" or "length", or empty without text. ``stages_ms`` is the wall time of each stage;
     of ``llm_*`` and ``segmenter_*`` it is the sum over texts and groups of objects, which run side by side, and may
-    exceed ``total``.
+    exceed ``total``. ``disclaimer`` is never empty: where the service sends none it is that of this client.
     """
 
     text: str
@@ -260,6 +261,11 @@ class Done:
     stages_ms: Mapping[str, float]
     provenance: Provenance
     disclaimer: str
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the text ended at the limit of its length and not where it was done."""
+        return self.finish_reason == "length"
 
 
 Event = TextDelta | SlicePreview | Progress | Mask | Done
@@ -376,7 +382,7 @@ def _done(event: pb.Event, shape: Shape) -> Done:
         completion_tokens=message.completion_tokens,
         stages_ms=dict(message.stages_ms),
         provenance=provenance_from_wire(message.provenance),
-        disclaimer=message.disclaimer,
+        disclaimer=message.disclaimer.strip() or DISCLAIMER,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medvl.client.events import Mask, Provenance
@@ -25,10 +26,10 @@ from medvl.client.results import Answer, Label
 from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.geometry import Geometry
+from medvl.imaging.headers import source_header
 from medvl.imaging.nifti import RAS_TO_LPS
-from medvl.imaging.seg import Maker, Segment, build_seg
+from medvl.imaging.seg import Maker, Segment, build_seg, frame_of_reference
 from medvl.imaging.series import LoadedSeries
-from medvl.imaging.volume import Volume
 
 _SKEW = 1e-3
 """Of axes that count as parallel, in voxels for each voxel."""
@@ -144,27 +145,28 @@ def write_masks(
     return paths
 
 
-def read_mask(path: Path, volume: Volume, segment: int | None = None) -> NDArray[np.bool_]:
+def read_mask(path: Path, loaded: LoadedSeries, segment: int | None = None) -> NDArray[np.bool_]:
     """Return the mask of a file on the grid of a series, bool [D, R, C]; where the file ends, it is empty.
 
     Parameters
     ----------
     path
         A NIfTI file, in which every voxel that is not 0 counts, or a DICOM SEG.
-    volume
-        The canonical volume of the series. The file may store the same place in another order or direction of axes and
-        with other spacings; each voxel of the series takes the nearest one of the file.
+    loaded
+        The series. The file may store the same place in another order or direction of axes and with other spacings;
+        each voxel of the series takes the nearest one of the file.
     segment
         Number of the segment of a DICOM SEG; None takes its only one. Of a NIfTI file the value that counts.
 
     Raises
     ------
     InvalidRequest
-        When the file is no mask, its axes are not those of the series, it has several segments and none is named, or
-        no voxel of it lies within the series.
+        When the file is no mask, its axes are not those of the series, it has several segments and none is named, no
+        voxel of it lies within the series, or it is a DICOM SEG of another DICOM series than this.
     """
-    voxels, affine = _read_seg(path, segment) if path.suffix.lower() == ".dcm" else _read_labels(path, segment)
-    mask = _on_grid(voxels, affine, volume.geometry)
+    of_seg = path.suffix.lower() == ".dcm"
+    voxels, affine = _read_seg(path, loaded, segment) if of_seg else _read_labels(path, segment)
+    mask = _on_grid(voxels, affine, loaded.volume.geometry)
     if not mask.any():
         raise InvalidRequest(f"The mask {path.name} has no voxel within the series: name the mask of this series.")
     return mask
@@ -182,11 +184,16 @@ def _read_labels(path: Path, value: int | None) -> tuple[NDArray[np.bool_], NDAr
     return values != 0 if value is None else values == value, RAS_TO_LPS @ image.affine
 
 
-def _read_seg(path: Path, segment: int | None) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _read_seg(path: Path, loaded: LoadedSeries, segment: int | None) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     try:
         file = highdicom.seg.segread(path)
     except (OSError, InvalidDicomError, ValueError, AttributeError):
         raise InvalidRequest(f"The mask {path.name} is no DICOM SEG: name a .dcm file of one, or NIfTI.") from None
+    if loaded.source.kind == "dicom" and not _same_patient(file, loaded.source.files[0]):
+        raise InvalidRequest(
+            f"The mask {path.name} was made of another patient or series, as its UIDs say: name one of this series, or "
+            "write it as NIfTI if it lies in the same place all the same."
+        )
     numbers = list(file.segment_numbers)
     if segment is None and len(numbers) > 1:
         raise InvalidRequest(f"The mask {path.name} has the segments {numbers}: name one.")
@@ -200,6 +207,17 @@ def _read_seg(path: Path, segment: int | None) -> tuple[NDArray[np.bool_], NDArr
             f"The slices of the mask {path.name} are not evenly spaced: write it as NIfTI to go on from it."
         ) from None
     return volume.array[..., 0] > 0, volume.affine
+
+
+def _same_patient(seg: Dataset, instance: Path) -> bool:
+    """Return whether a SEG lies in the space of an instance and is of its study or series, as far as both name them."""
+    header = source_header(instance)
+    if seg.get("FrameOfReferenceUID") != frame_of_reference(header):
+        return False
+    series = {item.get("SeriesInstanceUID") for item in seg.get("ReferencedSeriesSequence") or ()}
+    named = ((header.get("StudyInstanceUID"), {seg.get("StudyInstanceUID")}), (header.get("SeriesInstanceUID"), series))
+    fits = [its in theirs for its, theirs in named if its and any(theirs)]
+    return not fits or any(fits)
 
 
 def _on_grid(voxels: NDArray[np.bool_], affine: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:

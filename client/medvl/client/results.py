@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medvl.client.events import Done, Mask, Provenance, SlicePreview, provenance_from_wire
+from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.wire.v1 import medvl_pb2 as pb
 
 
@@ -92,5 +93,5 @@ def description_from_wire(message: pb.DescribeResponse) -> ServiceDescription:
         ),
         backends=dict(message.backends),
         intended_use=message.intended_use,
-        disclaimer=message.disclaimer,
+        disclaimer=message.disclaimer.strip() or DISCLAIMER,
     )

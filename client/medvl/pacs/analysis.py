@@ -20,8 +20,10 @@ from medvl.client.maskfiles import maker, segments
 from medvl.client.prompts import ObjectPrompt
 from medvl.client.results import Answer, Label
 from medvl.contracts.defects import cause_of
-from medvl.contracts.errors import BackendUnavailable, InvalidRequest
+from medvl.contracts.disclaimer import CUT_OFF
+from medvl.contracts.errors import BackendUnavailable, CorruptFile, InvalidRequest
 from medvl.imaging.headers import source_header
+from medvl.imaging.identity import check_one_identity, patient_and_study
 from medvl.imaging.seg import Segment, SegUids, build_seg
 from medvl.imaging.series import LoadedSeries, read_series
 from medvl.pacs.config import GatewayConfig
@@ -31,10 +33,11 @@ from medvl.pacs.structured_report import ReportText, Uids, build_sr
 
 _LOG = logging.getLogger(__name__)
 
-_EDITION = "3"
+_EDITION = "4"
 """Of the documents: raised when the same inputs make other contents, which need UIDs of their own.
 
-2: findings. 3: measurements, and the tracking UIDs by which they know the segments.
+2: findings. 3: measurements, and the tracking UIDs by which they know the segments. 4: reports that were cut off are
+partial, text of sequences is in the character set of the documents.
 """
 _NAMESPACE = uuid.UUID("6f1c9a52-3a7b-5d0e-9b1e-0c3f5b1d7a44")
 """Of the UIDs that are derived; chosen once, never changed."""
@@ -67,7 +70,7 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     MedvlError
         What was wrong with the series, or what the service refused.
     """
-    loaded = await asyncio.to_thread(read_series, instances, config.geometry_policy)
+    loaded = await asyncio.to_thread(_read, instances, config)
     report = await client.report(loaded.volume).collect()
     classes = (await client.describe()).labels if config.labels else ()
     # Each once: segments are told apart by their names.
@@ -88,6 +91,14 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     return await asyncio.to_thread(_documents, loaded, report, masks, classes, unknown, "\n".join(said))
 
 
+def _read(instances: Path, config: GatewayConfig) -> LoadedSeries:
+    """Read a series that can have results: in a PACS they belong to its study, and one that was made up is another."""
+    loaded = read_series(instances, config.geometry_policy)
+    if not source_header(loaded.source.files[0]).get("StudyInstanceUID"):
+        raise CorruptFile("The series lacks a StudyInstanceUID, to which its results would belong: send it again.")
+    return loaded
+
+
 def _documents(  # noqa: PLR0917 - all that the documents say
     loaded: LoadedSeries,
     report: Answer,
@@ -98,6 +109,8 @@ def _documents(  # noqa: PLR0917 - all that the documents say
 ) -> dict[str, bytes]:
     # Only what was read: another instance may have arrived since.
     headers = [source_header(path) for path in sorted(set(loaded.source.files))]
+    # Read a second time: what an instance says may have been replaced since.
+    check_one_identity([patient_and_study(header) for header in headers])
     provenance = report.done.provenance
     named = findings(report)
     outlined = [*(finding.mask for finding in named), *masks]
@@ -106,6 +119,7 @@ def _documents(  # noqa: PLR0917 - all that the documents say
     found = _tracked([*finding_segments(named), *classes_found], identity)
     device = derived_uid(provenance.software, *_weights(provenance))
     origin = [*_notes(loaded, provenance), report.done.disclaimer]
+    whole, cut_off = not report.done.cut_off, [CUT_OFF] if report.done.cut_off else []
     files, about_seg = {}, []
     if found:
         seg_uids = SegUids(derived_uid(identity, "SEG series"), derived_uid(identity, "SEG"))
@@ -120,13 +134,14 @@ def _documents(  # noqa: PLR0917 - all that the documents say
             measured = [mask.measurement for mask in outlined if mask is not None and mask.measurement is not None]
             uids = _uids(identity, "measurements", device)
             try:
-                files[MEASUREMENTS] = _encoded(build_measurements(seg, measured, origin, uids, headers))
+                made = build_measurements(seg, measured, [*cut_off, *origin], uids, headers, whole=whole)
+                files[MEASUREMENTS] = _encoded(made)
             except Exception as error:  # nor are report and masks with the measurements
                 about_seg.append(f"The measurements are not given as DICOM SR: {_refusal('measurements', error)}")
     names = [*(str(finding) for finding in named), *(mask.label for mask in masks)]
     not_sought = (f"{label}: not looked for, the checkpoint does not know this class." for label in unknown)
-    notes = [*map(_measured, names, outlined, numbers), *about_seg, *not_sought, *origin]
-    text = ReportText(readable(report.text, named, numbers[: len(named)]), notes)
+    notes = [*cut_off, *map(_measured, names, outlined, numbers), *about_seg, *not_sought, *origin]
+    text = ReportText(readable(report.text, named, numbers[: len(named)]), notes, whole)
     return {REPORT: _encoded(build_sr(text, _uids(identity, "SR", device), headers)), **files}
 
 

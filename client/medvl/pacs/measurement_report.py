@@ -32,7 +32,13 @@ _MAXIMUM = CodedConcept("56851009", "SCT", "Maximum")
 
 
 def build_measurements(
-    seg: Segmentation, measured: Sequence[Measurement], notes: Sequence[str], uids: Uids, sources: Sequence[Dataset]
+    seg: Segmentation,
+    measured: Sequence[Measurement],
+    notes: Sequence[str],
+    uids: Uids,
+    sources: Sequence[Dataset],
+    *,
+    whole: bool,
 ) -> Dataset:
     """Return the document, unverified and preliminary as the report.
 
@@ -49,6 +55,8 @@ def build_measurements(
     sources
         Headers of the instances that the SEG was made from, all of one series, from
         :func:`medvl.imaging.headers.source_header`; patient and study come from the first, all are referenced.
+    whole
+        Whether the report that names them goes on to its end: another finding may be missing where it does not.
 
     Raises
     ------
@@ -68,7 +76,7 @@ def build_measurements(
     )
     report[0].ContentSequence.append(_evaluations(notes))
     description = "MedVL-SAM2 measurements, not verified, not for diagnosis"
-    return document(report[0], uids, [*sources, seg], number=9002, description=description)
+    return document(report[0], uids, [*sources, seg], number=9002, description=description, whole=whole)
 
 
 def _group(

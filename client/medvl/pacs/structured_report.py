@@ -45,10 +45,13 @@ class ReportText:
         findings.
     notes
         Sentences about how the result came about: measurements, provenance, the disclaimer.
+    whole
+        Whether the report goes on to its end; the notes say so where it does not.
     """
 
     report: str
     notes: Sequence[str]
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +77,17 @@ def build_sr(text: ReportText, uids: Uids, evidence: Sequence[Dataset]) -> Datas
         the first, all are referenced.
     """
     content = _content(text, uids.device)
-    return document(content, uids, evidence, number=9001, description="MedVL-SAM2 report, not verified")
+    description = "MedVL-SAM2 report, not verified, not for diagnosis"
+    return document(content, uids, evidence, number=9001, description=description, whole=text.whole)
 
 
-def document(content: Dataset, uids: Uids, evidence: Sequence[Dataset], *, number: int, description: str) -> Dataset:
-    """Return a root container as a document, the only one of its series, which ``number`` and ``description`` name."""
+def document(
+    content: Dataset, uids: Uids, evidence: Sequence[Dataset], *, number: int, description: str, whole: bool
+) -> Dataset:
+    """Return a root container as a document, the only one of its series, which ``number`` and ``description`` name.
+
+    One that is not ``whole`` has the CompletionFlag PARTIAL.
+    """
     return ComprehensiveSR(
         evidence=evidence,
         content=content,
@@ -87,7 +96,7 @@ def document(content: Dataset, uids: Uids, evidence: Sequence[Dataset], *, numbe
         sop_instance_uid=uids.instance,
         instance_number=1,
         manufacturer=MANUFACTURER,
-        is_complete=True,
+        is_complete=whole,
         is_final=False,
         is_verified=False,
         series_description=description,

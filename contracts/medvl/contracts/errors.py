@@ -8,7 +8,7 @@
     │   └── PromptOutsideVolume   a point or box that does not touch the volume
     ├── SeriesError               the files are not one readable CT series
     │   ├── EmptySeries           nothing there to read
-    │   ├── MixedSeries           more than one series, or frame of reference, in one folder
+    │   ├── MixedSeries           more than one series, patient, study or frame of reference in one folder
     │   ├── NotCt                 another modality, a localizer, a derived image, values other than HU
     │   ├── CorruptFile           truncated, undecodable, or claims what its length denies
     │   ├── TooFewSlices          not enough slices for a volume
@@ -83,7 +83,7 @@ class EmptySeries(SeriesError):
 
 
 class MixedSeries(SeriesError):
-    """More than one series, or frame of reference, in one folder."""
+    """More than one series, patient, study or frame of reference in one folder."""
 
     reason = "MIXED_SERIES"
 

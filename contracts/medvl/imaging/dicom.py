@@ -6,25 +6,29 @@ Positions come from ImagePositionPatient projected on the slices' normal, never 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.multival import MultiValue
+from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     LegacyConvertedEnhancedCTImageStorage,
     MediaStorageDirectoryStorage,
+    RLELossless,
 )
 
 from medvl.contracts.errors import (
@@ -37,6 +41,8 @@ from medvl.contracts.errors import (
     SeriesTooLarge,
     TooFewSlices,
 )
+from medvl.imaging.codestream import SYNTAXES, FrameSize, claimed_sizes
+from medvl.imaging.identity import check_one_identity, patient_and_study
 from medvl.imaging.policy import FindingAction, FindingKind, GeometryFinding
 from medvl.imaging.stack import AIR_HU, SliceStack, along_normal
 
@@ -53,6 +59,8 @@ _UNITS = ("HU", "US")
 _INT16 = np.iinfo(np.int16)
 _ORIENTATION_TOLERANCE = 1e-3
 _THREADS = 4
+_RUST = "pyo3_runtime"
+"""Module of what a decoder in Rust raises when it panics; it is no Exception, and nothing can be imported from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +97,8 @@ class _File:
     series: str
     frame_of_reference: str
     """Empty where the file does not say it."""
+    identity: Mapping[str, str]
+    """Patient and study, by keyword."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +166,9 @@ def damaged(sentence: str) -> Iterator[None]:
         yield
     except (MedvlError, MemoryError):
         raise
-    except Exception as error:  # a damaged file breaks a parser anywhere
+    except BaseException as error:  # a damaged file breaks a parser anywhere
+        if not isinstance(error, Exception) and type(error).__module__ != _RUST:
+            raise
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise CorruptFile(sentence) from error
@@ -212,6 +224,7 @@ def _file(path: Path, dataset: Dataset) -> _File:
         is_localizer="LOCALIZER" in [value.upper() for value in _texts(dataset, "ImageType")],
         series=_text(dataset, "SeriesInstanceUID"),
         frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+        identity=patient_and_study(dataset),
     )
 
 
@@ -243,6 +256,7 @@ def _series_of(found: list[_File]) -> tuple[list[_File], int]:
     series = len({file.series for file in ct})
     if series > 1:
         raise MixedSeries(f"The files belong to {series} CT series: keep one of them in the folder.")
+    check_one_identity([file.identity for file in ct])
     if len({file.frame_of_reference for file in ct}) > 1:
         raise MixedSeries(
             "The slices have different frames of reference, so their places cannot be compared: keep those of one."
@@ -375,8 +389,32 @@ def _decoded(dataset: Dataset) -> NDArray[Any]:
     with damaged(
         "The pixels of a DICOM file are missing, cut off or in an encoding that cannot be read: fetch it again."
     ):
+        _check_compressed(dataset)
+        # More frames than the file claims would be decoded, too, and of RLE all that its runs add up to, by pydicom.
+        plugin = "pylibjpeg" if dataset.file_meta.TransferSyntaxUID == RLELossless else ""
+        dataset.pixel_array_options(allow_excess_frames=False, decoding_plugin=plugin)
         array: NDArray[Any] = dataset.pixel_array
     return array
+
+
+def _check_compressed(dataset: Dataset) -> None:
+    """Refuse frames that claim another size than their file: a decoder takes memory for what the frame says.
+
+    RLE says no size: its decoder fills the rows and columns of the file, and refuses what is over.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax not in SYNTAXES:
+        return
+    options = as_pixel_options(dataset)
+    count, offsets = options["number_of_frames"], options.get("extended_offsets")
+    frames = generate_frames(dataset.PixelData, number_of_frames=count, extended_offsets=offsets)
+    wanted = FrameSize(dataset.Rows, dataset.Columns, 1)
+    for frame in islice(frames, count):
+        if claimed_sizes(frame, syntax) != {wanted}:
+            raise CorruptFile(
+                "The compressed pixels of a DICOM file are not of the rows and columns that it claims, or not one grey "
+                "value per voxel: fetch it again."
+            )
 
 
 def _fill(plane: NDArray[np.int16], frame: _Frame, array: NDArray[Any]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.multival import MultiValue
 from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DA, TM
@@ -18,6 +20,8 @@ _DATES = (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM))
 _NAMES = ("PatientName", "ReferringPhysicianName")
 _SEXES = ("M", "F", "O")
 """DICOM PS3.3 C.7.1.1; real series also say U, or a word."""
+_FUNCTIONAL_GROUPS = 0x5200
+"""Of frames: hundreds of items without a word that results take over."""
 
 
 def source_header(path: Path) -> Dataset:
@@ -25,7 +29,7 @@ def source_header(path: Path) -> Dataset:
 
     SOP class and instance are filled in from the file's own header where the data set lacks them. What a derived object
     cannot hold becomes empty, since none is better than a wrong one: dates and times that are none, a sex that DICOM
-    does not define. Of several names of one person the first is kept.
+    does not define. Of several names of one person the first is kept. Text in sequences is decoded.
     """
     header = dcmread(path, stop_before_pixels=True)
     if not header.get("SOPClassUID"):
@@ -47,4 +51,20 @@ def source_header(path: Path) -> Dataset:
     for keyword in _TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)
+    _decode_sequences(header)
     return header
+
+
+def _decode_sequences(header: Dataset) -> None:
+    """Decode text inside of sequences: copied as bytes, it would be read in the character set of the result.
+
+    Other text is decoded when it is copied.
+    """
+    for tag in list(header.keys()):
+        if tag.group != _FUNCTIONAL_GROUPS and dictionary_has_tag(tag) and dictionary_VR(tag) == "SQ":
+            alone = Dataset()
+            alone.SpecificCharacterSet = header.get("SpecificCharacterSet")
+            # A sequence with a number that is none stays as it is.
+            with suppress(ValueError, TypeError, OverflowError):
+                alone[tag] = header[tag]
+                alone.decode()

@@ -108,19 +108,31 @@ def _source_images(loaded: LoadedSeries) -> tuple[list[Dataset], NDArray[np.intp
     """Return the headers that the SEG refers to, and the slice of the source grid that each plane of it is."""
     source = loaded.source
     slice_mm = round(source.geometry.spacing_mm[0], 6)
-    if len(set(source.files)) == 1:
-        return [_header(source.files[0], slice_mm)], np.argsort(source.frames)
     headers = [_header(path, slice_mm) for path in dict.fromkeys(source.files)]
+    _give_study(headers)
+    if len(headers) == 1:
+        return headers, np.argsort(source.frames)
     if any("PerFrameFunctionalGroupsSequence" in header for header in headers):
         raise InvalidRequest("The series is several multi-frame objects: write the masks as NIfTI.")
     return headers, np.arange(len(source.files))
 
 
+def _give_study(headers: Sequence[Dataset]) -> None:
+    """Give a series without a study one that follows from its first instance: a SEG has to name one (type 1)."""
+    study = headers[0].get("StudyInstanceUID") or generate_uid(entropy_srcs=["study", headers[0].SOPInstanceUID])
+    for header in headers:
+        header.StudyInstanceUID = study
+
+
+def frame_of_reference(header: Dataset) -> str:
+    """Return the frame of reference that a SEG of a series has; real series lack one, which is derived then."""
+    return str(header.get("FrameOfReferenceUID") or generate_uid(entropy_srcs=[str(header.get("SeriesInstanceUID"))]))
+
+
 def _header(path: Path, slice_mm: float) -> Dataset:
     header = source_header(path)
     # highdicom needs them; real series lack one or the other.
-    if not header.get("FrameOfReferenceUID"):
-        header.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(header.SeriesInstanceUID)])
+    header.FrameOfReferenceUID = frame_of_reference(header)
     if header.get("SliceThickness") is None:
         header.SliceThickness = slice_mm
     return header

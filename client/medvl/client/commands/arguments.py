@@ -75,7 +75,7 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
         "--mask",
         type=_argument(parse_mask),
         metavar="FILE[,N]",
-        help="a mask to go on from: NIfTI or DICOM SEG, of which only value or segment N when it is given",
+        help="a mask to go on from: NIfTI, or a DICOM SEG of the series; of it only value or segment N when given",
     )
     parser.add_argument(
         "--local",

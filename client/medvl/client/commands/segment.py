@@ -69,7 +69,7 @@ def _objects(arguments: argparse.Namespace, loaded: LoadedSeries) -> list[Object
         "boxes": tuple(_box(b, loaded, voxel=voxel) for b in arguments.box),
     }
     if arguments.mask:
-        shown["mask"] = read_mask(arguments.mask.path, loaded.volume, arguments.mask.segment)
+        shown["mask"] = read_mask(arguments.mask.path, loaded, arguments.mask.segment)
     words = [{"label": label} for label in arguments.label] + [{"text": text} for text in arguments.text]
     return [ObjectPrompt(**described, **shown) for described in words or [{}]]
 

@@ -18,6 +18,7 @@ from medvl.client.results import Answer
 from medvl.client.retry import Deadline
 from medvl.client.stream import EventStream, collected
 from medvl.client.terminal import Output, mask_line, warn
+from medvl.contracts.disclaimer import CUT_OFF
 from medvl.imaging.series import LoadedSeries, read_series
 
 
@@ -52,7 +53,12 @@ class Session:
         return collected(events)
 
     def tell(self, answer: Answer, paths: Mapping[int, Path]) -> None:
-        """Say what masks measure and where they were written; or print the document of the whole answer."""
+        """Say what masks measure and where they were written; or print the document of the whole answer.
+
+        That a text was cut off goes to standard error.
+        """
+        if answer.done.cut_off:
+            warn(CUT_OFF)
         for mask in answer.masks:
             self.output.line(mask_line(mask))
         for path in dict.fromkeys(paths.values()):
