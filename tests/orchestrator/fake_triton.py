@@ -7,8 +7,9 @@ orchestrator gets along with the real server is shown by the end-to-end tests, n
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -80,10 +81,14 @@ class Seen:
 
     prompts: list[str] = field(default_factory=list)
     options: list[messages.LanguageOptions] = field(default_factory=list)
+    tokens: list[np.ndarray] = field(default_factory=list)
     segmenter: list[messages.SegmenterRequest] = field(default_factory=list)
-    slices: list[tuple[int, ...]] = field(default_factory=list)
+    states: list[np.ndarray | None] = field(default_factory=list)
+    """Of [SEG] tokens, of each request to the segmenter."""
+    slices: list[np.ndarray] = field(default_factory=list)
     masks: list[bytes] = field(default_factory=list)
     volumes: list[np.ndarray] = field(default_factory=list)
+    vision_windows: list[list[float]] = field(default_factory=list)
     seconds_left: list[float] = field(default_factory=list)
     headers: set[tuple[str, str]] = field(default_factory=set)
     at_work: defaultdict[str, Crowd] = field(default_factory=lambda: defaultdict(Crowd))
@@ -108,9 +113,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         Counts the canaries that came in, by model.
     language_error
         Raised by ``llm`` after its first delta; a string is sent as Triton's own words.
-    never_resident, absent, stray
-        Whether the segmenter loses every series at once, whether no object is there, and whether the last voxel of the
-        volume is marked, too.
+    never_resident, absent, empty, stray
+        Whether the segmenter loses every series at once, whether no object is there, whether one is without a voxel,
+        and whether the last voxel of the volume is marked, too.
     checkpoints
         Checkpoints that single models carry instead.
     quantisation
@@ -140,6 +145,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.language_error: MedvlError | str | None = None
         self.never_resident = False
         self.absent = False
+        self.empty = False
         self.stray = False
         self.checkpoints: dict[str, Checkpoint] = {}
         self.quantisation = ""
@@ -177,6 +183,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             await context.abort(grpc.StatusCode.INTERNAL, refusal)
         inputs = tensors(request)
         self.seen.volumes.append(inputs["volume_hu"][0])
+        self.seen.vision_windows.append(inputs["window_hu"][0].tolist())
         self.seen.seconds_left.append(context.time_remaining())
         shape = (1, self.checkpoint.vision_tokens, self.checkpoint.language.hidden_size)
         tokens = np.full(shape, inputs["volume_hu"].mean(), self.vision_dtype)
@@ -205,8 +212,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         if canary:
             yield {"text_delta": utf8("L"), "usage": utf8(self._usage())}
             return
-        self.seen.prompts.append(inputs["prompt"].tobytes().decode())
+        self.seen.prompts.append(prompt := inputs["prompt"].tobytes().decode())
         self.seen.options.append(options)
+        self.seen.tokens.append(inputs["vision_tokens"])
         self.seen.seconds_left.append(context.time_remaining())
         template = options.answer_template
         deltas = self.deltas if template is None else [(template, ()), ("", (template.index("[SEG]"),))]
@@ -216,7 +224,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 await self.language_end.passed()
             yield {
                 "text_delta": utf8(text),
-                "seg_hidden": np.ones((len(starts), self.checkpoint.language.hidden_size), np.float32),
+                "seg_hidden": seg_states(prompt, starts, self.checkpoint.language.hidden_size),
                 "seg_start": np.array(starts, np.int32),
                 "usage": utf8(self._usage() if last else ""),
             }
@@ -238,11 +246,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             assert np.array_equal(inputs["regions"], REGIONS), "language may mean what the encoder has found"
         if request.series != NO_SERIES:
             self.seen.segmenter.append(request)
+            self.seen.states.append(inputs.get("seg_hidden"))
             self.seen.masks.append(inputs["masks"].tobytes() if "masks" in inputs else b"")
             self.seen.seconds_left.append(context.time_remaining())
         key = (request.series, request.window_hu)
         if "slices" in inputs:
-            self.seen.slices.append(inputs["slices"].shape)
+            self.seen.slices.append(inputs["slices"])
             await self.arrival.passed()
             if self.slices_error is not None:
                 raise self.slices_error
@@ -271,7 +280,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             start = (point.slice, round(point.row), round(point.column))
         for box in prompts.boxes:
             start = (box.first_slice, round(box.row_min), round(box.column_min))
-        mask[start] = mask[start[0], start[1], start[2] + 1] = True
+        mask[start] = mask[start[0], start[1], start[2] + 1] = not self.empty
         if self.stray:
             mask[-1, -1, -1] = True
         found = messages.ObjectMask(
@@ -284,6 +293,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             changed=None if prompts.earlier_sha256 is None else messages.VoxelBox(min=start, max=start),
         )
         return event(found, b"" if self.absent else pack_mask(mask))
+
+
+def seg_states(prompt: str, starts: Sequence[int], hidden_size: int) -> np.ndarray:
+    """Return float32 [n, hidden_size]: no other prompt and no other place in its answer has the state of one."""
+    own = [zlib.crc32(f"{prompt} {start}".encode()) % 2**24 for start in starts]
+    return np.repeat(np.array(own, np.float32)[:, np.newaxis], hidden_size, axis=1)
 
 
 def tensors(request) -> dict[str, np.ndarray]:

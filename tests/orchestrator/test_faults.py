@@ -283,6 +283,16 @@ async def test_an_answer_of_two_checkpoints_is_none(system: System, series: Seri
     assert done.provenance.checkpoint == "other"
 
 
+async def test_a_checkpoint_reads_no_tokens_of_another(system: System, series: Series):
+    """What the encoder before it made of a series is not what its own would."""
+    await system.put(series)
+    await collect(report(system, series))
+    replace(system, "other")
+    done = await answered(system, lambda: report(system, series))
+    assert done.provenance.checkpoint == "other"
+    assert len(system.fake.seen.volumes) == 2
+
+
 async def test_what_another_checkpoint_encoded_is_not_kept(system: System, series: Series):
     """Nor mistaken for the one before, should that come back."""
     await system.put(series)

@@ -17,6 +17,7 @@ from medvl.wire.status import from_rpc_error
 from medvl.wire.v1 import medvl_pb2 as pb
 
 from .conftest import Series, Start, System, collect, kinds
+from .fake_triton import seg_states
 
 
 async def segment(system: System, series: Series, *objects: pb.ObjectPrompt, **fields) -> list[pb.Event]:
@@ -46,6 +47,16 @@ async def test_a_point_in_millimetres_meets_its_voxel(system: System, series: Se
     assert np.argwhere(unpack_mask(mask.packed, series.hu.shape))[0].tolist() == [5, 9, 3]
     assert mask.prompt == "1 point"
     assert list(mask.measurement.centroid_lps_mm) == pytest.approx(series.lps(5, 9, 3.5))
+    assert (list(mask.measurement.box_min), list(mask.measurement.box_max)) == ([5, 9, 3], [5, 9, 4])
+
+
+@pytest.mark.parametrize(("place", "of"), [(-0.4, 0), (5.4, 5), (5.6, 6), (7.4, 7)])
+async def test_a_point_between_slices_is_one_of_the_nearest(system: System, series: Series, place: float, of: int):
+    """Its row and column stay where they are."""
+    await segment(system, series, pb.ObjectPrompt(points=[point(series, place, 9.25, 3)]))
+    (prompt,) = system.fake.seen.segmenter[-1].objects
+    assert prompt.points[0].slice == of
+    assert (prompt.points[0].row, prompt.points[0].column) == pytest.approx((9.25, 3.0))
 
 
 async def test_a_box_may_be_given_by_any_two_opposite_corners(system: System, series: Series):
@@ -121,6 +132,53 @@ async def test_objects_keep_their_order_and_share_requests_by_window(system: Sys
     assert events[-1].done.provenance.windows["segmentation"].count("HU") == 2
 
 
+async def test_every_object_is_prompted_by_its_own_words(system: System, series: Series):
+    """The state that the language model gives to one description never reaches another's row."""
+    words = ["left kidney", "right kidney", "spine"]
+    await segment(system, series, *(pb.ObjectPrompt(text=w) for w in words))
+    request, states = system.fake.seen.segmenter[-1], system.fake.seen.states[-1]
+    assert states is not None
+    assert {o.object_id: o.seg_row for o in request.objects} == {0: 0, 1: 1, 2: 2}
+    for row, w in enumerate(words):
+        (own,) = seg_states(f"Segment: {w}", ["It is [SEG].".index("[SEG]")], states.shape[1])
+        assert np.array_equal(states[row], own)
+
+
+async def test_every_object_shows_its_own_mask(system: System, series: Series):
+    """They travel end to end in one tensor, each cut out at its own bytes."""
+    given = np.zeros((3, *series.hu.shape), bool)
+    for i, mask in enumerate(given):
+        mask[i + 1, i : i + 5, 2 : 6 + 2 * i] = True
+    await segment(system, series, *(pb.ObjectPrompt(mask=pack_mask(m)) for m in given))
+    sent = system.fake.seen.masks[-1]
+    for asked in system.fake.seen.segmenter[-1].objects:
+        assert asked.mask is not None
+        own = sent[asked.mask.start : asked.mask.start + asked.mask.length]
+        assert np.array_equal(unpack_mask(own, series.hu.shape), given[asked.object_id])
+
+
+@pytest.mark.parametrize(("label", "window"), [("liver", (-160, 240)), ("lung_left", (-1350, 150))])
+async def test_slices_are_seen_through_the_window_of_the_class(
+    system: System, series: Series, label: str, window: tuple[int, int]
+):
+    """Slices of 16 x 12 fill 32 x 24 of 32 x 32: corners keep their values and their places, the rest is black."""
+    await segment(system, series, pb.ObjectPrompt(label=label))
+    (slices,) = system.fake.seen.slices
+    low, high = window
+    grey = np.rint(255.0 * (np.clip(series.hu, low, high) - float(low)) / (high - low))
+    assert np.array_equal(slices[:, ::31, 0], grey[:, ::15, 0])
+    assert np.array_equal(slices[:, ::31, 23], grey[:, ::15, 11])
+    assert not slices[:, :, 24:].any()
+
+
+async def test_a_mask_without_a_voxel_is_not_found(system: System, series: Series):
+    """Whatever the segmenter says: nothing is measured and nothing delivered as an organ of no size."""
+    system.fake.empty = True
+    (mask,) = masks(await segment(system, series, pb.ObjectPrompt(label="liver")))
+    assert (mask.found, mask.packed) == (False, b"")
+    assert not mask.HasField("measurement")
+
+
 async def test_words_and_clicks_are_one_object(system: System, series: Series):
     """A class with a correcting click and a mask goes to the segmenter as one object, with all three."""
     given = np.zeros(series.hu.shape, bool)
@@ -185,10 +243,10 @@ async def test_slices_are_sent_only_to_a_segmenter_that_lacks_them(system: Syste
     prompt = pb.ObjectPrompt(points=[point(series, 1, 2, 3)])
     for _ in range(2):
         assert len(masks(await segment(system, series, prompt))) == 1
-    assert system.fake.seen.slices == [(8, 32, 32)]
+    assert [s.shape for s in system.fake.seen.slices] == [(8, 32, 32)]
     system.fake.resident.clear()
     assert len(masks(await segment(system, series, prompt))) == 1
-    assert system.fake.seen.slices == [(8, 32, 32)] * 2
+    assert [s.shape for s in system.fake.seen.slices] == [(8, 32, 32)] * 2
 
 
 async def test_slices_that_fit_into_no_request_are_refused(system: System, series: Series, monkeypatch):

@@ -85,6 +85,18 @@ async def test_what_cannot_fit_evicts_nothing():
     assert not store.touch("idle")
 
 
+async def test_a_request_keeps_its_series_longer():
+    """The one that nobody has asked about for the longest makes room."""
+    store = SeriesStore(100, max_waiting=1)
+    for digest in ("asked", "unasked", "third"):
+        await put(store, digest, 33)
+    with store.lease("asked"):
+        pass
+    await put(store, "fourth", 33)
+    assert store.touch("asked")
+    assert not store.touch("unasked")
+
+
 @given(sizes=st.lists(st.integers(1, 60), max_size=20))
 def test_the_cache_is_bounded_in_bytes(sizes):
     """The newest value is kept unless it alone is above the bound."""
@@ -144,6 +156,21 @@ async def test_admission_refuses_what_is_over_the_queue():
         assert caught.value.retry_after_s is not None
         gate.set()
     assert (order, admission.admitted) == ([0, 1, 2], 0)
+
+
+async def test_whoever_is_refused_is_told_what_requests_take(monkeypatch):
+    """Half of the mean of two at work; the mean of many of 4 s is 4 s, wherever it began."""
+    clock_s = 1000.0
+    monkeypatch.setattr("medvl.orchestrator.admission._now_s", lambda: clock_s)
+    admission = Admission(2, 0)
+    for _ in range(40):
+        async with admission.admit():
+            clock_s += 4.0
+    async with admission.admit(), admission.admit():
+        with pytest.raises(Overloaded) as caught:
+            async with admission.admit():
+                pass
+    assert caught.value.retry_after_s == pytest.approx(2.0, rel=0.01)
 
 
 async def test_a_failure_leaves_its_place():

@@ -17,6 +17,7 @@ from medvl.orchestrator.triton import Served
 from medvl.wire.v1 import medvl_pb2 as pb
 
 from .conftest import Series, Start, System, collect, kinds
+from .fake_triton import seg_states
 
 
 @pytest.fixture(params=["report", "ask"])
@@ -103,6 +104,21 @@ async def test_a_mask_names_its_place_in_the_text(system: System, series: Series
     assert [m.label for m in masks] == ["", ""]
 
 
+async def test_every_mask_of_a_text_has_the_state_of_its_own_seg(system: System, series: Series):
+    """Also where two come in one delta."""
+    await system.put(series)
+    system.fake.deltas = [("Cyst [SEG], [SEG] and ", ()), ("", (5, 12)), ("[SEG]", (22,)), (".", ())]
+    events = await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    started = {m.object: m.span.start for m in (e.mask for e in events if e.HasField("mask"))}
+    assert started == {0: 5, 1: 12, 2: 22}
+    for request, states in zip(system.fake.seen.segmenter, system.fake.seen.states, strict=True):
+        (asked,) = request.objects
+        assert states is not None
+        assert asked.seg_row is not None
+        (own,) = seg_states("Write the report.", [started[asked.object_id]], states.shape[1])
+        assert np.array_equal(states[asked.seg_row], own)
+
+
 async def test_seg_spelled_in_ordinary_tokens_is_text(system: System, series: Series):
     """It gets no mask, and the masks around it keep their places."""
     await system.put(series)
@@ -156,13 +172,25 @@ async def test_the_series_is_encoded_once(system: System, series: Series):
 
 
 async def test_another_series_has_tokens_of_its_own(system: System, series: Series):
-    """What was kept of one series is never used for another."""
+    """What was kept of one series is never used for another, and is what is read again for its own."""
     other = Series.make(1)
-    for sent in (series, other):
+    for sent in (series, other, series):
         await system.put(sent)
         await collect(system.stub.Report(pb.ReportRequest(series=sent.digest)))
-    first, second = system.fake.seen.volumes
+    first, second, again = system.fake.seen.tokens
     assert not np.array_equal(first, second)
+    assert np.array_equal(first, again)
+    assert len(system.fake.seen.volumes) == 2
+
+
+async def test_the_vision_encoder_sees_the_series_as_it_lies(system: System, series: Series):
+    """On the checkpoint's grid, in HU, with the window of its own; here every voxel of the grid is eight of these."""
+    await system.put(series)
+    await collect(system.stub.Report(pb.ReportRequest(series=series.digest)))
+    (volume,) = system.fake.seen.volumes
+    eights = series.hu.reshape(4, 2, 8, 2, 6, 2).mean((1, 3, 5))
+    assert volume == pytest.approx(eights, abs=0.5)
+    assert system.fake.seen.vision_windows == [[-160.0, 240.0]]
 
 
 async def test_the_prompt_is_the_checkpoints(system: System, series: Series):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 
@@ -38,6 +40,8 @@ class Sender:
     takes: Callable[[Response | None], bool] = lambda response: True
     sent: list[Response | None] = field(default_factory=list)
     closed: bool = False
+    left: bool = False
+    """Whether the caller has gone away."""
 
     def send(self, response: Response | None = None, flags: int = 0) -> None:
         if self.closed:
@@ -49,19 +53,26 @@ class Sender:
 
     def is_cancelled(self) -> bool:
         assert not self.closed, "that ends the server"
-        return False
+        return self.left
 
 
 @pytest.fixture
-def replies(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The module, whose Triton exists inside a stub only."""
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Import a module of ``medvl.serving``, whose Triton exists inside a stub only; what was imported is forgotten."""
     utils = SimpleNamespace(
         InferenceResponse=Response, TritonError=TritonError, TRITONSERVER_RESPONSE_COMPLETE_FINAL=FINAL
     )
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("medvl.serving.")}
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
-    monkeypatch.delitem(sys.modules, "medvl.serving.replies", raising=False)
-    yield importlib.import_module("medvl.serving.replies")
-    sys.modules.pop("medvl.serving.replies", None)
+    yield lambda name: importlib.import_module(f"medvl.serving.{name}")
+    for name in [name for name in sys.modules if name.startswith("medvl.serving.")]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.fixture
+def replies(serving: Callable[[str], ModuleType]) -> ModuleType:
+    return serving("replies")
 
 
 async def test_an_answer_ends_after_its_last_response(replies: ModuleType):
@@ -101,3 +112,34 @@ async def test_an_end_that_cannot_be_sent_is_logged(replies: ModuleType, caplog:
         reply.send(["a"], final=True)
         assert reply.closed
     assert "waits for its deadline" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "work"), [("llm", "_deltas"), ("volume_segmenter", "_segment")])
+async def test_a_caller_who_leaves_ends_the_work(serving: Callable[[str], ModuleType], name: str, work: str):
+    """What would go on for ever is cancelled, not only counted, and the answer ends."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless(*_: object) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def deltas(*_: object) -> AsyncGenerator[None, None]:
+        await endless()
+        yield
+
+    model_class = serving(name).TritonPythonModel
+    model, sender = object.__new__(model_class), Sender()
+    model._cancelled, model._weights = Mock(), ""
+    setattr(model, work, deltas if work == "_deltas" else endless)
+    answer = asyncio.create_task(model._answer(sender, {}))
+    await began.wait()
+    assert not answer.done()
+    sender.left = True
+    async with asyncio.timeout(5):
+        await ended.wait()
+    await answer
+    assert sender.closed
+    model._cancelled.increment.assert_called_once()

@@ -14,6 +14,8 @@ from medvl.contracts.messages import (
     MAX_GIVEN_SLICES,
     BoxPrompt,
     GivenMask,
+    Message,
+    ObjectMask,
     ObjectPrompts,
     PointPrompt,
     SegmenterRequest,
@@ -22,11 +24,13 @@ from medvl.contracts.models import MODELS
 from medvl.imaging.masks import pack_mask, unpack_mask
 from medvl.imaging.resample import FitTransform
 from medvl.network.prompts import PromptPoint, SlicePrompt
-from medvl.network.slice_mask import slice_mask
+from medvl.network.slice_mask import SliceMasks, slice_mask
 from medvl.network.steps import Bank
 from medvl.serving.feature_store import SliceFeatures
+from medvl.serving.findings import Findings
 from medvl.serving.mask_volume import MaskVolume
 from medvl.serving.model_prompts import given_slices, to_model_prompt, unpacked
+from medvl.serving.result_store import Result
 from medvl.serving.segmenter_checks import check_request
 from medvl.serving.triton_steps import Spent, TritonSteps, encode
 
@@ -79,8 +83,8 @@ def test_a_box_comes_before_the_points_of_its_slice():
     assert [p.label for p in prompt.points[2]] == [2, 3, 1, 0]
     assert [p.label for p in prompt.points[4]] == [1]
     first, second = prompt.points[2][:2]
-    assert first.x < second.x
-    assert first.y < second.y
+    assert (first.x, second.x) == pytest.approx((3.5 * SIDE / 30, 11.5 * SIDE / 30))
+    assert (first.y, second.y) == pytest.approx((2.5 * SIDE / 20, 9.5 * SIDE / 20))
     assert (prompt.first_slice, prompt.last_slice, prompt.object_id) == (1, 4, 7)
 
 
@@ -154,6 +158,26 @@ def test_a_packed_volume_holds_the_slices_that_were_put(slices, plane):
     assert np.array_equal(unpack_mask(volume.pack(), shape), expected)
     assert volume.pack() == pack_mask(expected)
     assert volume.empty == (not expected.any())
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_mask_without_a_voxel_is_no_finding(marked: bool):
+    """However sure the network is that the object is there: what is sent and what is kept say that it is not."""
+    sent: list[tuple[Message, bytes]] = []
+    kept: dict[int, Result] = {}
+    transform = FitTransform(*SHAPE[1:], SIDE, "stretch")
+    masks = SliceMasks(transform, lambda number: np.zeros((SIDE, SIDE), np.uint8), None)
+    findings = Findings(
+        lambda event, packed: sent.append((event, packed)), kept.__setitem__, {4: {}}, (), SHAPE[0], masks
+    )
+    logits = np.full((SIDE // 4, SIDE // 4), 9.0 if marked else -9.0, np.float32)
+    findings.worked_on(4, 2, logits, 0.9)
+    findings.ended(4, 0.9, (2,), found=True)
+    ((event, packed),) = sent
+    assert isinstance(event, ObjectMask)
+    assert (event.object_id, event.found, event.slice_scores) == (4, marked, {2: 0.9})
+    assert bool(packed) == marked
+    assert kept[4].mask == (event, packed)
 
 
 def request(*objects: ObjectPrompts, shape: tuple[int, int, int] = SHAPE) -> SegmenterRequest:
