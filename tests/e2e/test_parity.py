@@ -64,13 +64,32 @@ def prompts(series: LoadedSeries) -> dict[str, ObjectPrompt]:
         "two points": ObjectPrompt(points=clicks),
         "box": ObjectPrompt(boxes=(box,)),
         "mask": ObjectPrompt(mask=mask),
-        "mask and click": ObjectPrompt(mask=mask, points=(Point(at(series, 10, 0.5, 0.35)),)),
+        "mask and click": ObjectPrompt(mask=np.roll(mask, 4, axis=2), points=(Point(at(series, 10, 0.5, 0.35)),)),
         "label": ObjectPrompt(label="liver"),
         "text": ObjectPrompt(text="the left lung"),
         "label and click": ObjectPrompt(label="liver", points=clicks[1:]),
         "corrections": ObjectPrompt(points=corrected),
         "corrected label": ObjectPrompt(label="liver", points=corrected[1:]),
     }
+
+
+def unseen(series: LoadedSeries, origin_mm: tuple[float, float, float]) -> LoadedSeries:
+    """Return the series elsewhere in its patient: the same voxels, of which the service has kept nothing."""
+    volume = replace(series.volume, geometry=replace(series.volume.geometry, origin_mm=origin_mm))
+    return replace(series, volume=volume)
+
+
+def shifted(prompt: ObjectPrompt, series: LoadedSeries, other: LoadedSeries) -> ObjectPrompt:
+    """Return the same prompt on the same voxels elsewhere."""
+    shift = np.subtract(other.volume.geometry.origin_mm, series.volume.geometry.origin_mm)
+
+    def there(lps_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        x, y, z = np.add(lps_mm, shift).tolist()
+        return x, y, z
+
+    points = tuple(replace(p, lps_mm=there(p.lps_mm)) for p in prompt.points)
+    boxes = tuple(Box(there(b.corner_lps_mm), there(b.opposite_lps_mm)) for b in prompt.boxes)
+    return replace(prompt, points=points, boxes=boxes)
 
 
 def expected_mask(reference: ReferenceModel, series: LoadedSeries, prompt: ObjectPrompt) -> np.ndarray:
@@ -180,13 +199,21 @@ def test_corrections_cost_no_memory_of_the_service(client: Client, series: Loade
     history = prompts(series)["corrections"]
     moved = replace(history, points=tuple(replace(p, lps_mm=(p.lps_mm[0] + 1, *p.lps_mm[1:])) for p in history.points))
     one_by_one = [served_mask(client, series, replace(moved, points=moved.points[:count])) for count in range(1, 5)]
-    # Another place in the request's list makes it another object to nobody; another series makes it new.
-    volume = replace(series.volume, geometry=replace(series.volume.geometry, origin_mm=(1.0, 2.0, 3.0)))
-    shift = np.subtract(volume.geometry.origin_mm, series.volume.geometry.origin_mm)
-    there = tuple(replace(p, lps_mm=tuple(np.add(p.lps_mm, shift).tolist())) for p in moved.points)
-    (at_once,) = client.segment(volume, [ObjectPrompt(points=there)]).collect().masks
+    there = unseen(series, (1.0, 2.0, 3.0))
+    (at_once,) = client.segment(there.volume, [shifted(moved, series, there)]).collect().masks
     assert np.array_equal(one_by_one[-1], at_once.array)
     assert not any(np.array_equal(one_by_one[i], one_by_one[i + 1]) for i in range(3))
+
+
+def test_every_object_of_a_request_is_answered_as_itself(client: Client, series: LoadedSeries):
+    """All ways to ask at once, of a series that is new to the service: each gets the mask that it gets alone."""
+    there = unseen(series, (4.0, 5.0, 6.0))
+    alone = prompts(series)
+    together = client.segment(there.volume, [shifted(one, series, there) for one in alone.values()]).collect()
+    masks = {m.object_index: m.array for m in together.masks}
+    assert masks.keys() == set(range(len(alone)))
+    for i, (kind, prompt) in enumerate(alone.items()):
+        assert dice(masks[i], served_mask(client, series, prompt)) >= 0.99, kind
 
 
 def test_a_given_mask_comes_back_unchanged(client: Client, series: LoadedSeries):
