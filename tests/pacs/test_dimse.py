@@ -157,6 +157,32 @@ def test_an_instance_that_is_too_large_ends_its_association_and_no_other(scp, sp
     again.release()
 
 
+def test_all_peers_together_send_only_so_much(scp, spool, monkeypatch):
+    """What one brings beyond it ends its association; what is written is nobody's any more, also if its peer stays."""
+    monkeypatch.setattr(dimse, "MAX_RECEIVED_BYTES", 300_000)
+    receive, entered, go_on = Spool.receive, threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        entered.set()
+        assert go_on.wait(60)
+        receive(*arguments)
+
+    monkeypatch.setattr(Spool, "receive", slow)
+    large = encoded(SeriesInstanceUID="1.2.3", BitsAllocated=8, PixelData=bytes(200_000))
+    first, second, third = (associate(scp) for _ in range(3))
+    first._reactor_checkpoint.clear()
+    begin_store(first, large)
+    assert entered.wait(60)
+    begin_store(second, large)
+    assert ended(second)
+    go_on.set()
+    assert first.dimse.get_msg(block=True)[1].Status == SUCCESS
+    assert store(third, large) == SUCCESS
+    first._reactor_checkpoint.set()
+    for association in (first, third):
+        association.release()
+
+
 def test_a_peer_that_does_not_wait_for_answers_is_not_buffered_for_ever(scp, monkeypatch):
     """Small messages cost more memory than they have bytes."""
     go_on = threading.Event()

@@ -272,6 +272,27 @@ async def test_a_series_that_grows_is_worked_on_again(site, series):
     assert site.service.reports == 2
 
 
+async def test_an_instance_that_comes_when_work_begins_is_in_the_next_documents(site, series, monkeypatch):
+    """Those under way are of the instances that their UIDs follow from, and of no others."""
+    *soon, late = series
+    record = SpooledSeries.record
+
+    def recorded(self, fingerprint, phase):
+        if phase is Phase.BEGUN and len(self.files()) == len(soon):
+            late.save_as(self.instances / "late.dcm", enforce_file_format=True)
+        return record(self, fingerprint, phase)
+
+    monkeypatch.setattr(SpooledSeries, "record", recorded)
+    async with site.gateway() as gateway:
+        await site.send(gateway, soon)
+        assert await site.outcomes.get()
+        assert await site.outcomes.get()
+    first, second = site.inbox.take(), site.inbox.take()
+    uids = {ds.SOPInstanceUID for ds in series}
+    assert evidence(first["SR"]) == uids - {late.SOPInstanceUID}
+    assert evidence(second["SR"]) == uids
+
+
 async def test_a_series_of_a_corrected_patient_is_answered_again(site, series, tmp_path):
     """Under other UIDs, whether the spool still knows the first one: a PACS that has a UID keeps what it has."""
     async with site.gateway() as gateway:
@@ -321,7 +342,7 @@ async def test_what_is_acknowledged_is_in_the_spool(site, series):
 async def test_a_full_disk_is_told_to_the_sender(site, series, monkeypatch):
     """Out of resources: the sender keeps the instance and sends it again."""
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(spool_module, "write_durably", full)
@@ -332,7 +353,7 @@ async def test_a_full_disk_is_told_to_the_sender(site, series, monkeypatch):
 async def test_a_defect_that_costs_an_instance_is_logged(site, series, monkeypatch, caplog):
     """And told to the sender, who keeps it: pynetdicom would answer, too, but its log is muted."""
 
-    def defective(*_):
+    def defective(*_, **__):
         raise KeyError("Doe^Jane")
 
     monkeypatch.setattr(spool_module, "write_durably", defective)

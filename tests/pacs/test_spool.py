@@ -23,7 +23,7 @@ def spool(tmp_path):
 
 def receive(spool, series_uid, instance_uid, data):
     """Write an instance; what it holds is its own digest."""
-    spool.receive(series_uid, instance_uid, data, data.hex())
+    spool.receive(series_uid, instance_uid, data.hex(), data)
 
 
 def only(spool):
@@ -173,7 +173,7 @@ def test_a_write_that_fails_leaves_nothing(spool, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
         with pytest.raises(OSError, match="No space"):
-            write_durably(tmp_path / "file", b"x", tmp_path / "spool" / "incoming")
+            write_durably(tmp_path / "file", b"x", scratch=tmp_path / "spool" / "incoming")
     assert not list((tmp_path / "spool" / "incoming").iterdir())
 
 

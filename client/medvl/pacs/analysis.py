@@ -43,7 +43,9 @@ _NAMESPACE = uuid.UUID("6f1c9a52-3a7b-5d0e-9b1e-0c3f5b1d7a44")
 """Of the UIDs that are derived; chosen once, never changed."""
 
 
-async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config: GatewayConfig) -> dict[str, bytes]:
+async def analyse(
+    client: AsyncClient, instances: list[Path], fingerprint: str, config: GatewayConfig
+) -> dict[str, bytes]:
     """Have a series reported and segmented.
 
     Parameters
@@ -51,7 +53,7 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     client
         The service.
     instances
-        Folder of its DICOM files.
+        Its DICOM files, and no others that come meanwhile.
     fingerprint
         Names this set of instances and what they hold; with geometry policy, software, checkpoint, labels and edition
         of the documents it decides every UID of the results, so that doing it again makes the same documents, which a
@@ -91,7 +93,7 @@ async def analyse(client: AsyncClient, instances: Path, fingerprint: str, config
     return await asyncio.to_thread(_documents, loaded, report, masks, classes, unknown, "\n".join(said))
 
 
-def _read(instances: Path, config: GatewayConfig) -> LoadedSeries:
+def _read(instances: list[Path], config: GatewayConfig) -> LoadedSeries:
     """Read a series that can have results: in a PACS they belong to its study, and one that was made up is another."""
     loaded = read_series(instances, config.geometry_policy)
     if not source_header(loaded.source.files[0]).get("StudyInstanceUID"):
@@ -107,7 +109,6 @@ def _documents(  # noqa: PLR0917 - all that the documents say
     unknown: Sequence[str],
     identity: str,
 ) -> dict[str, bytes]:
-    # Only what was read: another instance may have arrived since.
     headers = [source_header(path) for path in sorted(set(loaded.source.files))]
     # Read a second time: what an instance says may have been replaced since.
     check_one_identity([patient_and_study(header) for header in headers])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -13,9 +14,12 @@ from typing import Any
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder
+from pydicom.tag import Tag
 from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.sop_class import (
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -44,8 +48,11 @@ MAX_MESSAGE_BYTES = (1024 + 64) << 20
 """Of what a peer has sent and nobody has taken yet: one C-STORE. One multi-frame instance can be a whole series; the
 service takes 1 GiB of voxels unless told otherwise (``series.max_series_bytes``), and 64 MiB are room for its headers.
 """
+MAX_RECEIVED_BYTES = 3 << 30
+"""The same of all peers together, whose instances are written one after another; what is more ends the association that
+brings it. Without it ten peers may bring ten of the largest at a time, which no memory is meant for."""
 MAX_WAITING_MESSAGES = 16
-"""Whole messages among these. A peer waits for each answer, since nothing else is negotiated, so one is what comes."""
+"""Whole messages of one peer. A peer waits for each answer, since nothing else is negotiated, so one is what comes."""
 
 SUCCESS = 0x0000
 PROCESSING_FAILURE = 0x0110
@@ -55,6 +62,7 @@ CANNOT_UNDERSTAND = 0xC000
 DUPLICATE_INSTANCE = 0x0111
 """Our UIDs follow from what a result was made of: whoever has one of that UID has the result."""
 
+_PREAMBLE = bytes(128) + b"DICM"
 FILE_META_GROUP = b"\x02\x00"
 """Group 0002, little endian. Where a data set begins with it, whoever reads the file takes it for more of our file meta
 information: another transfer syntax in it, such as a deflated one, would count."""
@@ -86,10 +94,11 @@ class StorageScp:
         entity.add_supported_context(Verification)
         for storage_class in STORAGE_CLASSES:
             entity.add_supported_context(storage_class, [*_transfer_syntaxes()])
+        received = _Received()
         handlers = [
             (evt.EVT_CONN_OPEN, _set_options),
-            (evt.EVT_CONN_OPEN, _limit),
-            (evt.EVT_C_STORE, _on_store, [spool]),
+            (evt.EVT_CONN_OPEN, _limit, [received]),
+            (evt.EVT_C_STORE, _on_store, [spool, received]),
         ]
         try:
             self._server = entity.start_server((host, port), block=False, evt_handlers=handlers)
@@ -122,55 +131,84 @@ def _set_options(event: evt.Event) -> None:
     connection.settimeout(SOCKET_TIMEOUT_S)
 
 
-def _limit(event: evt.Event) -> None:
+class _Received:
+    """What peers have sent and nobody has taken yet, in bytes by association."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes: dict[Any, int] = {}
+
+    def count(self, association: Any, more: int) -> bool:  # noqa: ANN401 - pynetdicom has no types that mypy follows
+        """Count what is read next; return whether one or all of them would have sent too much with it."""
+        dimse = association.dimse
+        taken = dimse.message is None and dimse.msg_queue.empty()
+        with self._lock:
+            own = self._bytes[association] = more + (0 if taken else self._bytes.get(association, 0))
+            self._bytes = {peer: held for peer, held in self._bytes.items() if held and peer.dul.is_alive()}
+            return own > MAX_MESSAGE_BYTES or sum(self._bytes.values()) > MAX_RECEIVED_BYTES
+
+
+def _limit(event: evt.Event, received: _Received) -> None:
     """Bound what a peer makes us hold: pynetdicom reads what a PDU claims and keeps what comes.
 
     It tells of a PDU only when it has it, so its reads are checked: one of the 6 bytes of a PDU's header, then one of
     as many as that claims. An error of a read ends the association, as a connection does that is lost.
     """
     association = event.assoc
-    read, dimse, held = association.dul.socket.recv, association.dimse, 0
+    read, waiting = association.dul.socket.recv, association.dimse.msg_queue
 
     def recv(count: int) -> bytearray:
-        nonlocal held
-        if dimse.message is None and dimse.msg_queue.empty():
-            held = 0
-        held += count
-        waiting = dimse.msg_queue.qsize()
-        if count > MAX_PDU_BYTES or held > MAX_MESSAGE_BYTES or waiting > MAX_WAITING_MESSAGES:
-            _LOG.warning("an association was ended: its peer sends more than it may")
+        too_much = received.count(association, count)
+        if too_much or count > MAX_PDU_BYTES or waiting.qsize() > MAX_WAITING_MESSAGES:
+            _LOG.warning("an association was ended: its peer sends more than it may, or all together do")
             raise ConnectionAbortedError
-        received: bytearray = read(count)
-        return received
+        data: bytearray = read(count)
+        return data
 
     association.dul.socket.recv = recv
 
 
-def _digest(event: evt.Event, dataset: bytes) -> str:
+def _series_uid(dataset: bytes, syntax: UID) -> str:
+    """Return the UID of an instance's series, or nothing; what comes after it is not looked at, nor copied."""
+    tag = Tag("SeriesInstanceUID")
+    plain = syntax.is_implicit_VR, syntax.is_little_endian
+    header = read_dataset(BytesIO(dataset), *plain, stop_when=lambda now, *_: now > tag, specific_tags=[tag])
+    return str(header.get("SeriesInstanceUID", ""))
+
+
+def _digest(syntax: UID, dataset: bytes) -> str:
     """Return what names the content of an instance: 128 bits of SHA-256 over transfer syntax and data set.
 
     Not over the file meta information that we put before it, which names the version of pynetdicom. An instance that
     comes again in another transfer syntax is other content: its bytes are, and its pixels may be.
     """
-    content = hashlib.sha256(event.context.transfer_syntax.encode())
+    content = hashlib.sha256(syntax.encode())
     content.update(dataset)
     return content.hexdigest()[:32]
 
 
-def _on_store(event: evt.Event, spool: Spool) -> int:
+def _on_store(event: evt.Event, spool: Spool, received: _Received) -> int:
+    try:
+        return _store(event, spool)
+    finally:
+        # Its peer says nothing before it has its answer, and perhaps nothing for a while after that.
+        received.count(event.assoc, 0)
+
+
+def _store(event: evt.Event, spool: Spool) -> int:
+    syntax = event.context.transfer_syntax
     try:
         dataset: bytes = event.encoded_dataset(include_meta=False)
         if dataset.startswith(FILE_META_GROUP):
             return CANNOT_UNDERSTAND
-        data: bytes = event.encoded_dataset()
-        header = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-        series_uid = str(header.get("SeriesInstanceUID", ""))
+        head = _PREAMBLE + encode_file_meta(event.file_meta)
+        series_uid = _series_uid(dataset, syntax)
     except (InvalidDicomError, ValueError, EOFError, TypeError, KeyError, AttributeError, NotImplementedError):
         return CANNOT_UNDERSTAND
     if not series_uid:
         return DOES_NOT_MATCH
     try:
-        spool.receive(series_uid, str(event.request.AffectedSOPInstanceUID), data, _digest(event, dataset))
+        spool.receive(series_uid, str(event.request.AffectedSOPInstanceUID), _digest(syntax, dataset), head, dataset)
     except OSError as error:
         _LOG.error("an instance could not be written: %s", error.strerror)
         return OUT_OF_RESOURCES

@@ -12,7 +12,7 @@ from medvl.contracts.errors import GeometryRefused, SeriesError
 from medvl.pacs.analysis import analyse
 from medvl.pacs.config import GatewayConfig
 from medvl.pacs.dimse import StorageScp, deliver
-from medvl.pacs.spool import Phase, Spool, SpooledSeries
+from medvl.pacs.spool import Phase, Spool, SpooledSeries, fingerprint_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,14 +119,15 @@ class Gateway:
             self._rest(series, error)
 
     async def _answer(self, client: AsyncClient, series: SpooledSeries) -> None:
-        fingerprint = series.fingerprint()
+        instances = series.files()
+        fingerprint = fingerprint_of(instances)
         # One that ends the process, as a series that does not fit into memory does, then waits behind all others.
         begun = series.record(fingerprint, Phase.BEGUN)
         _LOG.info("series %s begun (attempt %d)", series.name, begun.attempts)
         try:
             files = series.results(fingerprint)
             if not files:
-                made = await analyse(client, series.instances, fingerprint, self._config)
+                made = await analyse(client, instances, fingerprint, self._config)
                 files = series.keep_results(fingerprint, made)
             await asyncio.to_thread(deliver, files, self._config.ae_title, self._config.destination)
         except (SeriesError, GeometryRefused) as error:

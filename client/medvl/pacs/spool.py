@@ -79,9 +79,13 @@ class SpooledSeries:
         """Hash of the Series Instance UID; safe to log."""
         return self.folder.name
 
+    def files(self) -> list[Path]:
+        """Return the instances that are here."""
+        return sorted(self.instances.iterdir())
+
     def fingerprint(self) -> str:
-        """Return a hash of which instances are here, and of what they hold."""
-        return hashed("\n".join(sorted(p.name for p in self.instances.iterdir())))
+        """Return the fingerprint of the instances that are here."""
+        return fingerprint_of(self.files())
 
     def state(self) -> State | None:
         """Return what became of the instances that are here now; None when they are new, or nobody can tell."""
@@ -166,18 +170,18 @@ class Spool:
         """Leave the spool to the next gateway."""
         os.close(self._lock)
 
-    def receive(self, series_uid: str, instance_uid: str, data: bytes, digest: str) -> None:
+    def receive(self, series_uid: str, instance_uid: str, digest: str, *parts: bytes) -> None:
         """Write an instance; it is on the disk when this returns, and what it was before is not.
 
         Parameters
         ----------
         series_uid, instance_uid
             Which one it is.
-        data
-            The file.
         digest
             Hash of its content, in hexadecimal. An instance that is here with the same content stays as it is; with
             another one, such as a patient who was corrected at the PACS, it makes the series a new one to work on.
+        parts
+            The file, piece after piece; one of a gigabyte is not copied to be put behind another.
 
         Raises
         ------
@@ -192,7 +196,7 @@ class Spool:
                 _sync(path.parent.parent)
                 _sync(self._series)
             if not path.exists():
-                write_durably(path, data, self._incoming)
+                write_durably(path, *parts, scratch=self._incoming)
             _delete([earlier for earlier in path.parent.glob(f"{instance}*") if earlier != path])
 
     def series(self) -> Iterator[SpooledSeries]:
@@ -264,17 +268,22 @@ def _over(series: SpooledSeries, keep_s: Mapping[Phase, float]) -> bool:
     return state is not None and state.changed_at_s + keep_s.get(state.phase, math.inf) <= time.time()
 
 
+def fingerprint_of(instances: Iterable[Path]) -> str:
+    """Return a hash of which instances these are, and of what they hold."""
+    return hashed("\n".join(sorted(path.name for path in instances)))
+
+
 def hashed(text: str) -> str:
     """Return a name that says nothing: 128 bits of SHA-256, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]
 
 
-def write_durably(path: Path, data: bytes, scratch: Path | None = None) -> None:
+def write_durably(path: Path, *parts: bytes, scratch: Path | None = None) -> None:
     """Write a file that is either whole on the disk or not there, through a temporary one in ``scratch``."""
     descriptor, part = tempfile.mkstemp(dir=scratch or path.parent, prefix=".part-")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         Path(part).replace(path)

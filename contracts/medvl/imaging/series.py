@@ -58,13 +58,14 @@ class LoadedSeries:
     source: Source
 
 
-def read_series(path: Path, policy: GeometryPolicy | str = GeometryPolicy.REJECT) -> LoadedSeries:
+def read_series(path: Path | list[Path], policy: GeometryPolicy | str = GeometryPolicy.REJECT) -> LoadedSeries:
     """Read a CT series.
 
     Parameters
     ----------
     path
-        A folder of DICOM files (searched in its sub-folders), one DICOM file, or ``.nii`` or ``.nii.gz``.
+        A folder of DICOM files (searched in its sub-folders), one DICOM file, or ``.nii`` or ``.nii.gz``; or the DICOM
+        files themselves, for whoever knows them already.
     policy
         What to do about gantry tilt, missing slices and uneven spacing.
 
@@ -75,7 +76,10 @@ def read_series(path: Path, policy: GeometryPolicy | str = GeometryPolicy.REJECT
     GeometryRefused
         When their geometry cannot be loaded, or the policy is to reject it.
     """
-    path, policy = Path(path), GeometryPolicy(policy)
+    policy = GeometryPolicy(policy)
+    if isinstance(path, list):
+        return _from_dicom(path, policy)
+    path = Path(path)
     if not path.exists():
         raise EmptySeries("There is no such file or folder: name a folder of DICOM files or a NIfTI file.")
     if path.name.lower().endswith((".nii", ".nii.gz")):
@@ -83,7 +87,10 @@ def read_series(path: Path, policy: GeometryPolicy | str = GeometryPolicy.REJECT
         made = regular(stack, policy)
         reversed_ = bool(stack.hu.strides[0] < 0)
         return _loaded(made, (), kind="nifti", files=(path,), frames=(), slices_reversed=reversed_)
-    paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return _from_dicom(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path], policy)
+
+
+def _from_dicom(paths: list[Path], policy: GeometryPolicy) -> LoadedSeries:
     if not paths:
         raise EmptySeries("The folder is empty: name a folder with the files of one CT series.")
     series = read_dicom(paths)
