@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ def test_a_sagittal_grid_becomes_canonical():
     assert geometry.direction == CANONICAL
     assert geometry.origin_mm == (10.0 - 3 * 5.0, 20.0, 30.0 - 5 * 1.0)
     assert (GRID.is_canonical, geometry.is_canonical, SAGITTAL.is_canonical) == (True, True, False)
+    assert not replace(GRID, direction=((0, 0, -1), (0, 1, 0), (1, 0, 0))).is_canonical, "slices run downwards"
     voxels = np.arange(4 * 6 * 8).reshape(4, 6, 8)
     canonical = axis_map.apply(voxels)
     places_mm = geometry.index_to_lps(np.argwhere(canonical >= 0))

@@ -116,10 +116,10 @@ def test_what_a_slice_covers_of_its_square(rows: int, cols: int, side: int, fit:
 
 
 def test_a_slice_that_shrinks_is_averaged():
-    """Not sampled: a bright pixel among four gives a quarter of its grey."""
-    plane = np.zeros((4, 4), np.uint8)
-    plane[0, 0], plane[2:, 2:] = 200, 100
-    assert FitTransform(4, 4, 2, "pad").to_model(plane).tolist() == [[50, 0], [0, 100]]
+    """Not sampled: a bright pixel among nine gives a ninth of its grey."""
+    plane = np.zeros((6, 6), np.uint8)
+    plane[0, 0], plane[3:, 3:] = 180, 100
+    assert FitTransform(6, 6, 2, "pad").to_model(plane).tolist() == [[20, 0], [0, 100]]
 
 
 def test_a_mask_on_the_square_covers_half_of_its_pixels():
