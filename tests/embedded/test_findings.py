@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from medvl.embedded.findings import ILL, MOST_HIDDEN, SMALL_LESIONS
-from medvl.embedded.phantom import FIRST_FINDING, make_phantom
+from medvl.embedded.findings import ILL, MOST_HIDDEN, SMALL_LESIONS, Illness
+from medvl.embedded.phantom import FIRST_FINDING, Kernel, Protocol, make_phantom
 from medvl.embedded.truth import PLEURAL, Coverage, FindingKind
 
 from .phantoms import SEEDS, SMALL, all_findings, extent_mm, places, small
@@ -23,6 +23,14 @@ LESIONS = {
     FindingKind.KIDNEY_CYST,
     FindingKind.HYDRONEPHROSIS,
 }
+THIN = Protocol(
+    slices=(200, 200), spacing_mm=(1.0, 1.0), side=96, pixel_mm=(3.0, 3.0),
+    noise_hu=(0.0, 0.0), tilt_deg=0.0, kernels=(Kernel.SHARP,),
+)  # fmt: skip
+"""Slices of a millimetre without noise, of a patient who lies straight."""
+HEALTHY, FRACTURED = Illness(1.0, (1.0,)), Illness(0.0, (1.0,), again=(FindingKind.VERTEBRAL_FRACTURE,))
+LOST_BONE_HU = 40
+"""Above a crushed vertebra there are 60 HU: marrow, of 120 and more, loses more than this, a disc, of 85, less."""
 WITHOUT_VOXELS = {FindingKind.SPLENOMEGALY, FindingKind.MISSING_ORGAN}
 
 
@@ -122,6 +130,21 @@ def test_depths_and_widths_are_those_of_the_voxels():
             assert 0.7 * size_mm < width_mm < size_mm + pixel_mm
         measured[finding.kind] += 1
     assert min(measured[kind] for kind in (FindingKind.KIDNEY_STONE, FindingKind.AORTIC_ANEURYSM, *PLEURAL)) > 5
+
+
+@pytest.mark.parametrize("seed", [2, 4, 7])
+def test_a_vertebra_lost_the_height_that_is_told(seed: int):
+    """In front: so many mm above what is left of it were bone in the same patient without findings. Less behind."""
+    fractured = make_phantom(seed, THIN, illness=FRACTURED)
+    (fracture,) = fractured.truth.of(FindingKind.VERTEBRAL_FRACTURE)
+    crushed = fractured.finding_mask(fracture)
+    denser_before = make_phantom(seed, THIN, illness=HEALTHY).hu - fractured.hu.astype(int)
+    lost = (denser_before > LOST_BONE_HU) & ~crushed
+    slice_mm, body = fractured.geometry.spacing_mm[0], crushed.any(0)
+    lost_mm = [np.median(lost.sum(0)[row][body[row]]) * slice_mm for row in np.flatnonzero(body.any(1))]
+    front, behind = np.array_split(lost_mm, 2)
+    assert front.max() == pytest.approx(fracture.size_mm, abs=1.5 * slice_mm)
+    assert np.median(behind) < 0.7 * front.max()
 
 
 def test_sizes_are_in_their_ranges():

@@ -7,7 +7,14 @@ import pytest
 
 from medvl.contracts.errors import InvalidRequest
 from medvl.evaluation.cases import AIR_HU, WATER_HU, Condition, held_out, partner, shown
+from medvl.imaging.geometry import Geometry
+from medvl.imaging.volume import Volume
 from medvl.training.cases import FIRST_SEED
+
+
+def plain_volume(hu: np.ndarray) -> Volume:
+    axes = ((0, 0, 1), (0, 1, 0), (1, 0, 0))
+    return Volume(hu.astype(np.int16), Geometry(hu.shape, (5.0, 1.0, 2.0), (0.0, 0.0, 0.0), axes))
 
 
 @pytest.mark.parametrize(("first", "count"), [(FIRST_SEED - 1, 2), (FIRST_SEED, 1), (FIRST_SEED + 5, 3)])
@@ -39,6 +46,24 @@ def test_controls_keep_the_grid_and_show_something_else(case):
         assert np.array_equal(volume.hu, own.volume.hu) == (condition is Condition.OWN)
     assert set(np.unique(shown(own.volume, Condition.EMPTY).hu)) == {AIR_HU, WATER_HU}
     assert np.isin(shown(own.volume, Condition.SHUFFLED, other.volume).hu, other.volume.hu).all()
+
+
+def test_another_patient_is_stretched_from_edge_to_edge():
+    """Every voxel of the grid shows the other volume's at the same share of the way along each axis."""
+    own, other = (plain_volume(np.arange(np.prod(shape)).reshape(shape)) for shape in ((2, 5, 6), (4, 5, 3)))
+    seen = shown(own, Condition.SHUFFLED, other)
+    assert np.array_equal(seen.hu, other.hu[[1, 3]][:, :, [0, 0, 1, 1, 2, 2]])
+    assert seen.geometry == own.geometry
+
+
+def test_the_empty_volume_is_a_cylinder_of_water():
+    """In the middle, 0.64 of the rows high and 0.84 of the columns wide, the same on every slice."""
+    hu = shown(plain_volume(np.ones((2, 100, 50))), Condition.EMPTY).hu
+    water = hu[0] == WATER_HU
+    assert np.array_equal(hu[0], hu[1])
+    assert np.flatnonzero(water[50]).tolist() == list(range(4, 46))
+    assert np.flatnonzero(water[:, 25]).tolist() == list(range(18, 82))
+    assert water.mean() == pytest.approx(np.pi * 0.32 * 0.42, rel=0.01)
 
 
 def test_an_organ_holds_its_lesions(case):

@@ -1,4 +1,4 @@
-"""Clicks go where a careful user puts them, the same each time."""
+"""Clicks go where a careful user puts them."""
 
 from __future__ import annotations
 
@@ -80,6 +80,16 @@ def test_a_box_is_tight_on_the_slice_that_it_prompts():
     mask[6, 0:19, 0:19] = True
     box = box_around(mask)
     assert (box.low, box.high) == ((2, 4.5, 2.5), (6, 8.5, 11.5))
+
+
+def test_of_an_even_number_of_slices_the_lower_middle_is_prompted():
+    """As the service does."""
+    mask = np.zeros((9, 20, 20), bool)
+    mask[2:6] = True
+    mask[3] = False
+    mask[3, 5:9, 3:12] = True
+    box = box_around(mask)
+    assert (box.low, box.high) == ((2, 4.5, 2.5), (5, 8.5, 11.5))
 
 
 def test_a_box_around_parts_holds_them_all():

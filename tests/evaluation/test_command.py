@@ -11,6 +11,7 @@ from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import InvalidRequest
 from medvl.evaluation import command
 from medvl.evaluation.cases import Case
+from medvl.evaluation.table import number
 from medvl.export import cli
 from medvl.training.cases import FIRST_SEED
 
@@ -50,7 +51,7 @@ def test_negative_numbers_are_refused(checkpoint, tmp_path, capsys):
 
 @pytest.mark.usefixtures("known")
 def test_figures_are_written_for_machines_and_people(checkpoint, tmp_path, capsys, contract):
-    """JSON with every figure, its interval and what it came from, the same in every folder; a table; progress apart."""
+    """JSON with intervals and what figures came from, the same in every folder; each in the table; progress apart."""
     settings = ("--cases", "3", "--seed", "2", "--mask-cases", "2", "--control-cases", "1", "--objects", "1")
     written = []
     for name in ("a", "b"):
@@ -70,6 +71,8 @@ def test_figures_are_written_for_machines_and_people(checkpoint, tmp_path, capsy
     assert document["parameters"]["first_seed"] == 2
     assert document["parameters"]["control_cases"] == 1
     assert document["comparison"] is None
+    own = [f for f in document["figures"] if f["condition"] == "own" and f["value"] is not None]
+    assert all(f"| {f['metric']} | {f['group']} | {number(f['value'])} |" in printed.out for f in own)
     row = next(f for f in document["figures"] if f["metric"] == "closed, accuracy" and f["group"] == "all")
     assert row.keys() == {
         *("section", "metric", "group", "statistic", "subject", "condition"),

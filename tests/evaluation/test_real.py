@@ -32,10 +32,10 @@ def save(path: Path, values: np.ndarray, order: tuple[int, ...] = (0, 1, 2), fli
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_labels_meet_their_voxels(order: tuple[int, ...], tmp_path):
-    """In each order and each direction of the axes of the label map, while the CT keeps its own."""
+    """In each order and each direction of the axes of the label map, and another order of those of the CT."""
     hu = np.random.default_rng(1).integers(-1000, 1000, SHAPE).astype(np.int16)
     labels = (hu > 0).astype(np.uint8)
-    volume = read_series(save(tmp_path / "ct.nii.gz", hu)).volume
+    volume = read_series(save(tmp_path / "ct.nii.gz", hu, order[::-1], (0, 2))).volume
     for flips in product((False, True), repeat=3):
         path = save(tmp_path / "labels.nii.gz", labels, order, tuple(np.flatnonzero(flips)))
         assert np.array_equal(labels_on_grid(path, volume) > 0, volume.hu > 0)
@@ -87,5 +87,7 @@ def test_organs_of_real_ct_are_where_they_belong(series: RealSeries, test_data: 
 def test_every_object_of_a_real_ct_is_pointed_at(test_data: Path, silent):
     """By one click and more, and by a box."""
     volume, targets = load(test_data, SERIES[0])
-    items = list(pointed(targets[0], volume, silent, clicks=CLICKS))
-    assert [(i.prompt, i.clicks) for i in items] == [("point", 1), ("point", 2), ("point", 3), ("box", 0)]
+    for target in targets:
+        items = list(pointed(target, volume, silent, clicks=CLICKS))
+        assert [(i.prompt, i.clicks) for i in items] == [("point", 1), ("point", 2), ("point", 3), ("box", 0)]
+        assert {(i.asked, i.present, i.found, i.dice) for i in items} == {(target.name, True, False, 0.0)}

@@ -78,6 +78,15 @@ def test_a_median_is_that_of_all_values():
     assert 1.0 <= found.low <= found.high <= 10.0
 
 
+def test_the_interval_of_a_median_is_that_of_its_cases():
+    """As wide as the normal approximation, pi/2 times a mean's variance, however often a case says the same."""
+    values = np.random.default_rng(4).normal(0.0, 1.0, 401)
+    single, repeated = (median((str(i), v) for i, v in enumerate(values) for _ in range(n)) for n in (1, 5))
+    assert single.high - single.low == pytest.approx(2 * 1.96 * np.sqrt(np.pi / 2 / 401), rel=0.2)
+    assert (repeated.value, repeated.low, repeated.high) == (single.value, single.low, single.high)
+    assert (repeated.n, repeated.cases) == (2005, 401)
+
+
 def test_cases_with_nothing_to_divide_by_do_not_count():
     """One case alone has no interval, however many others have nothing to say."""
     silent = [Observation(name, 0, 0, 0) for name in "bcd"]
