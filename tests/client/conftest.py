@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from medvl.client import retry
 from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import MedvlError, SeriesNotResident
 from medvl.imaging.geometry import Geometry
@@ -48,7 +49,10 @@ def make_mask(array: np.ndarray | None, *, index: int = 0, label: str = "liver",
 
 
 class FakeService(pb_grpc.MedVLServicer):
-    """Stores series and answers ``events``; raises the errors queued in ``failures`` first."""
+    """Stores series and answers ``events``; raises the errors queued in ``failures`` first.
+
+    What it says that it has stored is ``acknowledges``, where that is set.
+    """
 
     done = staticmethod(make_done)
     mask = staticmethod(make_mask)
@@ -58,6 +62,7 @@ class FakeService(pb_grpc.MedVLServicer):
         self.provenance = make_done().done.provenance
         self.volumes: dict[str, np.ndarray] = {}
         self.resident: set[str] = set()
+        self.acknowledges = ""
         self.calls: list[str] = []
         self.requests: list[Any] = []
         self.failures: dict[str, deque[MedvlError]] = defaultdict(deque)
@@ -75,14 +80,14 @@ class FakeService(pb_grpc.MedVLServicer):
         header = next(request_iterator).header
         self._begin("PutSeries", header, context)
         if header.digest in self.resident:
-            return pb.PutSeriesResponse(digest=header.digest, already_resident=True)
+            return pb.PutSeriesResponse(digest=self.acknowledges or header.digest, already_resident=True)
         context.send_initial_metadata(((UPLOAD_KEY, UPLOAD_SEND),))
         decoder = ChunkDecoder(geometry_from_wire(header.geometry).shape, header.compression)
         for message in request_iterator:
             decoder.feed(message.chunk)
         self.volumes[header.digest] = decoder.finish()
         self.resident.add(header.digest)
-        return pb.PutSeriesResponse(digest=header.digest)
+        return pb.PutSeriesResponse(digest=self.acknowledges or header.digest)
 
     def Report(self, request, context):  # noqa: N802
         """Answer the script."""
@@ -146,6 +151,32 @@ def service() -> Iterator[FakeService]:
     if fake.hold is not None:
         fake.hold.set()
     server.stop(None).wait()
+
+
+class Clock:
+    """The time of deadlines and of waits between attempts: only waiting moves it, and takes no time."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.waits_s: list[float] = []
+
+    def monotonic(self) -> float:
+        """Return the time; see :func:`time.monotonic`."""
+        return self.now_s
+
+    async def sleep(self, delay_s: float) -> None:
+        """Pass time; see :func:`asyncio.sleep`."""
+        self.waits_s.append(delay_s)
+        self.now_s += delay_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What the client takes for the time between its attempts."""
+    clock = Clock()
+    monkeypatch.setattr(retry, "time", clock)
+    monkeypatch.setattr(retry, "asyncio", clock)
+    return clock
 
 
 def make_volume(shape: tuple[int, int, int] = SHAPE) -> Volume:

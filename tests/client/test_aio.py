@@ -87,6 +87,20 @@ async def test_a_series_is_sent_again_once_only(service, client, volume):
     assert service.calls == ["Ask", "PutSeries", "Ask"]
 
 
+@pytest.mark.parametrize("held", [False, True])
+async def test_an_acknowledgement_of_another_series_is_a_defect(service, client, volume, held):
+    """A service that takes one series for another would answer about the wrong patient."""
+    if held:
+        service.resident.add(volume.digest)
+    service.acknowledges = "f" * 64
+    with pytest.raises(InternalError, match="another series"):
+        await client.put_series(volume)
+    service.fail("Report", SeriesNotResident("gone"))
+    with pytest.raises(InternalError, match="another series"):
+        await client.report(volume).collect()
+    assert service.calls == ["PutSeries", "Report", "PutSeries"]
+
+
 async def test_a_series_named_by_reference_cannot_be_sent(service, client):
     """Without voxels the error reaches the caller."""
     with pytest.raises(SeriesNotResident, match="send it"):
@@ -94,8 +108,8 @@ async def test_a_series_named_by_reference_cannot_be_sent(service, client):
     assert service.calls == ["Report"]
 
 
-@pytest.mark.parametrize("error", [Overloaded("full", retry_after_s=0.001), BackendUnavailable("x", retry_after_s=0)])
-async def test_a_refused_call_is_repeated_after_the_servers_delay(service, client, volume, error):
+@pytest.mark.parametrize("error", [Overloaded("full", retry_after_s=2.5), BackendUnavailable("x", retry_after_s=2.5)])
+async def test_a_refused_call_is_repeated_after_the_servers_delay(service, client, volume, clock, error):
     """Overload and absence pass without the caller's doing, for streams, uploads and descriptions."""
     for method in ("PutSeries", "Report", "Describe"):
         service.fail(method, error)
@@ -103,6 +117,8 @@ async def test_a_refused_call_is_repeated_after_the_servers_delay(service, clien
     await client.report(volume).collect()
     await client.describe()
     assert service.calls == ["PutSeries", "PutSeries", "Report", "Report", "Describe", "Describe"]
+    assert len(clock.waits_s) == 3
+    assert min(clock.waits_s) >= 2.5
 
 
 @pytest.mark.parametrize("method", ["PutSeries", "Report", "Describe"])
@@ -219,14 +235,42 @@ async def test_all_calls_of_a_client_share_one_retry_budget(service):
     assert len(service.calls) == 10 + 5
 
 
-async def test_a_delay_longer_than_the_policy_or_the_deadline_is_not_waited_for(service, client):
+async def test_a_delay_longer_than_the_policy_or_the_deadline_is_not_waited_for(service, client, clock):
     """The refusal is raised at once."""
     service.fail("Describe", Overloaded("full", retry_after_s=3600.0), Overloaded("full", retry_after_s=5.0))
     with pytest.raises(Overloaded):
-        await client.describe()
+        await client.describe(deadline_s=7200.0)
     with pytest.raises(Overloaded):
         await client.describe(deadline_s=2.0)
-    assert len(service.calls) == 2
+    assert (len(service.calls), clock.waits_s) == (2, [])
+
+
+@pytest.mark.parametrize("method", ["PutSeries", "Report", "Ask", "Segment", "Describe"])
+async def test_all_attempts_of_a_call_share_one_deadline(service, client, volume, clock, method):
+    """Each has what the waits before it have left of it, as has the sending of a series that the service lacks."""
+    begin = {
+        "PutSeries": lambda: client.put_series(volume, deadline_s=60.0),
+        "Report": lambda: client.report(volume, deadline_s=60.0).collect(),
+        "Ask": lambda: client.ask(volume, "?", deadline_s=60.0).collect(),
+        "Segment": lambda: client.segment(volume, [ObjectPrompt(label="liver")], deadline_s=60.0).collect(),
+        "Describe": lambda: client.describe(deadline_s=60.0),
+    }
+    given_s = []
+
+    def watched(call):
+        return lambda *request, timeout: given_s.append(timeout) or call(*request, timeout=timeout)
+
+    for name in {method, "PutSeries"}:
+        setattr(client._stub, name, watched(getattr(client._stub, name)))
+    service.fail(method, *[Overloaded("full", retry_after_s=2.5)] * 2)
+    await begin[method]()
+    assert len(clock.waits_s) == 2
+    first_s, second_s = clock.waits_s
+    left_s = [60.0, 60.0 - first_s, 60.0 - first_s - second_s]
+    if method not in {"PutSeries", "Describe"}:
+        # The third attempt learns that the series is not here: it is sent, and asked about once more.
+        left_s += left_s[-1:] * 2
+    assert given_s == pytest.approx(left_s)
 
 
 async def test_a_wrong_request_is_not_repeated(service, client, volume):

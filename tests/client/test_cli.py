@@ -22,6 +22,7 @@ from medvl.client.maskfiles import maker
 from medvl.contracts.disclaimer import CUT_OFF, DISCLAIMER
 from medvl.contracts.errors import DeadlineExceeded, InternalError, Overloaded, UnknownLabel
 from medvl.embedded.files import write_phantom_series
+from medvl.imaging.masks import unpack_mask
 from medvl.wire.v1 import medvl_pb2 as pb
 
 SHAPE = (24, 20, 12)
@@ -96,6 +97,37 @@ def test_masks_of_a_text_are_findings_in_a_seg(service, medvl, tmp_path):
         (category,), (kind,) = segment.SegmentedPropertyCategoryCodeSequence, segment.SegmentedPropertyTypeCodeSequence
         assert (category.CodeValue, kind.CodeValue) == ("49755003", "52988006")
     assert [int((seg.get_volume(segment_numbers=[n]).array > 0).sum()) for n in (1, 2)] == [7 * 256, 7 * 16]
+
+
+def test_segments_of_classes_have_the_codes_that_the_service_tells(service, medvl, tmp_path):
+    """Each its own; what has no code is tissue, and nothing of it a lesion."""
+    write_phantom_series(tmp_path / "ct", seed=3, slices=7, side=16)
+    mask = np.ones((7, 16, 16), bool)
+    service.events = [
+        service.mask(mask, index=0, label="", prompt="the bright organ"),
+        service.mask(mask, index=1, label="liver"),
+        service.done(),
+    ]
+    prompts = ["--text", "the bright organ", "--label", "liver"]
+    assert medvl("segment", tmp_path / "ct", *prompts, "-o", tmp_path / "mask.dcm")[0] == Exit.OK
+    coded = {
+        segment.SegmentLabel: (
+            segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue,
+            segment.SegmentedPropertyTypeCodeSequence[0].CodeValue,
+        )
+        for segment in highdicom.seg.segread(tmp_path / "mask.dcm").SegmentSequence
+    }
+    assert coded == {"the bright organ": ("123037004", "85756007"), "liver": ("123037004", "10200004")}
+
+
+@pytest.mark.parametrize("command", [("report",), ("ask", "?"), ("segment", "--label", "liver", "-o", "OUT")])
+def test_what_was_unusual_about_a_series_is_warned_of(service, medvl, tmp_path, command):
+    """On standard error, where the policy lets it pass: nothing of it stands in the text."""
+    name, *rest = [str(tmp_path / "mask.nii.gz") if word == "OUT" else word for word in command]
+    write_phantom_series(tmp_path / "ct", seed=3, slices=7, side=16)
+    (tmp_path / "ct" / "0003.dcm").unlink()
+    _, _, err = medvl(name, tmp_path / "ct", *rest, "--geometry-policy", "warn")
+    assert err.startswith("medvl: warning: Slices are missing")
 
 
 @pytest.mark.parametrize(("output", "sentence"), [("m.nii.gz", "those of a text"), ("m.dcm", "needs a DICOM source")])
@@ -244,6 +276,21 @@ def test_a_cleanup_is_asked_for_and_told(service, medvl, series, tmp_path):
     (said,) = json.loads(out)["masks"]
     assert said["local"]
     assert (said["cleaned"]["largest_component"], said["cleaned"]["removed_voxels"]) == (True, 5)
+
+
+@pytest.mark.parametrize(("suffix", "value"), [("", None), (",1", 1), (",2", 2)])
+def test_a_mask_to_go_on_from_is_sent(service, medvl, series, suffix, value):
+    """Its voxels at their places of the canonical grid: all of the file, or those of the one value that was named."""
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[2:5, 3:6, 1:3] = 2
+    labels[8, 8, 7] = 1
+    before = series.with_name("before.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, AFFINE), before)
+    medvl("segment", series, "--mask", f"{before}{suffix}", "-o", series.with_name("after.nii.gz"))
+    (sent,) = service.requests[-1].objects
+    # The file's rows run to the front, those of the canonical grid to the back.
+    wanted = (labels > 0 if value is None else labels == value).transpose(2, 1, 0)[:, ::-1]
+    assert np.array_equal(unpack_mask(sent.mask, wanted.shape), wanted)
 
 
 def test_voxels_are_indices_of_the_file(service, medvl, series, tmp_path):
