@@ -85,7 +85,7 @@ async def test_the_report_is_preliminary_and_says_where_it_comes_from(site, seri
     assert mass == f'Finding "The liver shows a 25 mm mass" (segment 1): {measured}'
     assert hidden_cyst == 'Finding "a 10 mm cyst": no mask of it was found (score 0.02).'
     assert cyst == f'Finding "The spleen shows a 5 mm cyst" (segment 2): {larger}'
-    assert liver == f"liver (segment 3): {measured}"
+    assert liver == "liver (segment 3): volume 0.4 ml, longest diameter in a slice 11 mm (score 0.90)."
     assert numbers == "The numbers of segments are those of the DICOM SEG that comes with this report."
     assert spleen == "spleen: not found in this series (score 0.02)."
     assert "phantom (not trained, SHA-256 " + "c" * 64 in made
@@ -127,9 +127,9 @@ async def test_only_what_was_found_becomes_a_segment(site, series):
     ]
     lesion, liver = ("49755003", "52988006"), ("123037004", "10200004")
     assert kinds == [lesion, lesion, liver]
-    # The fake's masks lie as many rows lower as there are findings before them.
+    # The fake's masks of findings lie as many rows lower as there are findings before them, those of classes below.
     rows = [np.flatnonzero(stored_mask(seg, number).any(axis=(0, 2)))[0] for number in (1, 2, 3)]
-    assert rows == [4, 6, 4]
+    assert rows == [4, 6, 14]
 
 
 async def test_findings_have_masks_without_any_label(site, series):
@@ -257,6 +257,46 @@ async def test_fewer_bits_make_another_document_that_says_so(site, series, tmp_p
         assert first[modality].SOPInstanceUID != second[modality].SOPInstanceUID
 
 
+async def test_all_that_decides_what_documents_say_decides_their_uids(site, series, tmp_path, monkeypatch):
+    """A PACS that has a UID keeps what it has: with one thing changed after the other no UID is ever used again."""
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    for number, ds in enumerate(series):
+        ds.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+
+    async def uids(fingerprint="fingerprint", **changes):
+        config = dataclasses.replace(site.config, **changes)
+        async with AsyncClient(site.service.endpoint) as client:
+            files = await analysis_module.analyse(client, folder, fingerprint, config)
+        made = [dcmread(BytesIO(files[name])) for name in ("sr.dcm", "seg.dcm", "measurements.dcm")]
+        own = [uid for ds in made for uid in (ds.SOPInstanceUID, ds.SeriesInstanceUID)]
+        return {*own, *(segment.TrackingUID for segment in made[1].SegmentSequence)}
+
+    known = await uids()
+    assert await uids() == known
+    for changes in (
+        {"fingerprint": "another"},
+        {"geometry_policy": "warn"},
+        {"labels": ("liver",)},
+        {"labels": ("spleen", "liver")},
+    ):
+        other = await uids(**changes)
+        assert not known & other, changes
+        known |= other
+    for holder, changes in (
+        (site.service, {"software": "medvl-sam2 9"}),
+        (site.service, {"report_digest": "e" * 64, "masks_digest": "e" * 64}),
+        (site.service, {"quantisation": pb.Quantisation(method="awq", weight_bits=4, digest="d" * 64)}),
+        (site.service, {"quantisation": pb.Quantisation(method="awq", weight_bits=4, digest="f" * 64)}),
+        (analysis_module, {"_EDITION": "0"}),
+    ):
+        for name, value in changes.items():
+            monkeypatch.setattr(holder, name, value)
+        other = await uids()
+        assert not known & other, changes
+        known |= other
+
+
 async def test_a_series_that_grows_is_worked_on_again(site, series):
     """Late instances make new results of the whole series; instances that come twice make nothing."""
     async with site.gateway() as gateway:
@@ -380,7 +420,7 @@ async def test_a_destination_that_is_away_costs_time_only(site, series, monkeypa
 
 
 async def test_a_result_that_the_destination_refuses_is_kept(site, series):
-    """A status other than success or warning is a failure."""
+    """All of it is sent again later, though the destination has refused it."""
     site.inbox.status = OUT_OF_RESOURCES
     async with site.gateway() as gateway:
         await site.send(gateway, series)
@@ -563,6 +603,18 @@ async def test_a_series_of_no_study_makes_no_result(site, series):
         assert not await site.outcomes.get()
         assert site.spooled().state().phase is Phase.REFUSED
     assert site.service.reports == 0
+
+
+async def test_a_geometry_that_the_policy_refuses_is_not_tried_again(site, series):
+    """Slices stay where they are; the service is not even asked."""
+    series[4].ImagePositionPatient[2] += 1.0
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+        spooled = site.spooled()
+        assert spooled.state().phase is Phase.REFUSED
+        assert spooled.due_at_s(site.config.quiet_s) is None
+    assert (site.service.reports, site.inbox.received.qsize()) == (0, 0)
 
 
 async def test_a_series_that_was_refused_is_deleted_after_its_time(site, series):
