@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import pytest
 
 from medvl.client.cli import main
+from medvl.pacs import run as run_module
+from medvl.pacs.config import Destination, GatewayConfig
 from medvl.pacs.spool import Phase, Spool
 
 from .conftest import RESULTS
@@ -101,6 +104,48 @@ def test_what_nothing_catches_is_told_without_its_words():
     assert ": ValueError in fail:" in task
     for said in (thread, main_thread):
         assert said.startswith("an exception was not caught: ValueError in fail:")
+
+
+TOLD = {
+    "--aet": ("SCP", "ae_title", "SCP"),
+    "--host": ("10.0.0.1", "host", "10.0.0.1"),
+    "--port": ("104", "port", 104),
+    "--labels": ("liver, spleen,", "labels", ("liver", "spleen")),
+    "--geometry-policy": ("resample", "geometry_policy", "resample"),
+    "--quiet-s": ("4", "quiet_s", 4.0),
+    "--keep-h": ("2", "keep_s", 7200.0),
+    "--keep-refused-h": ("3", "keep_refused_s", 10800.0),
+}
+"""Of each option what is typed, and what of the gateway's configuration that is."""
+
+
+@pytest.mark.usefixtures("own_logging")
+@pytest.mark.parametrize("options", [[], *([option] for option in TOLD), [*TOLD]], ids=lambda o: " ".join(o) or "none")
+def test_what_is_typed_is_what_the_gateway_is_told(options, tmp_path, monkeypatch):
+    """Each option is its own field, in its unit: hours are hours. What is not typed is what the help says."""
+    told = []
+
+    async def serve(config):
+        told.append(config)
+
+    monkeypatch.setattr(run_module, "_serve", serve)
+    typed = [word for option in options for word in (option, TOLD[option][0])]
+    needed = ["--endpoint", "localhost:1", "--destination", "PACS@host:104", "--spool", str(tmp_path / "s")]
+    assert main(["pacs", *needed, *typed]) == 0
+    untold = GatewayConfig(
+        ae_title="MEDVL",
+        host="0.0.0.0",
+        port=11112,
+        endpoint="localhost:1",
+        destination=Destination("PACS", "host", 104),
+        labels=(),
+        geometry_policy="reject",
+        spool=tmp_path / "s",
+        quiet_s=15.0,
+        keep_s=24 * 3600.0,
+        keep_refused_s=72 * 3600.0,
+    )
+    assert told == [dataclasses.replace(untold, **{field: value for _, field, value in map(TOLD.get, options)})]
 
 
 @pytest.mark.parametrize(
