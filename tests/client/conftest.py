@@ -51,7 +51,7 @@ def make_mask(array: np.ndarray | None, *, index: int = 0, label: str = "liver",
 class FakeService(pb_grpc.MedVLServicer):
     """Stores series and answers ``events``; raises the errors queued in ``failures`` first.
 
-    What it says that it has stored is ``acknowledges``, where that is set.
+    What it says that it has stored is ``acknowledges``, where that is set. ``left_s`` is how long each call might last.
     """
 
     done = staticmethod(make_done)
@@ -65,14 +65,16 @@ class FakeService(pb_grpc.MedVLServicer):
         self.acknowledges = ""
         self.calls: list[str] = []
         self.requests: list[Any] = []
-        self.failures: dict[str, deque[MedvlError]] = defaultdict(deque)
+        self.left_s: list[float] = []
+        self.health = health.HealthServicer()
+        self.failures: dict[str, deque[MedvlError | grpc.StatusCode]] = defaultdict(deque)
         self.events: list[pb.Event] = [make_done()]
         self.fail_after: MedvlError | None = None
         self.hold: threading.Event | None = None
         self.ended = threading.Event()
 
-    def fail(self, method: str, *errors: MedvlError) -> None:
-        """Refuse the next calls of a method."""
+    def fail(self, method: str, *errors: MedvlError | grpc.StatusCode) -> None:
+        """Refuse the next calls of a method; a bare code is what a connection says, and no service."""
         self.failures[method].extend(errors)
 
     def PutSeries(self, request_iterator, context):  # noqa: N802
@@ -116,6 +118,7 @@ class FakeService(pb_grpc.MedVLServicer):
     def _begin(self, method, request, context):
         self.calls.append(method)
         self.requests.append(request)
+        self.left_s.append(context.time_remaining())
         if self.failures[method]:
             self.abort(context, self.failures[method].popleft())
 
@@ -132,7 +135,9 @@ class FakeService(pb_grpc.MedVLServicer):
 
     @staticmethod
     def abort(context, error):
-        """End a call with an error of the tree."""
+        """End a call with an error of the tree, or a bare code."""
+        if isinstance(error, grpc.StatusCode):
+            context.abort(error, "")
         context.abort_with_status(rpc_status.to_status(to_status(error)))
 
 
@@ -142,9 +147,8 @@ def service() -> Iterator[FakeService]:
     fake = FakeService()
     server = grpc.server(ThreadPoolExecutor(8))
     pb_grpc.add_MedVLServicer_to_server(fake, server)
-    checks = health.HealthServicer()
-    checks.set("medvl.wire.v1.MedVL", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    fake.health.set("medvl.wire.v1.MedVL", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
     fake.endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield fake
