@@ -217,17 +217,25 @@ def kind(ds):
 
 
 class Inbox:
-    """A storage SCP that keeps what it takes; ``status`` is what it answers, ``statuses`` that by modality."""
+    """A storage SCP that keeps what it takes; ``status`` is what it answers, ``statuses`` that by modality.
+
+    ``titles`` are those of each association: who called whom.
+    """
 
     def __init__(self, contexts=AllStoragePresentationContexts):
         self.received: queue.Queue[Dataset] = queue.Queue()
         self.status = 0x0000
         self.statuses: dict[str, int] = {}
+        self.titles: list[tuple[str, str]] = []
         entity = AE("INBOX")
         entity.supported_contexts = contexts
-        handlers = [(evt.EVT_C_STORE, self._on_store)]
+        handlers = [(evt.EVT_REQUESTED, self._on_request), (evt.EVT_C_STORE, self._on_store)]
         self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         self.destination = Destination("INBOX", "127.0.0.1", self._server.server_address[1])
+
+    def _on_request(self, event):
+        request = event.assoc.requestor.primitive
+        self.titles.append((request.calling_ae_title, request.called_ae_title))
 
     def _on_store(self, event):
         dataset = event.dataset

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import os
+import time
 from io import BytesIO
 from unittest.mock import Mock
 
@@ -105,6 +107,15 @@ async def test_a_report_that_was_cut_off_is_partial_and_says_so_first(site, seri
     _device, finding, first, *_ = texts(cut["SR"])
     assert finding == "The liver shows a 25 mm mass (segment 1) and the sple"
     assert first == texts(cut[MEASUREMENTS].ContentSequence[-1])[0] == CUT_OFF
+
+
+async def test_a_long_report_comes_whole(site, series):
+    """However many paragraphs, headings and characters it has."""
+    findings = "\n\n".join(f"Paragraph {n}: {'all of it is as it should be. ' * 40}".strip() for n in range(5))
+    site.service.report = f"Findings: {findings}\nImpression: Normal.\n\nImpression: All of it.\nSo it ends."
+    _device, said, impression, *_ = texts((await site.answered(series, count=1, labels=()))["SR"])
+    assert said == findings
+    assert impression == "Normal.\n\nImpression: All of it.\nSo it ends."
 
 
 async def test_every_result_says_that_it_is_not_for_diagnosis(site, series):
@@ -237,7 +248,7 @@ async def test_files_whose_data_set_lacks_what_it_is(service, config, series, tm
 
 
 async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):
-    """UIDs follow from the inputs alone, whatever the order in which instances come; other labels make others."""
+    """Contents and UIDs follow from the inputs alone, in whatever order instances come; other labels make others."""
     first = await site.answered(series)
     second = await site.answered(series[::-1], spool=tmp_path / "second")
     third = await site.answered(series, spool=tmp_path / "third", labels=("liver",))
@@ -245,6 +256,10 @@ async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):
         assert first[modality].SOPInstanceUID == second[modality].SOPInstanceUID
         assert first[modality].SeriesInstanceUID == second[modality].SeriesInstanceUID
         assert first[modality].SOPInstanceUID != third[modality].SOPInstanceUID
+    for modality in ("SR", MEASUREMENTS):
+        assert first[modality].ContentSequence == second[modality].ContentSequence
+    assert first["SEG"].PixelData == second["SEG"].PixelData
+    assert first["SEG"].PerFrameFunctionalGroupsSequence == second["SEG"].PerFrameFunctionalGroupsSequence
 
 
 async def test_fewer_bits_make_another_document_that_says_so(site, series, tmp_path):
@@ -329,6 +344,32 @@ async def test_a_series_of_a_corrected_patient_is_answered_again(site, series, t
         assert first[modality].SOPInstanceUID != second[modality].SOPInstanceUID
         assert first[modality].SeriesInstanceUID != second[modality].SeriesInstanceUID
         assert second[modality].SOPInstanceUID == third[modality].SOPInstanceUID
+
+
+async def test_a_series_is_not_worked_on_before_it_has_been_quiet(site, series):
+    """What may be half of a series would have a report of its own, of what is not there as well."""
+    series_by_age_s = {3500: series, 3700: make_series()}
+    async with site.gateway(quiet_s=3600.0) as gateway:
+        for datasets in series_by_age_s.values():
+            await site.send(gateway, datasets)
+    now_s, folders = time.time(), {}
+    for age_s, [first, *_] in series_by_age_s.items():
+        folders[age_s] = site.config.spool / "series" / spool_module.hashed(first.SeriesInstanceUID)
+        for path in (folders[age_s] / "instances").iterdir():
+            os.utime(path, (now_s - age_s, now_s - age_s))
+    async with site.gateway(quiet_s=3600.0):
+        assert await site.outcomes.get()
+    assert SpooledSeries(folders[3700]).state().phase is Phase.DELIVERED
+    assert SpooledSeries(folders[3500]).state() is None
+
+
+async def test_results_go_from_our_title_to_that_of_the_destination(site, series):
+    """A PACS takes them from whom it knows, and one process may be several of them."""
+    theirs = dataclasses.replace(site.inbox.destination, ae_title="THEIRS")
+    async with site.gateway(ae_title="OURS", destination=theirs) as gateway:
+        await site.send(gateway, series, title="OURS")
+        assert await site.outcomes.get()
+    assert site.inbox.titles == [("OURS", "THEIRS")]
 
 
 async def test_it_answers_an_echo(site):
@@ -492,6 +533,18 @@ async def test_a_service_that_is_away_costs_time_only(site, series, refusal, mon
         while not await site.outcomes.get():
             pass
     assert site.inbox.take().keys() == RESULTS
+
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError, MemoryError])
+async def test_a_failure_that_nobody_foresaw_is_tried_again(site, series, monkeypatch, caplog, kind):
+    """It says nothing against the series, which is refused for what it is alone; the log does not quote it."""
+    monkeypatch.setattr(analysis_module, "build_sr", Mock(side_effect=kind(PATIENT)))
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+    assert site.spooled().state().phase is Phase.FAILED
+    assert kind.__name__ in caplog.text
+    assert PATIENT not in caplog.text
 
 
 async def test_a_call_that_ends_as_cancelled_costs_time_only(site, series, monkeypatch):
