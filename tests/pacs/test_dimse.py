@@ -258,6 +258,18 @@ def test_other_content_of_an_instance_replaces_it(scp, spool):
     assert len({first, fingerprint("PLANTED", RLELossless), fingerprint("CORRECTED")}) == 3
 
 
+def test_an_instance_whose_last_pixel_alone_was_corrected_replaces_it(scp, spool):
+    """All of it counts, not only what is said of it."""
+    ds = make_series(1)[0]
+    association = associate(scp)
+    for last_pixel in (b"\1\0", b"\2\0"):
+        ds.PixelData = ds.PixelData[:-2] + last_pixel
+        assert association.send_c_store(ds).Status == SUCCESS
+        [path] = files(spool)
+        assert path.read_bytes().endswith(ds.PixelData)
+    association.release()
+
+
 def test_a_destination_that_warns_or_has_it_already_has_the_result(inbox, tmp_path):
     """Elements were coerced, discarded, or do not match the SOP class, but it was stored (PS3.4, table B.2-1)."""
     make_series(1)[0].save_as(tmp_path / "result.dcm", enforce_file_format=True)

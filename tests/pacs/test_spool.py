@@ -90,7 +90,8 @@ def test_names_in_the_spool_are_hashes(spool, tmp_path):
 
 def test_only_its_owner_reads_the_spool(spool, tmp_path):
     """It holds patient data."""
-    assert (tmp_path / "spool" / "series").stat().st_mode & 0o077 == 0
+    for name in ("series", "incoming"):
+        assert (tmp_path / "spool" / name).stat().st_mode & 0o077 == 0
 
 
 def test_an_instance_that_comes_twice_is_one(spool):
@@ -308,4 +309,6 @@ def test_the_state_is_json_without_identifiers(spool):
     receive(spool, "1.2.3.4711", "1.2.3.4711.1", b"x")
     series = only(spool)
     series.record(series.fingerprint(), Phase.FAILED)
-    assert json.loads((series.folder / "state.json").read_text())["phase"] == "failed"
+    said = (series.folder / "state.json").read_text()
+    assert json.loads(said)["phase"] == "failed"
+    assert "4711" not in said
