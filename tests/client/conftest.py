@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from medvl.client import retry
 from medvl.contracts.disclaimer import DISCLAIMER
 from medvl.contracts.errors import MedvlError, SeriesNotResident
 from medvl.imaging.geometry import Geometry
@@ -48,7 +49,10 @@ def make_mask(array: np.ndarray | None, *, index: int = 0, label: str = "liver",
 
 
 class FakeService(pb_grpc.MedVLServicer):
-    """Stores series and answers ``events``; raises the errors queued in ``failures`` first."""
+    """Stores series and answers ``events``; raises the errors queued in ``failures`` first.
+
+    What it says that it has stored is ``acknowledges``, where that is set. ``left_s`` is how long each call might last.
+    """
 
     done = staticmethod(make_done)
     mask = staticmethod(make_mask)
@@ -58,16 +62,19 @@ class FakeService(pb_grpc.MedVLServicer):
         self.provenance = make_done().done.provenance
         self.volumes: dict[str, np.ndarray] = {}
         self.resident: set[str] = set()
+        self.acknowledges = ""
         self.calls: list[str] = []
         self.requests: list[Any] = []
-        self.failures: dict[str, deque[MedvlError]] = defaultdict(deque)
+        self.left_s: list[float] = []
+        self.health = health.HealthServicer()
+        self.failures: dict[str, deque[MedvlError | grpc.StatusCode]] = defaultdict(deque)
         self.events: list[pb.Event] = [make_done()]
         self.fail_after: MedvlError | None = None
         self.hold: threading.Event | None = None
         self.ended = threading.Event()
 
-    def fail(self, method: str, *errors: MedvlError) -> None:
-        """Refuse the next calls of a method."""
+    def fail(self, method: str, *errors: MedvlError | grpc.StatusCode) -> None:
+        """Refuse the next calls of a method; a bare code is what a connection says, and no service."""
         self.failures[method].extend(errors)
 
     def PutSeries(self, request_iterator, context):  # noqa: N802
@@ -75,14 +82,14 @@ class FakeService(pb_grpc.MedVLServicer):
         header = next(request_iterator).header
         self._begin("PutSeries", header, context)
         if header.digest in self.resident:
-            return pb.PutSeriesResponse(digest=header.digest, already_resident=True)
+            return pb.PutSeriesResponse(digest=self.acknowledges or header.digest, already_resident=True)
         context.send_initial_metadata(((UPLOAD_KEY, UPLOAD_SEND),))
         decoder = ChunkDecoder(geometry_from_wire(header.geometry).shape, header.compression)
         for message in request_iterator:
             decoder.feed(message.chunk)
         self.volumes[header.digest] = decoder.finish()
         self.resident.add(header.digest)
-        return pb.PutSeriesResponse(digest=header.digest)
+        return pb.PutSeriesResponse(digest=self.acknowledges or header.digest)
 
     def Report(self, request, context):  # noqa: N802
         """Answer the script."""
@@ -111,6 +118,7 @@ class FakeService(pb_grpc.MedVLServicer):
     def _begin(self, method, request, context):
         self.calls.append(method)
         self.requests.append(request)
+        self.left_s.append(context.time_remaining())
         if self.failures[method]:
             self.abort(context, self.failures[method].popleft())
 
@@ -127,7 +135,9 @@ class FakeService(pb_grpc.MedVLServicer):
 
     @staticmethod
     def abort(context, error):
-        """End a call with an error of the tree."""
+        """End a call with an error of the tree, or a bare code."""
+        if isinstance(error, grpc.StatusCode):
+            context.abort(error, "")
         context.abort_with_status(rpc_status.to_status(to_status(error)))
 
 
@@ -137,15 +147,40 @@ def service() -> Iterator[FakeService]:
     fake = FakeService()
     server = grpc.server(ThreadPoolExecutor(8))
     pb_grpc.add_MedVLServicer_to_server(fake, server)
-    checks = health.HealthServicer()
-    checks.set("medvl.wire.v1.MedVL", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    fake.health.set("medvl.wire.v1.MedVL", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
     fake.endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield fake
     if fake.hold is not None:
         fake.hold.set()
     server.stop(None).wait()
+
+
+class Clock:
+    """The time of deadlines and of waits between attempts: only waiting moves it, and takes no time."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.waits_s: list[float] = []
+
+    def monotonic(self) -> float:
+        """Return the time; see :func:`time.monotonic`."""
+        return self.now_s
+
+    async def sleep(self, delay_s: float) -> None:
+        """Pass time; see :func:`asyncio.sleep`."""
+        self.waits_s.append(delay_s)
+        self.now_s += delay_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What the client takes for the time between its attempts."""
+    clock = Clock()
+    monkeypatch.setattr(retry, "time", clock)
+    monkeypatch.setattr(retry, "asyncio", clock)
+    return clock
 
 
 def make_volume(shape: tuple[int, int, int] = SHAPE) -> Volume:

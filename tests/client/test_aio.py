@@ -8,14 +8,17 @@ import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2
 
 from medvl.client import (
     AsyncClient,
     Cleanup,
     Done,
     Mask,
+    Measurement,
     ObjectPrompt,
     Point,
     Progress,
@@ -87,6 +90,20 @@ async def test_a_series_is_sent_again_once_only(service, client, volume):
     assert service.calls == ["Ask", "PutSeries", "Ask"]
 
 
+@pytest.mark.parametrize("held", [False, True])
+async def test_an_acknowledgement_of_another_series_is_a_defect(service, client, volume, held):
+    """A service that takes one series for another would answer about the wrong patient."""
+    if held:
+        service.resident.add(volume.digest)
+    service.acknowledges = "f" * 64
+    with pytest.raises(InternalError, match="another series"):
+        await client.put_series(volume)
+    service.fail("Report", SeriesNotResident("gone"))
+    with pytest.raises(InternalError, match="another series"):
+        await client.report(volume).collect()
+    assert service.calls == ["PutSeries", "Report", "PutSeries"]
+
+
 async def test_a_series_named_by_reference_cannot_be_sent(service, client):
     """Without voxels the error reaches the caller."""
     with pytest.raises(SeriesNotResident, match="send it"):
@@ -94,8 +111,8 @@ async def test_a_series_named_by_reference_cannot_be_sent(service, client):
     assert service.calls == ["Report"]
 
 
-@pytest.mark.parametrize("error", [Overloaded("full", retry_after_s=0.001), BackendUnavailable("x", retry_after_s=0)])
-async def test_a_refused_call_is_repeated_after_the_servers_delay(service, client, volume, error):
+@pytest.mark.parametrize("error", [Overloaded("full", retry_after_s=2.5), BackendUnavailable("x", retry_after_s=2.5)])
+async def test_a_refused_call_is_repeated_after_the_servers_delay(service, client, volume, clock, error):
     """Overload and absence pass without the caller's doing, for streams, uploads and descriptions."""
     for method in ("PutSeries", "Report", "Describe"):
         service.fail(method, error)
@@ -103,6 +120,8 @@ async def test_a_refused_call_is_repeated_after_the_servers_delay(service, clien
     await client.report(volume).collect()
     await client.describe()
     assert service.calls == ["PutSeries", "PutSeries", "Report", "Report", "Describe", "Describe"]
+    assert len(clock.waits_s) == 3
+    assert min(clock.waits_s) >= 2.5
 
 
 @pytest.mark.parametrize("method", ["PutSeries", "Report", "Describe"])
@@ -117,6 +136,16 @@ async def test_a_call_that_the_server_cancels_is_repeated(service, client, volum
     }
     await begin[method]()
     assert service.calls == [method, method]
+
+
+async def test_an_upload_whose_answer_the_channel_lost_is_repeated(service, client, volume, clock):
+    """INTERNAL without a word of the service is the connection's own; where no answer was under way, it is a defect."""
+    service.fail("PutSeries", grpc.StatusCode.INTERNAL)
+    await client.put_series(volume)
+    assert (service.calls, clock.waits_s) == (["PutSeries", "PutSeries"], [0.0])
+    service.fail("Report", grpc.StatusCode.INTERNAL)
+    with pytest.raises(InternalError):
+        await client.report(volume).collect()
 
 
 @asynccontextmanager
@@ -202,9 +231,9 @@ async def test_closing_a_client_ends_its_calls(service, client, volume):
 
 async def test_attempts_are_limited(service, volume):
     """The last refusal is raised."""
-    service.fail("PutSeries", *[Overloaded("full", retry_after_s=0.001)] * 9)
+    service.fail("PutSeries", *(Overloaded(f"full {n}", retry_after_s=0.001) for n in range(1, 10)))
     async with AsyncClient(service.endpoint, retry=RetryPolicy(max_attempts=3)) as client:
-        with pytest.raises(Overloaded, match="full"):
+        with pytest.raises(Overloaded, match="full 3"):
             await client.put_series(volume)
     assert len(service.calls) == 3
 
@@ -219,14 +248,62 @@ async def test_all_calls_of_a_client_share_one_retry_budget(service):
     assert len(service.calls) == 10 + 5
 
 
-async def test_a_delay_longer_than_the_policy_or_the_deadline_is_not_waited_for(service, client):
+async def test_a_delay_longer_than_the_policy_or_the_deadline_is_not_waited_for(service, client, clock):
     """The refusal is raised at once."""
     service.fail("Describe", Overloaded("full", retry_after_s=3600.0), Overloaded("full", retry_after_s=5.0))
     with pytest.raises(Overloaded):
-        await client.describe()
+        await client.describe(deadline_s=7200.0)
     with pytest.raises(Overloaded):
         await client.describe(deadline_s=2.0)
-    assert len(service.calls) == 2
+    assert (len(service.calls), clock.waits_s) == (2, [])
+
+
+def times_given(client):
+    """The seconds that each call of a client from now on may take, in order."""
+    given_s = []
+
+    def watched(call):
+        return lambda *request, timeout: given_s.append(timeout) or call(*request, timeout=timeout)
+
+    for method in ("PutSeries", "Report", "Ask", "Segment", "Describe"):
+        setattr(client._stub, method, watched(getattr(client._stub, method)))
+    return given_s
+
+
+@pytest.mark.usefixtures("clock")
+async def test_each_kind_of_call_has_the_time_that_the_client_was_told(service, volume):
+    """A long segmentation is not given up for the time of a description."""
+    timeouts = Timeouts(describe_s=11.0, upload_s=22.0, text_s=33.0, segment_s=44.0)
+    async with AsyncClient(service.endpoint, timeouts=timeouts) as client:
+        given_s = times_given(client)
+        await client.put_series(volume)
+        await client.report(volume).collect()
+        await client.ask(volume, "?").collect()
+        await client.segment(volume, [ObjectPrompt(label="liver")]).collect()
+        await client.describe()
+    assert given_s == [22.0, 33.0, 33.0, 44.0, 11.0]
+
+
+@pytest.mark.parametrize("method", ["PutSeries", "Report", "Ask", "Segment", "Describe"])
+async def test_all_attempts_of_a_call_share_one_deadline(service, client, volume, clock, method):
+    """Each has what the waits before it have left of it, as has the sending of a series that the service lacks."""
+    begin = {
+        "PutSeries": lambda: client.put_series(volume, deadline_s=60.0),
+        "Report": lambda: client.report(volume, deadline_s=60.0).collect(),
+        "Ask": lambda: client.ask(volume, "?", deadline_s=60.0).collect(),
+        "Segment": lambda: client.segment(volume, [ObjectPrompt(label="liver")], deadline_s=60.0).collect(),
+        "Describe": lambda: client.describe(deadline_s=60.0),
+    }
+    given_s = times_given(client)
+    service.fail(method, *[Overloaded("full", retry_after_s=2.5)] * 2)
+    await begin[method]()
+    assert len(clock.waits_s) == 2
+    first_s, second_s = clock.waits_s
+    left_s = [60.0, 60.0 - first_s, 60.0 - first_s - second_s]
+    if method not in {"PutSeries", "Describe"}:
+        # The third attempt learns that the series is not here: it is sent, and asked about once more.
+        left_s += left_s[-1:] * 2
+    assert given_s == pytest.approx(left_s)
 
 
 async def test_a_wrong_request_is_not_repeated(service, client, volume):
@@ -246,25 +323,44 @@ async def test_a_call_is_repeated_after_progress_but_not_after_a_part_of_the_ans
     with pytest.raises(BackendUnavailable):
         await client.segment(volume, [ObjectPrompt(label="liver")]).collect()
     assert service.calls == ["Segment"] * 4
-    service.calls.clear()
-    service.events = [pb.Event(text=pb.TextDelta(text="The"))]
-    with pytest.raises(BackendUnavailable):
-        await client.report(volume).collect()
-    assert service.calls == ["Report"]
+    mask = np.ones(volume.geometry.shape, bool)
+    for part in (
+        pb.Event(text=pb.TextDelta(text="The")),
+        pb.Event(preview=pb.SlicePreview(packed=pack_mask(mask[:1]))),
+        service.mask(mask),
+    ):
+        service.calls.clear()
+        service.events = [part]
+        with pytest.raises(BackendUnavailable):
+            await client.report(volume).collect()
+        assert service.calls == ["Report"]
 
 
 async def test_events_are_typed_and_in_order(service, client, volume):
-    """Every kind of event becomes its own frozen value; masks unpack to the canonical grid."""
+    """Every kind of event becomes its own frozen value, field by field; masks unpack to the canonical grid."""
     mask = np.zeros(volume.geometry.shape, bool)
     mask[2, 3:7, 4:9] = True
-    preview = pb.SlicePreview(object=0, slice=2, score=0.5, packed=pack_mask(mask[2:3]))
+    preview = pb.SlicePreview(object=1, slice=2, score=0.5, packed=pack_mask(mask[2:3]))
+    measured = {
+        "voxels": 20,
+        "volume_mm3": 1200.0,
+        "diameter_mm": 12.0,
+        "diameter_3d_mm": 13.0,
+        "centroid_lps_mm": (-12.5, 3.0, 40.0),
+        "box_min": (2, 3, 4),
+        "box_max": (2, 6, 8),
+    }
+    mask_event = service.mask(mask, index=1)
+    mask_event.mask.score = 0.0625
+    mask_event.mask.measurement.CopyFrom(pb.Measurement(**measured))
+    mask_event.mask.slice_scores.update({2: 0.25, 3: 0.5})
     service.resident.add(volume.digest)
     service.events = [
         pb.Event(progress=pb.Progress(stage=pb.STAGE_ENCODE, done=1, total=6)),
         pb.Event(preview=preview),
         pb.Event(text=pb.TextDelta(text="Liver [SEG].")),
-        service.mask(mask),
-        service.mask(None, index=1, label="spleen"),
+        mask_event,
+        service.mask(None, index=0, label="spleen"),
         service.done("Liver [SEG]."),
     ]
     async with client.segment(volume, [ObjectPrompt(label="liver")], previews=True) as stream:
@@ -272,13 +368,27 @@ async def test_events_are_typed_and_in_order(service, client, volume):
     assert progress == Progress(Stage.ENCODE, 1, 6)
     assert text == TextDelta("Liver [SEG].")
     assert isinstance(shown, SlicePreview)
+    assert (shown.object_index, shown.slice_index, shown.score) == (1, 2, 0.5)
     assert np.array_equal(shown.array, mask[2])
     assert isinstance(found, Mask)
     assert np.array_equal(found.array, mask)
-    assert found.measurement.voxels == mask.sum()
+    assert found.measurement == Measurement(**measured)
+    assert (found.object_index, found.label, found.found, found.score) == (1, "liver", True, 0.0625)
+    assert (found.key_slices, found.slice_scores) == ((2,), {2: 0.25, 3: 0.5})
     assert (absent.found, absent.measurement, absent.array.any()) == (False, None, False)
+    assert (absent.object_index, absent.label) == (0, "spleen")
     assert done.text == "Liver [SEG]."
     assert "Not for diagnosis" in done.disclaimer
+
+
+async def test_a_mask_that_does_not_compress_arrives(service, client):
+    """It is larger than a message of gRPC may be unless told otherwise, 4 MB."""
+    mask = np.random.default_rng(1).random((140, 512, 512), np.float32) < 0.5
+    assert len(pack_mask(mask)) > 4 << 20
+    service.resident.add("a" * 64)
+    service.events = [service.mask(mask), service.done()]
+    (found,) = (await client.segment(SeriesRef("a" * 64, mask.shape), [ObjectPrompt(label="liver")]).collect()).masks
+    assert np.array_equal(found.array, mask)
 
 
 async def test_prompts_reach_the_server_as_they_were_given(service, client, volume):
@@ -389,6 +499,8 @@ async def test_describe_and_health(service, client):
     assert description.backends == {"llm": "python"}
     assert description.limits.max_slices == 1500
     assert await client.health()
+    service.health.set("medvl.wire.v1.MedVL", health_pb2.HealthCheckResponse.NOT_SERVING)
+    assert not await client.health()
 
 
 async def test_nobody_at_the_endpoint():

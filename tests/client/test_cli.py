@@ -22,6 +22,7 @@ from medvl.client.maskfiles import maker
 from medvl.contracts.disclaimer import CUT_OFF, DISCLAIMER
 from medvl.contracts.errors import DeadlineExceeded, InternalError, Overloaded, UnknownLabel
 from medvl.embedded.files import write_phantom_series
+from medvl.imaging.masks import unpack_mask
 from medvl.wire.v1 import medvl_pb2 as pb
 
 SHAPE = (24, 20, 12)
@@ -98,6 +99,39 @@ def test_masks_of_a_text_are_findings_in_a_seg(service, medvl, tmp_path):
     assert [int((seg.get_volume(segment_numbers=[n]).array > 0).sum()) for n in (1, 2)] == [7 * 256, 7 * 16]
 
 
+def test_segments_of_classes_have_the_codes_that_the_service_tells(service, medvl, tmp_path):
+    """Each its own; what has no code is tissue, and nothing of it a lesion."""
+    write_phantom_series(tmp_path / "ct", seed=3, slices=7, side=16)
+    mask = np.ones((7, 16, 16), bool)
+    service.events = [
+        service.mask(mask, index=0, label="", prompt="the bright organ"),
+        service.mask(mask, index=1, label="liver"),
+        service.done(),
+    ]
+    prompts = ["--text", "the bright organ", "--label", "liver"]
+    assert medvl("segment", tmp_path / "ct", *prompts, "-o", tmp_path / "mask.dcm")[0] == Exit.OK
+    coded = {
+        segment.SegmentLabel: (
+            segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue,
+            segment.SegmentedPropertyTypeCodeSequence[0].CodeValue,
+        )
+        for segment in highdicom.seg.segread(tmp_path / "mask.dcm").SegmentSequence
+    }
+    assert coded == {"the bright organ": ("123037004", "85756007"), "liver": ("123037004", "10200004")}
+
+
+@pytest.mark.parametrize("command", [("report",), ("ask", "?"), ("segment", "--label", "liver", "-o", "OUT")])
+def test_what_was_unusual_about_a_series_is_warned_of(service, medvl, tmp_path, command):
+    """On standard error and in the document, where the policy lets it pass: nothing of it stands in the text."""
+    name, *rest = [str(tmp_path / "mask.nii.gz") if word == "OUT" else word for word in command]
+    write_phantom_series(tmp_path / "ct", seed=3, slices=7, side=16)
+    (tmp_path / "ct" / "0003.dcm").unlink()
+    _, out, err = medvl(name, tmp_path / "ct", *rest, "--geometry-policy", "warn", "--json")
+    (finding,) = json.loads(out)["series"]["findings"]
+    assert finding.startswith("Slices are missing")
+    assert err == f"medvl: warning: {finding}\n"
+
+
 @pytest.mark.parametrize(("output", "sentence"), [("m.nii.gz", "those of a text"), ("m.dcm", "needs a DICOM source")])
 def test_an_output_that_cannot_hold_them_is_refused_before_the_service_is_asked(
     service, medvl, series, output, sentence
@@ -112,6 +146,13 @@ def test_ask_sends_the_question(service, medvl, series):
     """The words arrive as they were typed, even when they begin with a minus sign and a digit."""
     assert medvl("ask", series, "Is the liver large?")[0] == Exit.OK
     assert service.requests[-1].question == "Is the liver large?"
+
+
+def test_a_long_text_is_printed_whole(service, medvl, series):
+    """However much of it comes at once."""
+    text = " ".join(map(str, range(20_000)))
+    service.events = [pb.Event(text=pb.TextDelta(text=text)), service.done(text)]
+    assert medvl("report", series)[1].startswith(f"{text}\n")
 
 
 def test_text_of_a_model_cannot_steer_the_terminal(service, medvl, series):
@@ -152,7 +193,17 @@ def test_json_is_one_document_and_nothing_else(service, medvl, series, tmp_path,
     document = json.loads(out)
     assert (code, err) == (Exit.OK, "")
     assert document["text"] == "x"
-    assert document["series"]["geometry"]["shape"] == [12, 20, 24]
+    assert document["series"] == {
+        "digest": service.requests[-1].series,
+        "geometry": {
+            "shape": [12, 20, 24],
+            "spacing_mm": pytest.approx([2.5, 0.8, 0.7]),
+            # The foremost row is the last one of the file; LPS millimetres.
+            "origin_mm": pytest.approx([-9.0, 30.0 - 19 * 0.8, 40.0]),
+            "direction": [pytest.approx(axis) for axis in ([0, 0, 1], [0, 1, 0], [1, 0, 0])],
+        },
+        "findings": [],
+    }
     assert document["masks"][0]["measurement"]["voxels"] == mask.sum()
     assert document["provenance"]["trained"] is False
     assert document["disclaimer"]
@@ -160,7 +211,12 @@ def test_json_is_one_document_and_nothing_else(service, medvl, series, tmp_path,
 
 def test_describe(service, medvl):
     """What is served can be read by people and programs."""
-    assert "liver" in medvl("describe")[1]
+    said = medvl("describe")[1]
+    assert "classes       liver\n" in said
+    assert f"checkpoint    phantom (NOT trained: random weights), {'c' * 12}\n" in said
+    assert said.endswith(f"intended use  demonstration\n{DISCLAIMER}\n")
+    service.provenance.trained = True
+    assert "checkpoint    phantom (trained)" in medvl("describe")[1]
     assert json.loads(medvl("describe", "--json")[1])["backends"] == {"llm": "python"}
 
 
@@ -195,6 +251,8 @@ def test_a_mask_is_written_on_the_grid_of_the_file(service, medvl, series, tmp_p
     written = nibabel.load(tmp_path / "new" / "mask.nii.gz")
     assert code == Exit.OK
     assert np.allclose(written.affine, AFFINE)
+    assert written.header.get_xyzt_units()[0] == "mm"
+    assert b"not for diagnosis" in bytes(written.header["descrip"])
     # Head, front, left of the canonical grid: the file's own axes run to left, front and head.
     assert np.argwhere(np.asarray(written.dataobj)).tolist() == [[0 if AFFINE[0, 0] > 0 else 23, 19, 11]]
     assert "liver: 1.2 ml" in out
@@ -246,6 +304,30 @@ def test_a_cleanup_is_asked_for_and_told(service, medvl, series, tmp_path):
     assert (said["cleaned"]["largest_component"], said["cleaned"]["removed_voxels"]) == (True, 5)
 
 
+@pytest.mark.parametrize(("suffix", "value"), [("", None), (",1", 1), (",2", 2)])
+def test_a_mask_to_go_on_from_is_sent(service, medvl, series, suffix, value):
+    """Its voxels at their places of the canonical grid: all of the file, or those of the one value that was named."""
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[2:5, 3:6, 1:3] = 2
+    labels[8, 8, 7] = 1
+    before = series.with_name("before.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, AFFINE), before)
+    medvl("segment", series, "--mask", f"{before}{suffix}", "-o", series.with_name("after.nii.gz"))
+    (sent,) = service.requests[-1].objects
+    # The file's rows run to the front, those of the canonical grid to the back.
+    wanted = (labels > 0 if value is None else labels == value).transpose(2, 1, 0)[:, ::-1]
+    assert np.array_equal(unpack_mask(sent.mask, wanted.shape), wanted)
+
+
+@pytest.mark.parametrize(
+    ("typed", "cleanup"), [("--largest", pb.Cleanup(largest_component=True)), ("--fill", pb.Cleanup(fill_holes=True))]
+)
+def test_each_cleanup_is_its_own(service, medvl, series, typed, cleanup):
+    """To keep the largest part only would take the second of two lesions away from who wants holes filled."""
+    medvl("segment", series, "--label", "liver", typed, "-o", series.with_name("m.nii.gz"))
+    assert service.requests[-1].cleanup == cleanup
+
+
 def test_voxels_are_indices_of_the_file(service, medvl, series, tmp_path):
     """Column, row and slice of a NIfTI file are its i, j, k, whatever way its axes run."""
     typed = ["--voxel", "--point", "3,4,5", "--box", "0,0,0,2.5,3,4"]
@@ -286,6 +368,8 @@ def test_several_objects_go_to_a_folder(service, medvl, series, tmp_path):
     prompts = ["--label", "liver", "--label", "spleen", "--text", "the Bright/organ"]
     code, out, _ = medvl("segment", series, *prompts, "-o", tmp_path / "masks")
     assert code == Exit.OK
+    asked = [(prompt.label, prompt.text) for prompt in service.requests[-1].objects]
+    assert asked == [("liver", ""), ("spleen", ""), ("", "the Bright/organ")]
     assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == ["0-liver.nii.gz", "2-the-bright-organ.nii.gz"]
     assert "spleen: not found" in out
 
@@ -357,8 +441,18 @@ def test_an_error_of_the_service_is_one_sentence_and_a_code(service, medvl, seri
     assert (got, json.loads(out)["error"]["reason"]) == (code, error.reason)
 
 
-def test_a_deadline_covers_sending_and_answering(service, medvl, series):
-    """A service that hangs is left in time."""
+@pytest.mark.parametrize("command", [("report",), ("ask", "?"), ("segment", "--label", "liver", "-o", "OUT")])
+def test_a_deadline_covers_sending_and_answering(service, medvl, series, command):
+    """What sending has taken is gone; without a deadline each call has five minutes or more."""
+    name, *rest = [str(series.with_name("mask.nii.gz")) if word == "OUT" else word for word in command]
+    medvl(name, series, *rest, "--deadline", "60")
+    assert service.calls == ["PutSeries", name.capitalize()]
+    # gRPC rounds up on its way.
+    assert all(left_s < 70 for left_s in service.left_s)
+
+
+def test_a_service_that_hangs_is_left_at_the_deadline(service, medvl, series):
+    """With the exit code of it."""
     service.hold = threading.Event()
     code, _, err = medvl("report", series, "--deadline", "0.5")
     assert code == Exit.DEADLINE
@@ -437,6 +531,13 @@ def test_the_service_is_found_without_being_named(service, series, capsys, monke
     (tmp_path / "state.json").write_text("{")
     monkeypatch.setenv("MEDVL_ENDPOINT", service.endpoint)
     assert main(["describe"]) == Exit.OK
+
+
+def test_the_service_that_is_named_is_the_one_that_is_asked(service, medvl, monkeypatch):
+    """Whatever the environment says: a series goes nowhere else."""
+    monkeypatch.setenv("MEDVL_ENDPOINT", "127.0.0.1:1")
+    assert medvl("describe")[0] == Exit.OK
+    assert service.calls == ["Describe"]
 
 
 def test_a_defect_is_no_traceback(capsys, monkeypatch):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from medvl.client.events import Mask, TextSpan
 from medvl.client.findings import findings, readable, running_numbers
@@ -47,6 +50,20 @@ def read(answer, numbers=None):
 def test_markers_give_way_to_numbers_or_to_nothing(text, found, expected):
     """Spaces are as a person would write them."""
     assert read(report(text, found)) == expected
+
+
+PIECES = ["A cyst", "[SEG]", " ", ". ", "\n", "\n\n", "(", ")", "Impression:", "It goes on and on. " * 30]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text()).map("".join))
+@example(f"{PIECES[-1]}[SEG]{PIECES[-1]}[SEG]{PIECES[-1]}")
+def test_nothing_of_a_report_is_lost(text):
+    """Save markers, and spaces where they were; here every second one has no mask."""
+    found = [number % 2 == 0 for number in range(text.count("[SEG]"))]
+    counted = count(1)
+    numbers = iter([f"(segment {next(counted)})" if one else "" for one in found])
+    wanted = re.sub(r"\[SEG\]", lambda _: next(numbers), text)
+    assert "".join(read(report(text, found)).split()) == "".join(wanted.split())
 
 
 def test_a_marker_without_a_mask_is_taken_out_and_told():

@@ -56,6 +56,8 @@ def test_files_that_are_no_mask_of_the_series_are_refused(loaded: LoadedSeries, 
     nibabel.save(nibabel.Nifti1Image(np.asarray(far.dataobj), far.affine), tmp_path / "far.nii")
     oblique = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), oblique), tmp_path / "oblique.nii")
+    of_times = np.stack([np.asarray(nibabel.load(path).dataobj)] * 2, axis=-1)
+    nibabel.save(nibabel.Nifti1Image(of_times, nibabel.load(path).affine), tmp_path / "times.nii")
     for name, segment, said in (
         ("seg.dcm", None, r"has the segments \[1, 2\]: name one"),
         ("seg.dcm", 3, "no segment 3"),
@@ -63,6 +65,7 @@ def test_files_that_are_no_mask_of_the_series_are_refused(loaded: LoadedSeries, 
         ("text.nii", None, "cannot be read"),
         ("far.nii", None, "no voxel within the series"),
         ("oblique.nii", None, "axes of the mask"),
+        ("times.nii", None, "has 4 axes, not 3"),
     ):
         with pytest.raises(InvalidRequest, match=said):
             read_mask(tmp_path / name, loaded, segment)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from medvl.client import Mask, Measurement
-from medvl.client.overlay import overlay_figure, write_overlay
+from medvl.client.overlay import SOFT_TISSUE_HU, overlay_figure, write_overlay
 from medvl.contracts.errors import InvalidRequest
 from medvl.imaging.masks import pack_mask
 
@@ -67,6 +69,25 @@ def test_the_patients_left_is_on_the_right_of_the_picture(volume, make_mask):
     assert coronal_y < 0.4
     assert sagittal_x < 0.4
     assert sagittal_y < 0.4
+
+
+@pytest.mark.parametrize("window_hu", [SOFT_TISSUE_HU, (-1350.0, 150.0)])
+def test_a_mask_is_drawn_on_what_it_marks(volume, make_mask, window_hu):
+    """In each plane the picture has the voxels of the mask where the colour is, in the window that was asked for."""
+    array = corner(volume, slice(1, 3), slice(2, 8), slice(3, 6))
+    bright = replace(volume, hu=np.where(array, 100, -100).astype(np.int16))
+    for axes in overlay_figure(bright, make_mask(array), window_hu=window_hu).axes:
+        image, fill = axes.images
+        coloured_pixels = fill.get_array()[..., 3] > 0
+        assert coloured_pixels.any()
+        assert np.array_equal(image.get_array() > 0, coloured_pixels)
+        assert image.get_clim() == window_hu
+
+
+def test_the_window_is_that_of_soft_tissue(volume, make_mask):
+    """Level 40 and width 400, unless told otherwise."""
+    for axes in overlay_figure(volume, make_mask(corner(volume, 2, 3, 4))).axes:
+        assert axes.images[0].get_clim() == (-160.0, 240.0)
 
 
 def test_letters_stand_on_the_side_that_they_name(volume, make_mask):

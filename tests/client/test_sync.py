@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from medvl.client import AsyncClient, Client, EventStream, ObjectPrompt, SyncStream, TextDelta
+from medvl.client import AsyncClient, Cleanup, Client, EventStream, ObjectPrompt, SyncStream, TextDelta
 from medvl.contracts.errors import InvalidRequest, Overloaded, UnknownLabel
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -42,6 +42,43 @@ async def test_both_faces_give_the_same_answer(service, volume):
         assert synchronous.put_series(volume) == uploaded
         assert [synchronous.segment(volume, objects).collect(), synchronous.describe()] == expected
         assert synchronous.health()
+
+
+async def test_both_faces_send_all_that_they_are_given(service, volume):
+    """Every field of every request, and how long it may take."""
+    objects, cleanup = [ObjectPrompt(label="liver")], Cleanup(fill_holes=True)
+
+    def streams(client):
+        yield client.report(volume, max_tokens=7, deadline_s=40.0)
+        yield client.ask(volume, "Is the liver large?", max_tokens=8, deadline_s=40.0)
+        yield client.segment(volume, objects, previews=True, local=True, cleanup=cleanup, deadline_s=40.0)
+
+    async with AsyncClient(service.endpoint) as asynchronous:
+        await asynchronous.put_series(volume, deadline_s=40.0)
+        for stream in streams(asynchronous):
+            await stream.collect()
+        await asynchronous.describe(deadline_s=4.0)
+    with Client(service.endpoint) as synchronous:
+        synchronous.put_series(volume, deadline_s=40.0)
+        for stream in streams(synchronous):
+            stream.collect()
+        synchronous.describe(deadline_s=4.0)
+    header, *asked = service.requests[:5]
+    assert service.requests == [header, *asked] * 2
+    assert asked == [
+        pb.ReportRequest(series=volume.digest, max_tokens=7),
+        pb.AskRequest(series=volume.digest, question="Is the liver large?", max_tokens=8),
+        pb.SegmentRequest(
+            series=volume.digest,
+            objects=[pb.ObjectPrompt(label="liver")],
+            previews=True,
+            local=True,
+            cleanup=pb.Cleanup(fill_holes=True),
+        ),
+        pb.DescribeRequest(),
+    ]
+    # Without being told they may take 10 s and more. gRPC rounds up on its way.
+    assert all(left_s < limit_s for left_s, limit_s in zip(service.left_s, [50, 50, 50, 50, 5] * 2, strict=True))
 
 
 def test_a_stream_is_an_iterator_of_events(service, client, volume):

@@ -83,8 +83,8 @@ def _make_slice(i, study, series, frame):
 class FakeService(pb_grpc.MedVLServicer):
     """Reports, and finds a liver but no spleen; refuses with the errors of ``refusals`` first.
 
-    Of what the report names, all but the second have masks, each of another size. ``masks_digest`` is the checkpoint
-    that finds classes.
+    Of what the report names, all but the second have masks; these and that of a class differ in place and size.
+    ``report_digest`` and ``masks_digest`` are the checkpoints that report and that find classes.
 
     Uploads end with the bare codes of ``ends`` first, as a proxy or a server that is stopped ends them. After
     :meth:`pause` a report waits for ``go_on``.
@@ -102,7 +102,9 @@ class FakeService(pb_grpc.MedVLServicer):
     report: str = REPORT
     finish_reason: str = "stop"
     disclaimer: str = DISCLAIMER
+    report_digest: str = "c" * 64
     masks_digest: str = "c" * 64
+    software: str = "medvl-sam2 0.1.0"
 
     def __post_init__(self):
         self.go_on.set()
@@ -142,7 +144,7 @@ class FakeService(pb_grpc.MedVLServicer):
             mask = _mask(i, "", self.geometry, found=i != 1)
             mask.span.CopyFrom(pb.TextSpan(start=marker.start(), end=marker.end()))
             yield pb.Event(mask=mask)
-        yield pb.Event(done=self._done(self.report))
+        yield pb.Event(done=self._done(self.report, self.report_digest))
 
     def Segment(self, request, context):
         known = {label.name for label in self.Describe(None, None).labels}
@@ -152,12 +154,12 @@ class FakeService(pb_grpc.MedVLServicer):
             yield pb.Event(mask=_mask(i, prompt.label, self.geometry, found=prompt.label == "liver"))
         yield pb.Event(done=self._done("", self.masks_digest))
 
-    def _done(self, text, checkpoint_digest="c" * 64):
+    def _done(self, text, checkpoint_digest):
         provenance = pb.Provenance(
             series=self.digest,
             checkpoint="phantom",
             checkpoint_digest=checkpoint_digest,
-            software="medvl-sam2 0.1.0",
+            software=self.software,
             triton_version="2.51.0",
             windows={"vision": "abdomen [-160, 240] HU"},
             quantisation=self.quantisation,
@@ -170,7 +172,8 @@ def _mask(index, label, geometry, found):
     if not found:
         return pb.Mask(object=index, label=label, prompt=label, found=False, score=0.02)
     mask = np.zeros(geometry.shape, bool)
-    mask[2:5, 4 + index : 9 + index, 3 : 7 + index] = True
+    first_row, rows = (14, 10) if label else (4 + index, 5)
+    mask[2:5, first_row : first_row + rows, 3 : 7 + index] = True
     measurement = pb.Measurement(**dataclasses.asdict(measure(mask, geometry)))
     return pb.Mask(
         object=index, label=label, prompt=label, found=True, score=0.9, packed=pack_mask(mask), measurement=measurement
@@ -214,17 +217,25 @@ def kind(ds):
 
 
 class Inbox:
-    """A storage SCP that keeps what it takes; ``status`` is what it answers, ``statuses`` that by modality."""
+    """A storage SCP that keeps what it takes; ``status`` is what it answers, ``statuses`` that by modality.
+
+    ``titles`` are those of each association: who called whom.
+    """
 
     def __init__(self, contexts=AllStoragePresentationContexts):
         self.received: queue.Queue[Dataset] = queue.Queue()
         self.status = 0x0000
         self.statuses: dict[str, int] = {}
+        self.titles: list[tuple[str, str]] = []
         entity = AE("INBOX")
         entity.supported_contexts = contexts
-        handlers = [(evt.EVT_C_STORE, self._on_store)]
+        handlers = [(evt.EVT_REQUESTED, self._on_request), (evt.EVT_C_STORE, self._on_store)]
         self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         self.destination = Destination("INBOX", "127.0.0.1", self._server.server_address[1])
+
+    def _on_request(self, event):
+        request = event.assoc.requestor.primitive
+        self.titles.append((request.calling_ae_title, request.called_ae_title))
 
     def _on_store(self, event):
         dataset = event.dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import sys
 import pytest
 
 from medvl.client.cli import main
+from medvl.pacs import run as run_module
+from medvl.pacs.config import Destination, GatewayConfig
 from medvl.pacs.spool import Phase, Spool
 
-from .conftest import RESULTS
+from .conftest import RESULTS, make_series
 
 UNCAUGHT = """
 import asyncio, logging, threading
@@ -51,26 +54,29 @@ async def start(site, spool):
 
 async def test_no_patient_data_is_logged_and_sigterm_ends_it(site, series, tmp_path):
     """From the first instance to delivery, and through a failure: no value of a header on any stream or in any name."""
-    for ds in series:
+    alone = make_series(1)
+    for ds in [*alone, *series]:
         # Libraries warn about these, and quote them.
         ds.PatientName = "PLANTED"
         ds.add_new("PatientBirthDate", "LO", "PLANTED-DATE")
     spool = tmp_path / "spool"
     process, listening, port = await start(site, spool)
+    assert await site.send_to(port, alone) == [0]
+    lines = [listening, *[await process.stderr.readline() for _ in range(3)]]
     assert await site.send_to(port, series) == [0] * len(series)
-    lines = [listening, *[await process.stderr.readline() for _ in range(2)]]
+    lines.append(await process.stderr.readline())
     process.send_signal(signal.SIGTERM)
     out, rest = await asyncio.wait_for(process.communicate(), 60)
     said = b"".join([out, *lines, rest])
     assert process.returncode == 0
-    assert b" spool: 0 refused series, " in lines[1]
-    assert b" begun (attempt 1)" in lines[2]
-    assert b" delivered: 3 results" in said
+    for line, words in zip(lines[1:], ("spool: 0 refused series", "begun", "refused: ", "begun"), strict=True):
+        assert words in line.decode()
+    assert b" delivered: 3 results" in rest
     assert b"PLANTED" not in said.upper()
     assert series[0].SeriesInstanceUID.encode() not in said
     assert not [p for p in spool.rglob("*") if "PLANTED" in p.name.upper()]
     states = [json.loads(p.read_text()) for p in spool.rglob("state.json")]
-    assert [s["phase"] for s in states] == ["delivered"]
+    assert sorted(s["phase"] for s in states) == ["delivered", "refused"]
 
 
 async def test_a_series_that_ends_the_process_waits_behind_the_others(site, series):
@@ -101,6 +107,48 @@ def test_what_nothing_catches_is_told_without_its_words():
     assert ": ValueError in fail:" in task
     for said in (thread, main_thread):
         assert said.startswith("an exception was not caught: ValueError in fail:")
+
+
+TOLD = {
+    "--aet": ("SCP", "ae_title", "SCP"),
+    "--host": ("10.0.0.1", "host", "10.0.0.1"),
+    "--port": ("104", "port", 104),
+    "--labels": ("liver, spleen,", "labels", ("liver", "spleen")),
+    "--geometry-policy": ("resample", "geometry_policy", "resample"),
+    "--quiet-s": ("4", "quiet_s", 4.0),
+    "--keep-h": ("2", "keep_s", 7200.0),
+    "--keep-refused-h": ("3", "keep_refused_s", 10800.0),
+}
+"""Of each option what is typed, and what of the gateway's configuration that is."""
+
+
+@pytest.mark.usefixtures("own_logging")
+@pytest.mark.parametrize("options", [[], *([option] for option in TOLD), [*TOLD]], ids=lambda o: " ".join(o) or "none")
+def test_what_is_typed_is_what_the_gateway_is_told(options, tmp_path, monkeypatch):
+    """Each option is its own field, in its unit: hours are hours. What is not typed is what the help says."""
+    told = []
+
+    async def serve(config):
+        told.append(config)
+
+    monkeypatch.setattr(run_module, "_serve", serve)
+    typed = [word for option in options for word in (option, TOLD[option][0])]
+    needed = ["--endpoint", "localhost:1", "--destination", "PACS@host:104", "--spool", str(tmp_path / "s")]
+    assert main(["pacs", *needed, *typed]) == 0
+    untold = GatewayConfig(
+        ae_title="MEDVL",
+        host="0.0.0.0",
+        port=11112,
+        endpoint="localhost:1",
+        destination=Destination("PACS", "host", 104),
+        labels=(),
+        geometry_policy="reject",
+        spool=tmp_path / "s",
+        quiet_s=15.0,
+        keep_s=24 * 3600.0,
+        keep_refused_s=72 * 3600.0,
+    )
+    assert told == [dataclasses.replace(untold, **{field: value for _, field, value in map(TOLD.get, options)})]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,23 @@ from io import BytesIO
 
 import pytest
 from pydicom import Dataset
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    JPEG2000,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    LegacyConvertedEnhancedCTImageStorage,
+    MRImageStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import encode
@@ -19,7 +35,7 @@ from pynetdicom.sop_class import Verification
 from medvl.contracts.errors import BackendUnavailable
 from medvl.pacs import dimse
 from medvl.pacs.config import Destination
-from medvl.pacs.dimse import CANNOT_UNDERSTAND, SUCCESS, StorageScp, deliver
+from medvl.pacs.dimse import CANNOT_UNDERSTAND, DOES_NOT_MATCH, DUPLICATE_INSTANCE, SUCCESS, StorageScp, deliver
 from medvl.pacs.spool import Spool, SpooledSeries
 
 from .conftest import make_series
@@ -211,6 +227,47 @@ def test_a_data_set_cannot_say_how_its_file_is_read(scp, spool):
     association.release()
 
 
+def test_what_is_not_kept_is_not_acknowledged(scp, spool):
+    """The sender would delete what nobody has. The association stays: the next instance may be a good one."""
+    association = associate(scp)
+    for dataset, status in (
+        (encoded(PatientID="PLANTED"), DOES_NOT_MATCH),
+        (encoded(PatientID="PLANTED", SeriesInstanceUID=""), DOES_NOT_MATCH),
+        # There is no value representation of that name.
+        (encoded(PatientID="PLANTED") + b"\x20\0\x0e\0U\0\x06\x001.2.3\0", CANNOT_UNDERSTAND),
+    ):
+        assert store(association, dataset) == status
+        assert not files(spool)
+    assert store(association, encoded(SeriesInstanceUID="1.2.3")) == SUCCESS
+    association.release()
+
+
+def test_every_kind_of_ct_is_taken_and_nothing_else(scp):
+    """What is never worked on would be acknowledged for nothing."""
+    kinds = [CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage]
+    others = [MRImageStorage, SecondaryCaptureImageStorage, SegmentationStorage]
+    association = associate(scp, [build_context(kind, ExplicitVRLittleEndian) for kind in [*kinds, *others]])
+    assert [context.abstract_syntax for context in association.accepted_contexts] == kinds
+    association.release()
+
+
+def test_what_scanners_and_archives_send_is_taken(scp):
+    """An archive that stores one of these sends nothing where it is not taken."""
+    syntaxes = [
+        ImplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        RLELossless,
+        JPEGLosslessSV1,
+        JPEGLSLossless,
+        JPEGLSNearLossless,
+        JPEG2000Lossless,
+        JPEG2000,
+    ]
+    association = associate(scp, [build_context(CTImageStorage, syntax) for syntax in syntaxes])
+    assert [context.transfer_syntax for context in association.accepted_contexts] == [[one] for one in syntaxes]
+    association.release()
+
+
 def test_other_content_of_an_instance_replaces_it(scp, spool):
     """Other bytes, or the same ones in another transfer syntax; what comes again leaves the series what it was."""
 
@@ -225,6 +282,33 @@ def test_other_content_of_an_instance_replaces_it(scp, spool):
     first = fingerprint("PLANTED")
     assert fingerprint("PLANTED") == first
     assert len({first, fingerprint("PLANTED", RLELossless), fingerprint("CORRECTED")}) == 3
+
+
+def test_an_instance_whose_last_pixel_alone_was_corrected_replaces_it(scp, spool):
+    """All of it counts, not only what is said of it."""
+    ds = make_series(1)[0]
+    association = associate(scp)
+    for last_pixel in (b"\1\0", b"\2\0"):
+        ds.PixelData = ds.PixelData[:-2] + last_pixel
+        assert association.send_c_store(ds).Status == SUCCESS
+        [path] = files(spool)
+        assert path.read_bytes().endswith(ds.PixelData)
+    association.release()
+
+
+def test_a_destination_that_warns_or_has_it_already_has_the_result(inbox, tmp_path):
+    """Elements were coerced, discarded, or do not match the SOP class, but it was stored (PS3.4, table B.2-1)."""
+    make_series(1)[0].save_as(tmp_path / "result.dcm", enforce_file_format=True)
+    for inbox.status in (SUCCESS, DUPLICATE_INSTANCE, 0xB000, 0xB006, 0xB007):
+        deliver([tmp_path / "result.dcm"], "MEDVL", inbox.destination)
+
+
+def test_a_destination_that_says_anything_else_has_no_result(inbox, tmp_path):
+    """It is not forgotten, whatever kind of failure it is; nor where the answer makes no sense for C-STORE."""
+    make_series(1)[0].save_as(tmp_path / "result.dcm", enforce_file_format=True)
+    for inbox.status in (0x0110, 0x0122, 0x0124, 0xA700, 0xA900, 0xC000, 0xFE00, 0xFF00):
+        with pytest.raises(BackendUnavailable, match="did not store every result"):
+            deliver([tmp_path / "result.dcm"], "MEDVL", inbox.destination)
 
 
 @pytest.mark.parametrize(("patience_s", "delivered"), [(dimse.DELIVERY_TIMEOUT_S, True), (0.2, False)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import os
+import time
 from io import BytesIO
 from unittest.mock import Mock
 
@@ -85,7 +87,7 @@ async def test_the_report_is_preliminary_and_says_where_it_comes_from(site, seri
     assert mass == f'Finding "The liver shows a 25 mm mass" (segment 1): {measured}'
     assert hidden_cyst == 'Finding "a 10 mm cyst": no mask of it was found (score 0.02).'
     assert cyst == f'Finding "The spleen shows a 5 mm cyst" (segment 2): {larger}'
-    assert liver == f"liver (segment 3): {measured}"
+    assert liver == "liver (segment 3): volume 0.4 ml, longest diameter in a slice 11 mm (score 0.90)."
     assert numbers == "The numbers of segments are those of the DICOM SEG that comes with this report."
     assert spleen == "spleen: not found in this series (score 0.02)."
     assert "phantom (not trained, SHA-256 " + "c" * 64 in made
@@ -105,6 +107,15 @@ async def test_a_report_that_was_cut_off_is_partial_and_says_so_first(site, seri
     _device, finding, first, *_ = texts(cut["SR"])
     assert finding == "The liver shows a 25 mm mass (segment 1) and the sple"
     assert first == texts(cut[MEASUREMENTS].ContentSequence[-1])[0] == CUT_OFF
+
+
+async def test_a_long_report_comes_whole(site, series):
+    """However many paragraphs, headings and characters it has."""
+    findings = "\n\n".join(f"Paragraph {n}: {'all of it is as it should be. ' * 40}".strip() for n in range(5))
+    site.service.report = f"Findings: {findings}\nImpression: Normal.\n\nImpression: All of it.\nSo it ends."
+    _device, said, impression, *_ = texts((await site.answered(series, count=1, labels=()))["SR"])
+    assert said == findings
+    assert impression == "Normal.\n\nImpression: All of it.\nSo it ends."
 
 
 async def test_every_result_says_that_it_is_not_for_diagnosis(site, series):
@@ -127,9 +138,9 @@ async def test_only_what_was_found_becomes_a_segment(site, series):
     ]
     lesion, liver = ("49755003", "52988006"), ("123037004", "10200004")
     assert kinds == [lesion, lesion, liver]
-    # The fake's masks lie as many rows lower as there are findings before them.
+    # The fake's masks of findings lie as many rows lower as there are findings before them, those of classes below.
     rows = [np.flatnonzero(stored_mask(seg, number).any(axis=(0, 2)))[0] for number in (1, 2, 3)]
-    assert rows == [4, 6, 4]
+    assert rows == [4, 6, 14]
 
 
 async def test_findings_have_masks_without_any_label(site, series):
@@ -237,7 +248,7 @@ async def test_files_whose_data_set_lacks_what_it_is(service, config, series, tm
 
 
 async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):
-    """UIDs follow from the inputs alone, whatever the order in which instances come; other labels make others."""
+    """Contents and UIDs follow from the inputs alone, in whatever order instances come; other labels make others."""
     first = await site.answered(series)
     second = await site.answered(series[::-1], spool=tmp_path / "second")
     third = await site.answered(series, spool=tmp_path / "third", labels=("liver",))
@@ -245,6 +256,10 @@ async def test_doing_it_again_makes_the_same_documents(site, series, tmp_path):
         assert first[modality].SOPInstanceUID == second[modality].SOPInstanceUID
         assert first[modality].SeriesInstanceUID == second[modality].SeriesInstanceUID
         assert first[modality].SOPInstanceUID != third[modality].SOPInstanceUID
+    for modality in ("SR", MEASUREMENTS):
+        assert first[modality].ContentSequence == second[modality].ContentSequence
+    assert first["SEG"].PixelData == second["SEG"].PixelData
+    assert first["SEG"].PerFrameFunctionalGroupsSequence == second["SEG"].PerFrameFunctionalGroupsSequence
 
 
 async def test_fewer_bits_make_another_document_that_says_so(site, series, tmp_path):
@@ -255,6 +270,46 @@ async def test_fewer_bits_make_another_document_that_says_so(site, series, tmp_p
     assert "The language model is quantised: weights in 4 bits, activations in bfloat16 (awq)." in texts(second["SR"])
     for modality in first:
         assert first[modality].SOPInstanceUID != second[modality].SOPInstanceUID
+
+
+async def test_all_that_decides_what_documents_say_decides_their_uids(site, series, tmp_path, monkeypatch):
+    """A PACS that has a UID keeps what it has: with one thing changed after the other no UID is ever used again."""
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    for number, ds in enumerate(series):
+        ds.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+
+    async def uids(fingerprint="fingerprint", **changes):
+        config = dataclasses.replace(site.config, **changes)
+        async with AsyncClient(site.service.endpoint) as client:
+            files = await analysis_module.analyse(client, folder, fingerprint, config)
+        made = [dcmread(BytesIO(files[name])) for name in ("sr.dcm", "seg.dcm", "measurements.dcm")]
+        own = [uid for ds in made for uid in (ds.SOPInstanceUID, ds.SeriesInstanceUID)]
+        return {*own, *(segment.TrackingUID for segment in made[1].SegmentSequence)}
+
+    known = await uids()
+    assert await uids() == known
+    for changes in (
+        {"fingerprint": "another"},
+        {"geometry_policy": "warn"},
+        {"labels": ("liver",)},
+        {"labels": ("spleen", "liver")},
+    ):
+        other = await uids(**changes)
+        assert not known & other, changes
+        known |= other
+    for holder, changes in (
+        (site.service, {"software": "medvl-sam2 9"}),
+        (site.service, {"report_digest": "e" * 64, "masks_digest": "e" * 64}),
+        (site.service, {"quantisation": pb.Quantisation(method="awq", weight_bits=4, digest="d" * 64)}),
+        (site.service, {"quantisation": pb.Quantisation(method="awq", weight_bits=4, digest="f" * 64)}),
+        (analysis_module, {"_EDITION": "0"}),
+    ):
+        for name, value in changes.items():
+            monkeypatch.setattr(holder, name, value)
+        other = await uids()
+        assert not known & other, changes
+        known |= other
 
 
 async def test_a_series_that_grows_is_worked_on_again(site, series):
@@ -310,6 +365,32 @@ async def test_a_series_of_a_corrected_patient_is_answered_again(site, series, t
         assert first[modality].SOPInstanceUID != second[modality].SOPInstanceUID
         assert first[modality].SeriesInstanceUID != second[modality].SeriesInstanceUID
         assert second[modality].SOPInstanceUID == third[modality].SOPInstanceUID
+
+
+async def test_a_series_is_not_worked_on_before_it_has_been_quiet(site, series):
+    """What may be half of a series would have a report of its own, of what is not there as well."""
+    series_by_age_s = {3500: series, 3700: make_series()}
+    async with site.gateway(quiet_s=3600.0) as gateway:
+        for datasets in series_by_age_s.values():
+            await site.send(gateway, datasets)
+    now_s, folders = time.time(), {}
+    for age_s, [first, *_] in series_by_age_s.items():
+        folders[age_s] = site.config.spool / "series" / spool_module.hashed(first.SeriesInstanceUID)
+        for path in (folders[age_s] / "instances").iterdir():
+            os.utime(path, (now_s - age_s, now_s - age_s))
+    async with site.gateway(quiet_s=3600.0):
+        assert await site.outcomes.get()
+    assert SpooledSeries(folders[3700]).state().phase is Phase.DELIVERED
+    assert SpooledSeries(folders[3500]).state() is None
+
+
+async def test_results_go_from_our_title_to_that_of_the_destination(site, series):
+    """A PACS takes them from whom it knows, and one process may be several of them."""
+    theirs = dataclasses.replace(site.inbox.destination, ae_title="THEIRS")
+    async with site.gateway(ae_title="OURS", destination=theirs) as gateway:
+        await site.send(gateway, series, title="OURS")
+        assert await site.outcomes.get()
+    assert site.inbox.titles == [("OURS", "THEIRS")]
 
 
 async def test_it_answers_an_echo(site):
@@ -401,7 +482,7 @@ async def test_a_destination_that_is_away_costs_time_only(site, series, monkeypa
 
 
 async def test_a_result_that_the_destination_refuses_is_kept(site, series):
-    """A status other than success or warning is a failure."""
+    """All of it is sent again later, though the destination has refused it."""
     site.inbox.status = OUT_OF_RESOURCES
     async with site.gateway() as gateway:
         await site.send(gateway, series)
@@ -473,6 +554,18 @@ async def test_a_service_that_is_away_costs_time_only(site, series, refusal, mon
         while not await site.outcomes.get():
             pass
     assert site.inbox.take().keys() == RESULTS
+
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError, MemoryError])
+async def test_a_failure_that_nobody_foresaw_is_tried_again(site, series, monkeypatch, caplog, kind):
+    """It says nothing against the series, which is refused for what it is alone; the log does not quote it."""
+    monkeypatch.setattr(analysis_module, "build_sr", Mock(side_effect=kind(PATIENT)))
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+    assert site.spooled().state().phase is Phase.FAILED
+    assert kind.__name__ in caplog.text
+    assert PATIENT not in caplog.text
 
 
 async def test_a_call_that_ends_as_cancelled_costs_time_only(site, series, monkeypatch):
@@ -584,6 +677,18 @@ async def test_a_series_of_no_study_makes_no_result(site, series):
         assert not await site.outcomes.get()
         assert site.spooled().state().phase is Phase.REFUSED
     assert site.service.reports == 0
+
+
+async def test_a_geometry_that_the_policy_refuses_is_not_tried_again(site, series):
+    """Slices stay where they are; the service is not even asked."""
+    series[4].ImagePositionPatient[2] += 1.0
+    async with site.gateway() as gateway:
+        await site.send(gateway, series)
+        assert not await site.outcomes.get()
+        spooled = site.spooled()
+        assert spooled.state().phase is Phase.REFUSED
+        assert spooled.due_at_s(site.config.quiet_s) is None
+    assert (site.service.reports, site.inbox.received.qsize()) == (0, 0)
 
 
 async def test_a_series_that_was_refused_is_deleted_after_its_time(site, series):

@@ -87,7 +87,7 @@ async def test_values_are_those_of_the_masks_that_came_with_them(site, series):
         volume_mm3, in_slice_mm, through_all_mm = measured_again(results["SEG"], segment.SegmentNumber)
         expected = {("118565006", "mm3"): volume_mm3, ("103339001", "mm"): in_slice_mm}
         assert numbers(group) == pytest.approx({**expected, ("81827009", "mm"): through_all_mm})
-    assert [numbers(group)["118565006", "mm3"] for group in found] == [180.0, 270.0, 180.0]
+    assert [numbers(group)["118565006", "mm3"] for group in found] == [180.0, 270.0, 360.0]
 
 
 async def test_both_diameters_say_which_they_are(site, series):
@@ -159,6 +159,19 @@ async def test_nothing_found_is_not_measured(site, series):
     results = await site.answered(series, count=1, labels=())
     assert results.keys() == {"SR"}
     assert not any("measurements" in text for text in texts(results["SR"]))
+
+
+@pytest.mark.parametrize("change", [lambda m: m[:-1], lambda m: [*m, m[0]]], ids=["fewer", "more"])
+async def test_measurements_that_are_not_one_of_each_segment_are_left_out(site, series, monkeypatch, change):
+    """Whose they are nobody would know: none is better than that of another segment."""
+
+    def changed(seg, measured, *others, **options):
+        return build_measurements(seg, change(measured), *others, **options)
+
+    monkeypatch.setattr(analysis_module, "build_measurements", changed)
+    results = await site.answered(series, count=2)
+    assert results.keys() == {"SR", "SEG"}
+    assert "The measurements are not given as DICOM SR: none could be made of this series." in texts(results["SR"])
 
 
 async def test_a_failure_of_the_measurements_costs_neither_report_nor_masks(site, series, monkeypatch, caplog):

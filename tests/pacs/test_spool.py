@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from medvl.contracts.errors import SetupError
+from medvl.pacs import spool as spool_module
 from medvl.pacs.spool import Phase, Spool, write_durably
 
 
@@ -31,6 +34,53 @@ def only(spool):
     return series
 
 
+@dataclass
+class Disk:
+    """What would be there after a power cut: names by folder, and contents of files."""
+
+    folders: dict[Path, set[str]] = field(default_factory=dict)
+    contents: list[bytes] = field(default_factory=list)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk, fsync = Disk(), os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir():
+            disk.folders[path] = {inside.name for inside in path.iterdir()}
+        else:
+            disk.contents.append(path.read_bytes())
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return disk
+
+
+def test_what_was_received_survives_a_power_cut(spool, disk: Disk):
+    """Its bytes, its name, and those of the folders above it; what it replaced does not come back."""
+    for data in (b"first", b"corrected"):
+        receive(spool, "1.2", "1.2.1", data)
+        series = only(spool)
+        [path] = series.instances.iterdir()
+        assert data in disk.contents
+        assert disk.folders[series.instances] == {path.name}
+    assert disk.folders[series.folder] == {"instances"}
+    assert disk.folders[series.folder.parent] == {series.name}
+
+
+def test_what_became_of_a_series_survives_a_power_cut(spool, disk: Disk):
+    """Its results, and that they were delivered."""
+    receive(spool, "1.2", "1.2.1", b"x")
+    series = only(spool)
+    series.keep_results("f", {"sr.dcm": b"report"})
+    series.record(series.fingerprint(), Phase.DELIVERED)
+    assert disk.folders[series.folder / "results"] == {"f"}
+    assert disk.folders[series.folder] == {"instances", "results", "state.json"}
+    assert {b"report", (series.folder / "state.json").read_bytes()} <= {*disk.contents}
+
+
 def test_names_in_the_spool_are_hashes(spool, tmp_path):
     """UIDs hold sites and times; names of files are made of neither."""
     receive(spool, "1.2.3.4711", "1.2.3.4711.1", b"x")
@@ -40,7 +90,8 @@ def test_names_in_the_spool_are_hashes(spool, tmp_path):
 
 def test_only_its_owner_reads_the_spool(spool, tmp_path):
     """It holds patient data."""
-    assert (tmp_path / "spool" / "series").stat().st_mode & 0o077 == 0
+    for name in ("series", "incoming"):
+        assert (tmp_path / "spool" / name).stat().st_mode & 0o077 == 0
 
 
 def test_an_instance_that_comes_twice_is_one(spool):
@@ -215,9 +266,49 @@ def test_series_are_deleted_after_the_time_of_their_phase(spool):
     assert spool.refused() == 0
 
 
+def test_an_instance_that_comes_just_before_its_series_is_deleted_is_kept(spool):
+    """It was acknowledged, and nobody has worked on it yet."""
+    receive(spool, "1.2", "1.2.1", b"x")
+    series = only(spool)
+    series.record(series.fingerprint(), Phase.DELIVERED)
+    lock = spool._moving
+
+    @contextmanager
+    def after_a_late_instance():
+        spool._moving = lock
+        receive(spool, "1.2", "1.2.2", b"late")
+        with lock:
+            yield
+
+    spool._moving = after_a_late_instance()
+    spool.purge({Phase.DELIVERED: 0.0})
+    assert spool._moving is lock
+    assert sorted(path.read_bytes() for path in only(spool).instances.iterdir()) == [b"late", b"x"]
+
+
+def test_no_series_is_deleted_while_an_instance_is_written(spool, monkeypatch):
+    """It would go with it, acknowledged: one waits for the other."""
+    excluded = []
+
+    def watched(function):
+        return lambda *arguments: excluded.append(spool._moving.locked()) or function(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool_module, "write_durably", watched(write_durably))
+        receive(spool, "1.2", "1.2.1", b"x")
+    series = only(spool)
+    series.record(series.fingerprint(), Phase.DELIVERED)
+    monkeypatch.setattr(Path, "rename", watched(Path.rename))
+    spool.purge({Phase.DELIVERED: 0.0})
+    assert excluded == [True, True]
+    assert not [*spool.series()]
+
+
 def test_the_state_is_json_without_identifiers(spool):
     """For people who look for the reason of a failure."""
     receive(spool, "1.2.3.4711", "1.2.3.4711.1", b"x")
     series = only(spool)
     series.record(series.fingerprint(), Phase.FAILED)
-    assert json.loads((series.folder / "state.json").read_text())["phase"] == "failed"
+    said = (series.folder / "state.json").read_text()
+    assert json.loads(said)["phase"] == "failed"
+    assert "4711" not in said
