@@ -227,17 +227,25 @@ def test_a_data_set_cannot_say_how_its_file_is_read(scp, spool):
     association.release()
 
 
-def test_what_is_not_kept_is_not_acknowledged(scp, spool):
+def test_what_is_not_kept_is_not_acknowledged(scp, spool, caplog):
     """The sender would delete what nobody has. The association stays: the next instance may be a good one."""
     association = associate(scp)
+    series_uid, patient = b"\x20\0\x0e\0", encoded(PatientID="PLANTED")
     for dataset, status in (
-        (encoded(PatientID="PLANTED"), DOES_NOT_MATCH),
+        (patient, DOES_NOT_MATCH),
         (encoded(PatientID="PLANTED", SeriesInstanceUID=""), DOES_NOT_MATCH),
-        # There is no value representation of that name.
-        (encoded(PatientID="PLANTED") + b"\x20\0\x0e\0U\0\x06\x001.2.3\0", CANNOT_UNDERSTAND),
+        # There is no value representation of that name, and these are not of UIDs.
+        (patient + series_uid + b"U\0\x06\x001.2.3\0", CANNOT_UNDERSTAND),
+        (patient + series_uid + b"IS\0\0", CANNOT_UNDERSTAND),
+        (patient + series_uid + b"FL\x03\x00123", CANNOT_UNDERSTAND),
+        # Cut off: within the UID, which would be another series', and within the header of an element.
+        (patient + series_uid + b"UI\x06\x001.2", CANNOT_UNDERSTAND),
+        (patient + b"\x18\0\x32\x10SQ\0\0\x12", CANNOT_UNDERSTAND),
     ):
-        assert store(association, dataset) == status
+        assert store(association, dataset) == status, dataset
         assert not files(spool)
+    assert caplog.text.count("could not be understood") == 5
+    assert "PLANTED" not in caplog.text
     assert store(association, encoded(SeriesInstanceUID="1.2.3")) == SUCCESS
     association.release()
 

@@ -282,7 +282,7 @@ async def test_all_that_decides_what_documents_say_decides_their_uids(site, seri
     async def uids(fingerprint="fingerprint", **changes):
         config = dataclasses.replace(site.config, **changes)
         async with AsyncClient(site.service.endpoint) as client:
-            files = await analysis_module.analyse(client, folder, fingerprint, config)
+            files = await analysis_module.analyse(client, sorted(folder.iterdir()), fingerprint, config)
         made = [dcmread(BytesIO(files[name])) for name in ("sr.dcm", "seg.dcm", "measurements.dcm")]
         own = [uid for ds in made for uid in (ds.SOPInstanceUID, ds.SeriesInstanceUID)]
         return {*own, *(segment.TrackingUID for segment in made[1].SegmentSequence)}

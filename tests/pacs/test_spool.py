@@ -291,7 +291,7 @@ def test_no_series_is_deleted_while_an_instance_is_written(spool, monkeypatch):
     excluded = []
 
     def watched(function):
-        return lambda *arguments: excluded.append(spool._moving.locked()) or function(*arguments)
+        return lambda *given, **named: excluded.append(spool._moving.locked()) or function(*given, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(spool_module, "write_durably", watched(write_durably))

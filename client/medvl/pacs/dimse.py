@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
 from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.valuerep import VR
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.sop_class import (
@@ -28,6 +28,7 @@ from pynetdicom.sop_class import (
 )
 from pynetdicom.status import code_to_category
 
+from medvl.contracts.defects import cause_of
 from medvl.contracts.errors import BackendUnavailable, SetupError
 from medvl.pacs.config import Destination
 from medvl.pacs.spool import Spool
@@ -169,11 +170,23 @@ def _limit(event: evt.Event, received: _Received) -> None:
 
 
 def _series_uid(dataset: bytes, syntax: UID) -> str:
-    """Return the UID of an instance's series, or nothing; what comes after it is not looked at, nor copied."""
+    """Return the UID of an instance's series, or nothing; what comes after it is not looked at, nor copied.
+
+    Raises
+    ------
+    Exception
+        Whatever pydicom raises of bytes that are no data set; ValueError when one ends within the UID, or it is none.
+    """
     tag = Tag("SeriesInstanceUID")
     plain = syntax.is_implicit_VR, syntax.is_little_endian
     header = read_dataset(BytesIO(dataset), *plain, stop_when=lambda now, *_: now > tag, specific_tags=[tag])
-    return str(header.get("SeriesInstanceUID", ""))
+    if tag not in header:
+        return ""
+    element = header.get_item(tag)
+    value = element.value or b""
+    if len(value) != element.length or element.VR not in {None, VR.UI, VR.UN}:
+        raise ValueError("The data set ends within the UID, or it is of another value representation.")
+    return str(value, "ascii").strip(" \0")
 
 
 def _digest(syntax: UID, dataset: bytes) -> str:
@@ -197,16 +210,17 @@ def _on_store(event: evt.Event, spool: Spool, received: _Received) -> int:
 
 def _store(event: evt.Event, spool: Spool) -> int:
     syntax = event.context.transfer_syntax
+    dataset: bytes = event.encoded_dataset(include_meta=False)
+    if dataset.startswith(FILE_META_GROUP):
+        return CANNOT_UNDERSTAND
     try:
-        dataset: bytes = event.encoded_dataset(include_meta=False)
-        if dataset.startswith(FILE_META_GROUP):
-            return CANNOT_UNDERSTAND
-        head = _PREAMBLE + encode_file_meta(event.file_meta)
         series_uid = _series_uid(dataset, syntax)
-    except (InvalidDicomError, ValueError, EOFError, TypeError, KeyError, AttributeError, NotImplementedError):
+    except Exception as error:
+        _LOG.warning("an instance could not be understood: %s", cause_of(error))
         return CANNOT_UNDERSTAND
     if not series_uid:
         return DOES_NOT_MATCH
+    head = _PREAMBLE + encode_file_meta(event.file_meta)
     try:
         spool.receive(series_uid, str(event.request.AffectedSOPInstanceUID), _digest(syntax, dataset), head, dataset)
     except OSError as error:
