@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from medvl.contracts.checkpoint import LANGUAGE_FOLDER
 from medvl.contracts.engines import Precision
 from medvl.contracts.models import ABSENT
+from medvl.network.region_choice import NO_REGION_LOGIT, OUTLINE
 
 
 class Gate(BaseModel):
@@ -20,7 +21,8 @@ class Gate(BaseModel):
     max_abs: float | None
     """Largest absolute difference of any value; None where only direction counts."""
     cosine: float
-    """Least cosine similarity of the flattened tensors; of mask logits, over the objects that are there."""
+    """Least cosine similarity of the flattened tensors; of mask logits, over the objects that are there; of regions, of
+    their outlines and of what neither rules out."""
     dice: float
     """Least Dice of the masks (logits > 0), where the output is mask logits."""
 
@@ -133,6 +135,9 @@ off in a single projection of one layer is 0.9992 and passes.
 
 MASK_LOGITS = "mask_logits"
 """The output that Dice is computed on."""
+REGIONS = "regions"
+"""The output whose rows come in the order of their scores: of two that are nearly equal either may be the first, or be
+the last that is told. Those of the more likely half are sought among all rows of the other side."""
 
 
 class OutputParity(BaseModel):
@@ -157,7 +162,15 @@ def compare(name: str, reference: np.ndarray, found: np.ndarray) -> OutputParity
     reference, found
         Arrays of equal shape, floating point. A value that is not finite in either gives a difference of NaN.
     """
-    a, b = reference.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    a, b = reference.astype(np.float64), found.astype(np.float64)
+    if name == REGIONS:
+        a, b = _same_regions(a, b)
+        (places, logits), (found_places, found_logits) = (np.split(rows, [OUTLINE], axis=1) for rows in (a, b))
+        # What both rule out would count more than all else; outlines, all below 1, not at all beside logits.
+        told = (logits != NO_REGION_LOGIT) | (found_logits != NO_REGION_LOGIT)
+        cosine = min(_cosine(places, found_places), _cosine(logits[told], found_logits[told]))
+        return OutputParity(max_abs=float(np.abs(a - b).max()), cosine=cosine)
+    a, b = a.ravel(), b.ravel()
     max_abs = float(np.abs(a - b).max())
     if name != MASK_LOGITS:
         return OutputParity(max_abs=max_abs, cosine=_cosine(a, b))
@@ -166,6 +179,17 @@ def compare(name: str, reference: np.ndarray, found: np.ndarray) -> OutputParity
     return OutputParity(
         max_abs=max_abs, cosine=_cosine(a[there], b[there]), dice=_dice(a > 0, b > 0), foreground=foreground(a)
     )
+
+
+def _same_regions(reference: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of regions [B, G, n], those of each side's more likely half, with the nearest of the other side."""
+    likely, pairs = np.arange((reference.shape[1] + 1) // 2), []
+    for a, b in zip(reference, found, strict=True):
+        apart = np.abs(a[:, None] - b).max(-1)
+        pairs.append((a[likely], b[apart[likely].argmin(1)]))
+        pairs.append((a[apart[:, likely].argmin(0)], b[likely]))
+    of_reference, of_found = zip(*pairs, strict=True)
+    return np.concatenate(of_reference), np.concatenate(of_found)
 
 
 def foreground(mask_logits: np.ndarray) -> int:
@@ -177,7 +201,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     if norms == 0.0:
         return float(not a.any() and not b.any())
-    return float(a @ b) / norms
+    return float(np.vdot(a, b)) / norms
 
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -20,6 +20,8 @@ from medvl.network.prompts import BOX_FIRST, BOX_SECOND, POSITIVE, PromptPoint, 
 
 OUTLINE = 6
 """Numbers of a region that come before the logits of its kinds: its middle (3) and its half extents (3)."""
+NO_REGION_LOGIT = -30.0
+"""Logit of cells that are no region, and of those that a look passes by."""
 
 _LEAST_HALF = 0.75
 """Cells; a disc of a little less holds the middle of none when its own lies where four of them meet."""

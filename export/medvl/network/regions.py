@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d, dropout, gelu, interpolate, max_pool3d, pad, softplus
 
 from medvl.contracts.checkpoint import LookSpec, RegionSpec
-from medvl.network.region_choice import OUTLINE
+from medvl.network.region_choice import NO_REGION_LOGIT, OUTLINE
 
-_NO_REGION_LOGIT = -30.0
-"""Logit of cells that are no region, and of those that a look passes by."""
 SELDOM_LOGIT = -4.5
 """Logit of what few cells hold, before anything is learnt: with none, the first losses are of 20,000 and more."""
 _DROPPED_INPUT, _DROPPED = 0.1, 0.2
@@ -31,7 +29,7 @@ _APART = 0.2
 """Cells, beside half extents, by which two middles differ at least."""
 
 _OUTLINE_CHANNELS = 64
-NOTHING = ((0.0,) * OUTLINE + (_NO_REGION_LOGIT,),)
+NOTHING = ((0.0,) * OUTLINE + (NO_REGION_LOGIT,),)
 """The regions [1, OUTLINE + 1] of an encoder that finds none."""
 
 _KERNELS, _STRIDES = (4, 3, 3, 3, 3), (2, 1, 1, 1, 1)
@@ -107,7 +105,7 @@ class Look(nn.Module):
         at = self.candidates(scores, volume)
         own = _rows(scores, at)
         anew = self.weighed(self.seen(self.cubes(volume, at)), own, at).maximum(self.doubtful(own))
-        passed_by = torch.full_like(scores[..., self.kinds], _NO_REGION_LOGIT)
+        passed_by = torch.full_like(scores[..., self.kinds], NO_REGION_LOGIT)
         return passed_by.scatter(1, at[..., None].expand_as(anew), anew)
 
     def candidates(self, scores: Tensor, volume: Tensor) -> Tensor:
@@ -240,8 +238,8 @@ class Regions(nn.Module):
         room = half + _APART * self.share
         same = ((middle[:, :, None] - middle[:, None]).abs() <= room[:, None]).all(-1)
         own = same.tril(-1).any(-1).logical_not()
-        scores = torch.where(own[..., None], scores, _NO_REGION_LOGIT)
-        _, first = torch.where(own, best, best + _NO_REGION_LOGIT).topk(self.count, 1)
+        scores = torch.where(own[..., None], scores, NO_REGION_LOGIT)
+        _, first = torch.where(own, best, best + NO_REGION_LOGIT).topk(self.count, 1)
         return _rows(torch.cat([middle, half, scores], -1), first)
 
     def looked_at(self, scores: Tensor, volume: Tensor) -> Tensor:
