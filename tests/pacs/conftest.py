@@ -28,6 +28,7 @@ from medvl.contracts.errors import MedvlError, SeriesNotResident, UnknownLabel
 from medvl.imaging.geometry import Geometry
 from medvl.imaging.masks import measure, pack_mask
 from medvl.pacs.config import Destination, GatewayConfig
+from medvl.pacs.dimse import leave_answers
 from medvl.pacs.gateway import Gateway
 from medvl.pacs.spool import Phase, SpooledSeries
 from medvl.wire.codec import geometry_from_wire
@@ -393,6 +394,7 @@ def send(port, datasets, title):
     association = entity.associate("127.0.0.1", port, ae_title=title)
     if not association.is_established:
         return None
+    leave_answers(association)
     statuses = [association.send_c_store(ds).Status for ds in datasets]
     association.release()
     return statuses

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 import zlib
 from contextlib import nullcontext
 from io import BytesIO
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from pydicom import Dataset
@@ -28,6 +31,8 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context, evt
+from pynetdicom import association as association_module
+from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
@@ -35,7 +40,15 @@ from pynetdicom.sop_class import Verification
 from medvl.contracts.errors import BackendUnavailable
 from medvl.pacs import dimse
 from medvl.pacs.config import Destination
-from medvl.pacs.dimse import CANNOT_UNDERSTAND, DOES_NOT_MATCH, DUPLICATE_INSTANCE, SUCCESS, StorageScp, deliver
+from medvl.pacs.dimse import (
+    CANNOT_UNDERSTAND,
+    DOES_NOT_MATCH,
+    DUPLICATE_INSTANCE,
+    SUCCESS,
+    StorageScp,
+    deliver,
+    leave_answers,
+)
 from medvl.pacs.spool import Spool, SpooledSeries
 
 from .conftest import make_series
@@ -65,7 +78,9 @@ def associate(scp, contexts=None):
         build_context(Verification),
         build_context(CTImageStorage, ExplicitVRLittleEndian),
     ]
-    return entity.associate("127.0.0.1", scp.port, ae_title="MEDVL")
+    association = entity.associate("127.0.0.1", scp.port, ae_title="MEDVL")
+    leave_answers(association)
+    return association
 
 
 def write(association, data):
@@ -96,12 +111,8 @@ def begin_store(association, dataset):
 
 def store(association, dataset):
     """Send the bytes of a data set by C-STORE; return the status."""
-    # Otherwise the association's own thread takes the answer.
-    association._reactor_checkpoint.clear()
     begin_store(association, dataset)
-    status = association.dimse.get_msg(block=True)[1].Status
-    association._reactor_checkpoint.set()
-    return status
+    return association.dimse.get_msg(block=True)[1].Status
 
 
 def encoded(**elements):
@@ -186,7 +197,6 @@ def test_all_peers_together_send_only_so_much(scp, spool, monkeypatch):
     monkeypatch.setattr(Spool, "receive", slow)
     large = encoded(SeriesInstanceUID="1.2.3", BitsAllocated=8, PixelData=bytes(200_000))
     first, second, third = (associate(scp) for _ in range(3))
-    first._reactor_checkpoint.clear()
     begin_store(first, large)
     assert entered.wait(60)
     begin_store(second, large)
@@ -194,7 +204,6 @@ def test_all_peers_together_send_only_so_much(scp, spool, monkeypatch):
     go_on.set()
     assert first.dimse.get_msg(block=True)[1].Status == SUCCESS
     assert store(third, large) == SUCCESS
-    first._reactor_checkpoint.set()
     for association in (first, third):
         association.release()
 
@@ -317,6 +326,29 @@ def test_a_destination_that_says_anything_else_has_no_result(inbox, tmp_path):
     for inbox.status in (0x0110, 0x0122, 0x0124, 0xA700, 0xA900, 0xC000, 0xFE00, 0xFF00):
         with pytest.raises(BackendUnavailable, match="did not store every result"):
             deliver([tmp_path / "result.dcm"], "MEDVL", inbox.destination)
+
+
+def test_an_answer_reaches_whoever_waits_for_it(inbox, tmp_path, monkeypatch):
+    """Also where pynetdicom's own thread is not paused, as it is late on a busy machine, and we are later still."""
+
+    class Unpaused(threading.Event):
+        def clear(self):
+            pass
+
+    take = DIMSEServiceProvider.get_msg
+
+    def late(self, block=False):
+        if block:
+            time.sleep(0.2)
+        return take(self, block)
+
+    monkeypatch.setattr(association_module.Association, "_is_paused", property(lambda _: True, Mock()), raising=False)
+    monkeypatch.setattr(association_module, "threading", SimpleNamespace(**vars(threading) | {"Event": Unpaused}))
+    monkeypatch.setattr(DIMSEServiceProvider, "get_msg", late)
+    monkeypatch.setattr(dimse, "DELIVERY_TIMEOUT_S", 5.0)
+    make_series(1)[0].save_as(tmp_path / "result.dcm", enforce_file_format=True)
+    deliver([tmp_path / "result.dcm"] * 3, "MEDVL", inbox.destination)
+    assert inbox.received.qsize() == 3
 
 
 @pytest.mark.parametrize(("patience_s", "delivered"), [(dimse.DELIVERY_TIMEOUT_S, True), (0.2, False)])

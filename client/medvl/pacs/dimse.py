@@ -267,12 +267,28 @@ def deliver(files: Sequence[Path], ae_title: str, destination: Destination) -> N
     )
     if not association.is_established:
         raise BackendUnavailable("The destination does not answer: results are kept and sent again later.")
+    leave_answers(association)
     try:
         stored = [_send(association, path) for path in files]
     finally:
         association.release()
     if not all(stored):
         raise BackendUnavailable("The destination did not store every result: they are kept and sent again later.")
+
+
+def leave_answers(association: Any) -> None:  # noqa: ANN401 - pynetdicom has no types that mypy follows
+    """Leave what comes in an association that we began to whoever waits for it.
+
+    pynetdicom's own thread takes what a peer asks, which here is nothing. It is paused while an answer is waited for,
+    but on a busy machine it may be a turn late (its issue 435), take the answer and drop it: the result would be sent
+    again after :data:`DELIVERY_TIMEOUT_S`.
+    """
+    take = association.dimse.get_msg
+
+    def get_msg(block: bool = False) -> tuple[Any, Any]:
+        return take(block) if block else (None, None)
+
+    association.dimse.get_msg = get_msg
 
 
 def _send(association: Any, path: Path) -> bool:  # noqa: ANN401 - pynetdicom has no types that mypy follows
