@@ -34,7 +34,7 @@ from medvl.pacs import analysis as analysis_module
 from medvl.pacs import gateway as gateway_module
 from medvl.pacs import spool as spool_module
 from medvl.pacs.config import Destination
-from medvl.pacs.dimse import DUPLICATE_INSTANCE, OUT_OF_RESOURCES, PROCESSING_FAILURE
+from medvl.pacs.dimse import DUPLICATE_INSTANCE, OUT_OF_RESOURCES, PROCESSING_FAILURE, leave_answers
 from medvl.pacs.spool import Phase, Spool, SpooledSeries
 from medvl.wire.v1 import medvl_pb2 as pb
 
@@ -400,6 +400,7 @@ async def test_it_answers_an_echo(site):
         entity = AE()
         entity.add_requested_context(Verification)
         association = entity.associate("127.0.0.1", port, ae_title="MEDVL")
+        leave_answers(association)
         status = association.send_c_echo().Status
         association.release()
         return status
