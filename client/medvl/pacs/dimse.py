@@ -210,10 +210,10 @@ def _on_store(event: evt.Event, spool: Spool, received: _Received) -> int:
 
 def _store(event: evt.Event, spool: Spool) -> int:
     syntax = event.context.transfer_syntax
-    dataset: bytes = event.encoded_dataset(include_meta=False)
-    if dataset.startswith(FILE_META_GROUP):
-        return CANNOT_UNDERSTAND
     try:
+        dataset: bytes = event.encoded_dataset(include_meta=False)
+        if dataset.startswith(FILE_META_GROUP):
+            return CANNOT_UNDERSTAND
         series_uid = _series_uid(dataset, syntax)
     except Exception as error:
         _LOG.warning("an instance could not be understood: %s", cause_of(error))
