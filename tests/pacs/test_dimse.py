@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 import zlib
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from io import BytesIO
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -143,6 +143,35 @@ def test_peers_that_stall_within_a_pdu_lose_their_places(scp, monkeypatch):
         pass
     for association in (idle, later):
         association.release()
+
+
+@pytest.mark.parametrize("pdus", [False, True], ids=["within-a-pdu", "pdu-by-pdu"])
+def test_a_peer_that_trickles_loses_its_place(scp, monkeypatch, pdus):
+    """It never stalls, but would be there for ever; one that is slow, but fast enough, is taken."""
+    monkeypatch.setattr(dimse, "SOCKET_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(dimse, "MIN_BYTES_PER_S", 1000)
+    slow, trickling = associate(scp), associate(scp)
+    context = context_of(trickling, CTImageStorage)
+    # A fragment of a command, of which more follow: 1 byte, or as many as it takes to go on for a minute.
+    header, fragment = b"\x04\0", bytes([context, 0b01])
+
+    def pdu(data):
+        value = (len(data) + 2).to_bytes(4, "big") + fragment + data
+        return header + len(value).to_bytes(4, "big") + value
+
+    drops = [pdu(b"\0")] * 600 if pdus else [byte.to_bytes(1, "big") for byte in pdu(bytes(600))]
+    began_s = time.monotonic()
+    with suppress(OSError):
+        for drop in drops:
+            write(trickling, drop)
+            time.sleep(0.1)
+    assert ended(trickling)
+    assert time.monotonic() - began_s < 30
+    slow.dul.socket.send, send = lambda data: (time.sleep(0.25), send(data)), slow.dul.socket.send
+    began_s = time.monotonic()
+    assert store(slow, encoded(SeriesInstanceUID="1.2.3", BitsAllocated=8, PixelData=bytes(100_000))) == SUCCESS
+    assert time.monotonic() - began_s > dimse.SOCKET_TIMEOUT_S
+    slow.release()
 
 
 def test_a_request_that_claims_more_than_any_needs_is_not_read(scp):

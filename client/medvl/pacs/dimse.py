@@ -6,6 +6,7 @@ import hashlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -38,6 +39,9 @@ CONNECT_TIMEOUT_S = 10.0
 SOCKET_TIMEOUT_S = 60.0
 """How long a peer may neither send nor take a byte in the middle of a PDU; without a limit it keeps its association for
 ever. Between PDUs nothing is read: how long an association may be idle there, 60 s too, is pynetdicom's own timeout."""
+MIN_BYTES_PER_S = 4096
+"""Of a message, on the average, :data:`SOCKET_TIMEOUT_S` after it began: a peer that sends a byte now and then never
+stalls, but keeps its association for ever, too."""
 DELIVERY_TIMEOUT_S = 600.0
 """From the first byte of a result to the answer. pynetdicom's 30 s are over before a slow line has taken a large SEG,
 which was never delivered then. A destination that stalls is given up earlier, after :data:`SOCKET_TIMEOUT_S`."""
@@ -133,40 +137,78 @@ def _set_options(event: evt.Event) -> None:
 
 
 class _Received:
-    """What peers have sent and nobody has taken yet, in bytes by association."""
+    """What peers have sent and nobody has taken yet: when it began, and its bytes, by association."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._bytes: dict[Any, int] = {}
+        self._messages: dict[Any, tuple[float, int]] = {}
 
-    def count(self, association: Any, more: int) -> bool:  # noqa: ANN401 - pynetdicom has no types that mypy follows
-        """Count what is read next; return whether one or all of them would have sent too much with it."""
+    def count(self, association: Any, more: int) -> float:  # noqa: ANN401 - pynetdicom has no types that mypy follows
+        """Count what is read next; return by when it has to be there, on the monotonic clock.
+
+        Raises
+        ------
+        ConnectionAbortedError
+            When this peer would have sent too much with it, or all of them.
+        """
         dimse = association.dimse
         taken = dimse.message is None and dimse.msg_queue.empty()
+        none = time.monotonic(), 0
         with self._lock:
-            own = self._bytes[association] = more + (0 if taken else self._bytes.get(association, 0))
-            self._bytes = {peer: held for peer, held in self._bytes.items() if held and peer.dul.is_alive()}
-            return own > MAX_MESSAGE_BYTES or sum(self._bytes.values()) > MAX_RECEIVED_BYTES
+            began_s, held = none if taken else self._messages.get(association, none)
+            held += more
+            self._messages[association] = began_s, held
+            self._messages = {peer: own for peer, own in self._messages.items() if own[1] and peer.dul.is_alive()}
+            together = sum(own for _, own in self._messages.values())
+        if held > MAX_MESSAGE_BYTES or together > MAX_RECEIVED_BYTES:
+            raise ConnectionAbortedError
+        return began_s + SOCKET_TIMEOUT_S + held / MIN_BYTES_PER_S
 
 
 def _limit(event: evt.Event, received: _Received) -> None:
-    """Bound what a peer makes us hold: pynetdicom reads what a PDU claims and keeps what comes.
+    """Bound what a peer makes us hold, and how long: pynetdicom reads what a PDU claims and keeps what comes.
 
-    It tells of a PDU only when it has it, so its reads are checked: one of the 6 bytes of a PDU's header, then one of
-    as many as that claims. An error of a read ends the association, as a connection does that is lost.
+    It tells of a PDU only when it has it, so its reads are ours: one of the 6 bytes of a PDU's header, then one of as
+    many as that claims. An error of a read ends the association, as a connection does that is lost.
     """
     association = event.assoc
-    read, waiting = association.dul.socket.recv, association.dimse.msg_queue
+    connection, waiting = association.dul.socket.socket, association.dimse.msg_queue
 
     def recv(count: int) -> bytearray:
-        too_much = received.count(association, count)
-        if too_much or count > MAX_PDU_BYTES or waiting.qsize() > MAX_WAITING_MESSAGES:
-            _LOG.warning("an association was ended: its peer sends more than it may, or all together do")
-            raise ConnectionAbortedError
-        data: bytearray = read(count)
-        return data
+        try:
+            by_s = received.count(association, count)
+            if count > MAX_PDU_BYTES or waiting.qsize() > MAX_WAITING_MESSAGES:
+                raise ConnectionAbortedError
+            return _read(connection, count, by_s)
+        except (ConnectionAbortedError, TimeoutError):
+            _LOG.warning("an association was ended: its peer sends more than it may, or all together do, or too slowly")
+            raise
 
     association.dul.socket.recv = recv
+
+
+def _read(connection: socket.socket, count: int, by_s: float) -> bytearray:
+    """Read bytes that have to be there by a time of the monotonic clock, fewer where the connection is closed.
+
+    Raises
+    ------
+    OSError
+        When the connection is lost; TimeoutError when the time is over, or when none comes for a while.
+    """
+    data = bytearray()
+    try:
+        while len(data) < count:
+            left_s = by_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            connection.settimeout(min(SOCKET_TIMEOUT_S, left_s))
+            more = connection.recv(count - len(data))
+            if not more:
+                break
+            data += more
+    finally:
+        connection.settimeout(SOCKET_TIMEOUT_S)
+    return data
 
 
 def _series_uid(dataset: bytes, syntax: UID) -> str:
