@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from medvl.contracts.checkpoint import LANGUAGE_FOLDER, load_checkpoint
+from medvl.contracts.checkpoint import CHECKPOINT_FILE, LANGUAGE_FOLDER, load_checkpoint
 from medvl.contracts.manifest import files_of, sha256_of
 from medvl.embedded.preset import phantom_checkpoint, write_untrained
 from medvl.embedded.vocabulary import train_tokenizer
@@ -34,6 +34,11 @@ def test_the_same_seed_writes_the_same_bytes(folder: Path, tmp_path: Path):
     assert digests[0] == digests[1]
     assert digests[0].keys() == digests[2].keys()
     assert any(digests[0][name] != digests[2][name] for name in digests[0] if name.endswith(".safetensors"))
+
+
+def test_whoever_may_read_what_a_checkpoint_says_may_read_its_weights(folder: Path):
+    """A server seldom runs as the user who has trained."""
+    assert {path.stat().st_mode for path in files_of(folder).values()} == {(folder / CHECKPOINT_FILE).stat().st_mode}
 
 
 def test_random_weights_never_pass_for_a_model(folder: Path):

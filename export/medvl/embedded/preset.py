@@ -6,6 +6,7 @@ mechanisms make the same networks with random weights, for which nothing has to 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,10 @@ def write_checkpoint(folder: Path, modules: Modules, language: Qwen2ForCausalLM,
     language.to(dtype).save_pretrained(folder / LANGUAGE_FOLDER)
     hashes = {name: sha256_of(path) for name, path in sorted(files_of(folder).items())}
     whole = phantom_checkpoint(hashes, training, proposals=modules.proposals is not None)
-    (folder / CHECKPOINT_FILE).write_text(whole.model_dump_json(indent=2) + "\n", "utf-8")
+    said = folder / CHECKPOINT_FILE
+    said.write_text(whole.model_dump_json(indent=2) + "\n", "utf-8")
+    for name in hashes:
+        shutil.copymode(said, folder / name)  # safetensors lets nobody but its writer read
 
 
 @torch.no_grad()
