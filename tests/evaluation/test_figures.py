@@ -86,10 +86,23 @@ def test_findings_are_counted_over_all_reports():
 
 
 def answered(
-    topic: str, right: bool, *, closed: bool, mirrored: bool = False, error_mm: float | None = None
+    topic: str,
+    right: bool,
+    *,
+    closed: bool,
+    mirrored: bool = False,
+    several: bool = False,
+    error_mm: float | None = None,
 ) -> Answered:
     return Answered(
-        topic=topic, closed=closed, question="?", answer="", right=right, mirrored=mirrored, error_mm=error_mm
+        topic=topic,
+        closed=closed,
+        question="?",
+        answer="",
+        right=right,
+        mirrored=mirrored,
+        several=several,
+        error_mm=error_mm,
     )
 
 
@@ -103,6 +116,8 @@ def test_answers_that_are_right_in_part():
                 answered("side", right=False, closed=True),
                 answered("side", right=False, closed=True),
                 answered("presence", right=True, closed=True),
+                answered("number", right=True, closed=True),
+                answered("number", right=False, closed=True, several=True),
                 answered("size", right=True, closed=True),
                 answered("size", right=True, closed=False),
                 answered("size", right=False, closed=False, error_mm=5.0),
@@ -113,9 +128,11 @@ def test_answers_that_are_right_in_part():
         ]
     )
     assert of_section(found, "questions") == {
-        ("closed, accuracy", ALL): 3 / 6,
+        ("closed, accuracy", ALL): 4 / 8,
         ("closed, accuracy", "side"): 1 / 4,
         ("closed, accuracy", "presence"): 1.0,
+        ("closed, accuracy", "number"): 1 / 2,
+        ("closed, accuracy", "number, of several"): 0.0,
         ("closed, accuracy", "size"): 1.0,
         ("laterality, accuracy", ALL): 1 / 4,
         ("left and right confused", ALL): 1 / 4,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medvl.embedded.questions import QuestionAnswer, Topic
+from medvl.embedded.questions import QuestionAnswer, Topic, question_pool
 from medvl.embedded.truth import Coverage, Finding, FindingKind, Truth
 from medvl.embedded.words import NOUNS, side_of
 from medvl.evaluation.language import compare_answer, compare_report
@@ -97,6 +97,20 @@ def test_the_other_side_is_told_from_no_side(text: str, mirrored: bool):
     """Left where it is right is worse than a finding that was not seen."""
     asked = QuestionAnswer("Which kidney has the cyst?", "The left one.", Topic.SIDE, closed=True, expected="left")
     assert compare_answer(asked, text).mirrored is mirrored
+
+
+@pytest.mark.parametrize("organ", ["liver", "kidney_left"])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_several_findings_are_counted_apart(organ: str, number: int):
+    """However they are asked for; two kidneys are not among them."""
+    kind = FindingKind.LIVER_CYST if organ == "liver" else FindingKind.KIDNEY_CYST
+    found = truth(*[(kind, organ, 20.0)] * number)
+    asked = [q for a in question_pool(found) if a.topic is Topic.NUMBER for q in a.phrasings()]
+    several = {q.expected for q in asked if compare_answer(q, "One.").several}
+    assert several == ({str(number)} if number > 1 else set())
+    of_kidneys = [q for q in asked if "number of kidneys" in q.question or "How many kidneys" in q.question]
+    assert of_kidneys
+    assert not any(compare_answer(q, "Two.").several for q in of_kidneys)
 
 
 def test_a_grade_is_one_word():

@@ -62,7 +62,7 @@ def test_every_figure_is_a_line_beside_its_controls():
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(None, "-"), (0.12345, "0.123"), (10.0, "10.0"), (-12.34, "-12.3"), (3, "3"), (0.0, "0.000")],
+    [(None, "-"), (0.12345, "0.123"), (10.0, "10.0"), (9.9996, "10.0"), (-12.34, "-12.3"), (3, "3"), (0.0, "0.000")],
 )
 def test_numbers_as_they_are_shown(value: float | None, shown: str):
     assert number(value) == shown

@@ -112,7 +112,7 @@ def _of_report(item: Reported) -> Iterator[_Part]:
 
 def _of_answer(item: Answered) -> Iterator[_Part]:
     metric = "closed, accuracy" if item.closed else "open, share right"
-    for group in (ALL, item.topic):
+    for group in (ALL, item.topic, *([f"{item.topic}, of several"] if item.several else [])):
         yield _Part(Row("questions", metric, group, "proportion"), item.right)
     if item.closed and item.topic == Topic.SIDE.value:
         yield _Part(Row("questions", "laterality, accuracy", ALL, "proportion"), item.right)

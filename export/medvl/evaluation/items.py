@@ -54,6 +54,8 @@ class Answered(_Item):
     ----------
     mirrored
         Whether the left side is said where it is the right one, or the right one where it is the left.
+    several
+        Whether there are two findings or more to be counted.
     error_mm
         Of a size in millimetres that can be read, absolute.
     """
@@ -65,6 +67,7 @@ class Answered(_Item):
     answer: str
     right: bool
     mirrored: bool = False
+    several: bool = False
     error_mm: float | None = None
 
 

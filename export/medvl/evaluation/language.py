@@ -22,6 +22,8 @@ from medvl.imaging.volume import Volume
 
 QUESTIONS = 12
 """Of a case, balanced over topics and answers."""
+_KIDNEYS = "kidneys"
+"""What is counted beside findings; two of these are no feat."""
 _STREAM = 1
 """Sets the draws of questions apart from others of the same seed."""
 _OTHER_SIDE = {"left": "right", "right": "left"}
@@ -83,6 +85,7 @@ def compare_answer(asked: QuestionAnswer, text: str) -> Answered:
         answer=text,
         right=right,
         mirrored=mirrored,
+        several=asked.topic is Topic.NUMBER and asked.expected not in {"0", "1"} and _KIDNEYS not in asked.question,
         error_mm=error_mm,
     )
 

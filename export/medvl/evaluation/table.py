@@ -75,4 +75,4 @@ def number(value: float | None) -> str:
     """Return a number as tables show it."""
     if value is None:
         return _NOTHING
-    return str(value) if isinstance(value, int) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if abs(value) < 9.9995 else f"{value:.1f}"
