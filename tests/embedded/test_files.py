@@ -139,6 +139,8 @@ def test_the_command_replaces_an_earlier_series_only(tmp_path, capsys):
         ["--orientation", "x"],
         ["--transfer-syntax", "x"],
         ["--transfer-syntax", "jpeg2000", "--side", "16"],
+        ["--slices", "4", "--region", "x"],
+        ["--region", "chest"],
     ],
 )
 def test_the_command_refuses_what_it_cannot_make(options, tmp_path, capsys):

@@ -144,6 +144,28 @@ def test_any_size_can_be_made(seed, slices, side):
     assert phantom.geometry.spacing_mm == pytest.approx((320 / slices, 380 / side, 380 / side), rel=1e-3)
 
 
+CHEST, ABDOMEN, PELVIS = {"lung_left", "heart"}, {"kidney_left", "gallbladder", "stomach"}, {"urinary_bladder"}
+
+
+@pytest.mark.parametrize(
+    ("region", "whole", "outside"),
+    [
+        (Region.CHEST, CHEST, {"gallbladder"} | PELVIS),
+        (Region.ABDOMEN, ABDOMEN, {"trachea"} | PELVIS),
+        (Region.ABDOMEN_PELVIS, PELVIS | {"kidney_left", "gallbladder"}, {"trachea", "heart"}),
+        (Region.CHEST_ABDOMEN, ABDOMEN | {"heart"}, PELVIS),
+        (Region.TRUNK, set(ORGANS) - {"body", "trachea"}, set()),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_region_is_what_is_covered(seed, region, whole, outside):
+    """From chest to pelvis nothing is left out, but for the ends of the trachea and of the body itself."""
+    organs = make_phantom(seed, sized(60, 64, region)).truth.organs
+    assert {organs[name] for name in whole} <= {Coverage.WHOLE, Coverage.REMOVED}
+    assert {name for name, covered in organs.items() if covered is Coverage.OUTSIDE} >= outside
+    assert region is not Region.TRUNK or Coverage.OUTSIDE not in organs.values()
+
+
 def test_coverage_is_that_of_the_label_map():
     """What is seen has voxels; what is whole does not touch the ends of the scan; what was removed has no voxels."""
     states = set()

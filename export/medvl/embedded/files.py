@@ -47,12 +47,16 @@ _POSITIONS = {
     "feet first decubitus right": "FFDR",
     "feet first decubitus left": "FFDL",
 }
-"""PatientPosition of each orientation: what lies down is what columns run to (PS3.3 C.7.3.1.1.2)."""
+"""PatientPosition of each orientation: what lies down is what columns run to (PS3.3 C.7.3.1.1.2).
+
+Pixels are turned, the patient is not: the table stays behind the back, and gas in front of fluid.
+"""
 _BODY_PARTS = {
     Region.CHEST: "CHEST",
     Region.ABDOMEN: "ABDOMEN",
     Region.ABDOMEN_PELVIS: "ABDOMENPELVIS",
     Region.CHEST_ABDOMEN: "CHESTABDOMEN",
+    Region.TRUNK: "CHESTABDPELVIS",
 }
 """Defined terms of PS3.16, annex L."""
 TRANSFER_SYNTAXES = {

@@ -34,6 +34,13 @@ _LEAST_VOXELS = 5
 _ONLY_AIR, _BLANK_RADII, _BLANK_HU = 0.2, (0.2, 0.7), 40.0
 """Share of blank scans without a body; its half extents as shares of the volume's, and the spread of its density."""
 _WIDTH_MM = 380.0
+_HEIGHTS_MM = {
+    Region.CHEST: 290.0,
+    Region.ABDOMEN: 235.0,
+    Region.ABDOMEN_PELVIS: 365.0,
+    Region.CHEST_ABDOMEN: 320.0,
+    Region.TRUNK: 620.0,
+}
 """Of a field of view that is not drawn; within what :class:`Protocol` draws, for networks are trained on that."""
 _LATTICE = {"rib": 24, "vertebral_column": 14}
 """Points per axis of what fills little of its box."""
@@ -142,13 +149,13 @@ def make_blank(seed: int, protocol: Protocol | None = None) -> Phantom:
     return Phantom(acquisition.geometry, found, np.zeros(shape, np.uint8), truth, acquisition)
 
 
-def sized(slices: int, side: int) -> Protocol:
-    """Return the protocol of so many slices, rows and columns, about 320 mm high and 380 mm wide."""
-    pixel = round(_WIDTH_MM / side, 4)
-    spacing = round(320.0 / slices, 4)
+def sized(slices: int, side: int, region: Region = Region.CHEST_ABDOMEN) -> Protocol:
+    """Return the protocol of so many slices, rows and columns, as high as the region asks for and 380 mm wide."""
+    height = _HEIGHTS_MM[region]
+    pixel, spacing = round(_WIDTH_MM / side, 4), round(height / slices, 4)
     return Protocol(
         slices=(slices, slices), spacing_mm=(spacing, spacing), side=side, pixel_mm=(pixel, pixel),
-        extent_mm=(320.0, 320.0), regions=(Region.CHEST_ABDOMEN,),
+        extent_mm=(height, height), regions=(region,),
     )  # fmt: skip
 
 

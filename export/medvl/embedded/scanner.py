@@ -24,6 +24,7 @@ class Region(StrEnum):
     ABDOMEN = "abdomen"
     ABDOMEN_PELVIS = "abdomen and pelvis"
     CHEST_ABDOMEN = "chest and abdomen"
+    TRUNK = "chest, abdomen and pelvis"
 
 
 class Kernel(StrEnum):
@@ -39,6 +40,7 @@ _REGIONS: dict[Region, tuple[Range, Range]] = {
     Region.ABDOMEN: ((285.0, 310.0), (200.0, 270.0)),
     Region.ABDOMEN_PELVIS: ((150.0, 190.0), (330.0, 400.0)),
     Region.CHEST_ABDOMEN: ((355.0, 385.0), (300.0, 400.0)),
+    Region.TRUNK: ((285.0, 300.0), (610.0, 630.0)),
 }
 """Middle along z of the body frame, and extent, millimetres."""
 _LARGEST_OFFSET_MM = 18.0
@@ -72,7 +74,8 @@ class Protocol:
     extent_mm: Range = (150.0, 400.0)
     noise_hu: Range = (5.0, 20.0)
     tilt_deg: float = 8.0
-    regions: tuple[Region, ...] = tuple(Region)
+    regions: tuple[Region, ...] = (Region.CHEST, Region.ABDOMEN, Region.ABDOMEN_PELVIS, Region.CHEST_ABDOMEN)
+    """What these slices can cover: the trunk takes more."""
     kernels: tuple[Kernel, ...] = tuple(Kernel)
     phases: tuple[Phase, ...] = (Phase.NATIVE, Phase.ARTERIAL, Phase.PORTAL, Phase.PORTAL)
     """Drawn evenly from this list: most scans of the trunk are portal venous."""

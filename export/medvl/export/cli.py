@@ -292,7 +292,12 @@ def _add_phantom(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--number", type=int, default=1, help="patients, each in a folder named by its seed if many (1)"
     )
-    parser.add_argument("--slices", type=int, help="slices of 320 mm; drawn, as is what they cover, when not given")
+    parser.add_argument("--slices", type=int, help="slices; drawn, as is what they cover, when not given")
+    parser.add_argument(
+        "--region",
+        help="what --slices cover: chest (290 mm), abdomen (235), abdomen and pelvis (365), chest and abdomen (320) or "
+        "chest, abdomen and pelvis (620) (chest and abdomen)",
+    )
     parser.add_argument("--side", type=int, help="rows and columns (256)")
     parser.add_argument("--format", choices=("dicom", "nifti"), default="dicom", help="of the series (dicom)")
     parser.add_argument("--orientation", default="head first supine", help="how DICOM pixels are stored (%(default)s)")
@@ -301,23 +306,27 @@ def _add_phantom(parser: argparse.ArgumentParser) -> None:
 
 def _phantom(options: argparse.Namespace) -> None:
     from medvl.embedded.files import IN_PLANE, LEAST_SIDE, NIFTI_FILE, TRANSFER_SYNTAXES
-    from medvl.embedded.phantom import Protocol, make_phantom, sized
+    from medvl.embedded.phantom import Protocol, Region, make_phantom, sized
 
     if options.seed < 0 or min(n for n in (options.slices, options.side, options.number, 1) if n is not None) < 1:
         raise InvalidRequest(
             "A phantom has at least one slice and one pixel: give positive --slices, --side and --number, and no "
             "negative --seed."
         )
+    if options.region and not options.slices:
+        raise InvalidRequest("--region is divided into slices: give --slices, too.")
+    region = options.region or Region.CHEST_ABDOMEN
     for name, given, known in (
         ("--orientation", options.orientation, IN_PLANE),
         ("--transfer-syntax", options.transfer_syntax, TRANSFER_SYNTAXES),
+        ("--region", region, tuple(Region)),
     ):
         if given not in known:
             raise InvalidRequest(f"{name} {given} is not one of: {', '.join(known)}.")
     side = options.side or 256
     if side < (least := LEAST_SIDE.get(options.transfer_syntax, 1)):
         raise InvalidRequest(f"{options.transfer_syntax} takes slices of {least} pixels a side: give --side {least}.")
-    protocol = sized(options.slices, side) if options.slices else Protocol(side=side)
+    protocol = sized(options.slices, side, Region(region)) if options.slices else Protocol(side=side)
     for seed in range(options.seed, options.seed + options.number):
         folder = options.out if options.number == 1 else options.out / f"{seed}"
         _clear_series(folder / "series", NIFTI_FILE)
