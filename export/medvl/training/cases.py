@@ -1,8 +1,7 @@
 """Training cases: phantoms as the networks see them, with what is true of every object in them.
 
-A case follows from its seed. Seeds of training start at :data:`FIRST_SEED`; what lies below is never trained on.
-Weights may be chosen on some of these (development phantoms), but not on the first 200, which are for the published
-evaluation.
+A case follows from its seed. Seeds of training start at :data:`FIRST_SEED`; what lies below no stage trains on. Weights
+may be chosen on some of these (development phantoms), but not on the first 200, which are for the published evaluation.
 """
 
 from __future__ import annotations
