@@ -342,7 +342,7 @@ def show(summary: dict[str, Any], path: Path) -> None:
         print(f"truth      {truth['report'].replace(chr(10), chr(10) + ' ' * 11)}")
         print(f"report     {matched} of {true} findings right, {stated - matched} of {stated} that are not there")
     for said in summary["answers"]:
-        verdict = f" ({'right' if said['right'] else 'WRONG: ' + said['truth']})" if "right" in said else ""
+        verdict = f" ({'right' if said['right'] else 'WRONG'}; the truth: {said['truth']})" if "right" in said else ""
         print(f"answer     {printable(said['question'])} {printable(said['answer'])}{verdict}")
     for mask in summary["masks"]:
         agreement = "" if mask["dice"] is None else f", Dice {mask['dice']:.2f} with the truth"
