@@ -23,7 +23,7 @@ from medvl.imaging.series import LoadedSeries, read_series
 WITHOUT_SPLEEN, WITH_NODULES, WITH_SMALL_NODULES, WITH_FOUR_FINDINGS = 5044, 5124, 5036, 5119
 WIDE = Protocol(pixel_mm=(1.75, 1.75))
 """448 mm, as wide as large patients need it and wider than any phantom is scanned by itself."""
-NOT_YET = "the checkpoint overlooks all but one of several nodules in a lung: see docs/evaluation.md"
+NOT_YET = "the checkpoint overlooks all but one of several nodules in a lung: see docs/open.md"
 ORIENTATION = "feet first prone"
 """Rows and columns both run against those of the canonical grid."""
 
