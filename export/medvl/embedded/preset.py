@@ -1,7 +1,7 @@
 """The ``phantom`` checkpoint: small enough for a CPU, with every part of the contract, and trained on phantoms.
 
-What ships is the folder ``checkpoints/phantom`` beside this file; ``docs/training-log.md`` tells how it was trained. Tests of
-mechanisms make the same networks with random weights, for which nothing has to be learnt.
+What ships is the folder ``checkpoints/phantom`` beside this file; ``docs/training-log.md`` tells how it was trained.
+Tests of mechanisms make the same networks with random weights, for which nothing has to be learnt.
 """
 
 from __future__ import annotations

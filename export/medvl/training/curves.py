@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from matplotlib.figure import Figure
 
 _SMOOTHED = 15
 """Lines of a curve file that one point of the drawn curve is the mean of."""
+_COLUMNS = 10
 
 
 def draw_curves(folder: Path, out: Path) -> None:
-    """Draw what every stage of a run has shown so far; a row for each stage, a panel for each figure.
+    """Draw what every stage of a run has shown so far: a panel for each figure, stage by stage, each in its colour.
 
     Parameters
     ----------
@@ -25,18 +27,18 @@ def draw_curves(folder: Path, out: Path) -> None:
         The PNG.
     """
     stages = {path.stem: _curves(path) for path in sorted(folder.glob("*.jsonl"))}
-    width = max((len(c) for c in stages.values()), default=1)
-    height = max(1, len(stages))
-    figure = Figure(figsize=(2.6 * width, 2.2 * height), layout="tight")
-    panels = figure.subplots(height, width, squeeze=False)
-    for row, (stage, curves) in zip(panels, stages.items(), strict=False):
-        for panel, (name, (steps, values)) in zip(row, curves.items(), strict=False):
-            panel.plot(steps, _smooth(values), linewidth=1.2)
+    rows = max(1, math.ceil(sum(map(len, stages.values())) / _COLUMNS))
+    figure = Figure(figsize=(2.2 * _COLUMNS, 1.9 * rows), layout="tight")
+    panels = iter(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    for number, (stage, curves) in enumerate(stages.items()):
+        for name, (steps, values) in curves.items():
+            panel = next(panels)
+            panel.plot(steps, _smooth(values), linewidth=1.2, color=f"C{number % 10}")
             panel.set_title(f"{stage}: {name}", fontsize=8)
             panel.tick_params(labelsize=7)
-        for panel in row[len(curves) :]:
-            panel.set_axis_off()
-    figure.savefig(out, dpi=110)
+    for panel in panels:
+        panel.set_axis_off()
+    figure.savefig(out, dpi=80)
 
 
 def _curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
