@@ -148,7 +148,7 @@ def test_peers_that_stall_within_a_pdu_lose_their_places(scp, monkeypatch):
 @pytest.mark.parametrize("pdus", [False, True], ids=["within-a-pdu", "pdu-by-pdu"])
 def test_a_peer_that_trickles_loses_its_place(scp, monkeypatch, pdus):
     """It never stalls, but would be there for ever; one that is slow, but fast enough, is taken."""
-    monkeypatch.setattr(dimse, "SOCKET_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(dimse, "SOCKET_TIMEOUT_S", 3.0)
     monkeypatch.setattr(dimse, "MIN_BYTES_PER_S", 1000)
     slow, trickling = associate(scp), associate(scp)
     context = context_of(trickling, CTImageStorage)
@@ -167,7 +167,7 @@ def test_a_peer_that_trickles_loses_its_place(scp, monkeypatch, pdus):
             time.sleep(0.1)
     assert ended(trickling)
     assert time.monotonic() - began_s < 30
-    slow.dul.socket.send, send = lambda data: (time.sleep(0.25), send(data)), slow.dul.socket.send
+    slow.dul.socket.send, send = lambda data: (time.sleep(0.6), send(data)), slow.dul.socket.send
     began_s = time.monotonic()
     assert store(slow, encoded(SeriesInstanceUID="1.2.3", BitsAllocated=8, PixelData=bytes(100_000))) == SUCCESS
     assert time.monotonic() - began_s > dimse.SOCKET_TIMEOUT_S

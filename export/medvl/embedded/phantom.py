@@ -34,6 +34,7 @@ _LEAST_VOXELS = 5
 _ONLY_AIR, _BLANK_RADII, _BLANK_HU = 0.2, (0.2, 0.7), 40.0
 """Share of blank scans without a body; its half extents as shares of the volume's, and the spread of its density."""
 _WIDTH_MM = 380.0
+"""Of a field of view that is not drawn; within what :class:`Protocol` draws, for networks are trained on that."""
 _HEIGHTS_MM = {
     Region.CHEST: 290.0,
     Region.ABDOMEN: 235.0,
@@ -41,7 +42,7 @@ _HEIGHTS_MM = {
     Region.CHEST_ABDOMEN: 320.0,
     Region.TRUNK: 620.0,
 }
-"""Of a field of view that is not drawn; within what :class:`Protocol` draws, for networks are trained on that."""
+"""Likewise, of what is covered; networks are trained on 320 mm at most."""
 _LATTICE = {"rib": 24, "vertebral_column": 14}
 """Points per axis of what fills little of its box."""
 _MEASURED_BY = {"vertebral_column": ("discs", "sacrum"), "rib": ("ribs",), "body": ("skin",)}

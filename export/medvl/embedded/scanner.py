@@ -24,7 +24,8 @@ class Region(StrEnum):
     ABDOMEN = "abdomen"
     ABDOMEN_PELVIS = "abdomen and pelvis"
     CHEST_ABDOMEN = "chest and abdomen"
-    TRUNK = "chest, abdomen and pelvis"
+    TRUNK = "trunk"
+    """From chest to pelvis."""
 
 
 class Kernel(StrEnum):

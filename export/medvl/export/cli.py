@@ -295,8 +295,7 @@ def _add_phantom(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slices", type=int, help="slices; drawn, as is what they cover, when not given")
     parser.add_argument(
         "--region",
-        help="what --slices cover: chest (290 mm), abdomen (235), abdomen and pelvis (365), chest and abdomen (320) or "
-        "chest, abdomen and pelvis (620) (chest and abdomen)",
+        help="what --slices cover, such as trunk, which is from chest to pelvis (chest and abdomen)",
     )
     parser.add_argument("--side", type=int, help="rows and columns (256)")
     parser.add_argument("--format", choices=("dicom", "nifti"), default="dicom", help="of the series (dicom)")
